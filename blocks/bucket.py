@@ -1,0 +1,81 @@
+"""Where exports go, as an operator sees it in the Prefect UI: a bucket and the credentials for it."""
+
+from __future__ import annotations
+
+from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
+from prefect.blocks.core import Block
+from prefect_aws import AwsCredentials, MinIOCredentials
+from pydantic import Field, HttpUrl, SecretStr
+
+from plateway.settings import Settings
+from plateway.store import Endpoint, Store, filesystem, open_store
+
+
+class Bucket(Block):
+    """The bucket that receives the exports. What is changed here holds from the next run on."""
+
+    _block_type_name = "Plateway Bucket"
+    _block_type_slug = "plateway-bucket"
+    _logo_url = HttpUrl(
+        "https://cdn.sanity.io/images/3ugk85nk/production/d74b16fe84ce626345adf235a47008fea2869a60-225x225.png"
+    )
+    _description = "The bucket that receives the exports, with its credentials. Changes hold from the next run on."
+    _code_example = """
+        ```python
+        from blocks.bucket import Bucket
+
+        store = Bucket.load("plateway").store()
+        for stat in store.list("images/"):
+            print(stat.key, stat.size)
+        ```
+    """
+
+    url: str = Field("s3://plateway-raw", title="URL", description="s3://bucket[/prefix], or file://… on one machine")
+    endpoint: str | None = Field(None, description="Where S3 is, if not AWS: http://host:port")
+    credentials: AwsCredentials | MinIOCredentials = Field(default_factory=AwsCredentials, description="Who asks")
+    read_only: bool = Field(False, description="Refuse everything that would change the bucket")
+    bypass_proxy: bool = Field(False, description="Reach the endpoint directly although HTTP_PROXY is set")
+
+    def store(self) -> Store:
+        """Open the bucket for the library."""
+        return open_store(self.url, endpoint(self))
+
+    def filesystem(self) -> tuple[AbstractFileSystem, str]:
+        """Open the bucket for a notebook: an fsspec filesystem, and the path of the bucket in it."""
+        return filesystem(self.url, endpoint(self))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Bucket:
+        """Fill the block from the settings."""
+        credentials = AwsCredentials(
+            aws_access_key_id=settings.access_key_id,
+            aws_secret_access_key=settings.secret_access_key,
+            aws_session_token=settings.session_token and settings.session_token.get_secret_value(),
+            region_name=settings.region,
+        )
+        return cls(url=settings.bucket_url, endpoint=settings.endpoint_url, credentials=credentials)
+
+
+def endpoint(bucket: Bucket) -> Endpoint:
+    """Translate what was typed."""
+    who = bucket.credentials
+    key, secret, token = keys(who)
+    return Endpoint(
+        url=bucket.endpoint or who.aws_client_parameters.endpoint_url,
+        access_key_id=key,
+        secret_access_key=SecretStr(secret) if secret else None,
+        session_token=SecretStr(token) if token else None,
+        region=who.region_name or "us-east-1",
+        read_only=bucket.read_only,
+        bypass_proxy=bucket.bypass_proxy,
+    )
+
+
+def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None, str | None]:
+    """Give key, secret and token; where none was typed, what boto3 finds (profile, role, environment), or nothing."""
+    if isinstance(who, MinIOCredentials):
+        return who.minio_root_user, who.minio_root_password.get_secret_value(), None
+    if who.aws_secret_access_key is not None and who.assume_role_arn is None:
+        return who.aws_access_key_id, who.aws_secret_access_key.get_secret_value(), who.aws_session_token
+    found = who.get_boto3_session().get_credentials()
+    return tuple(found.get_frozen_credentials()) if found else (None, None, None)

@@ -1,0 +1,89 @@
+"""One imaging system, as an operator sees it in the Prefect UI: where it writes, and when its images may go."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, WithJsonSchema
+
+from plateway import settings
+from plateway.settings import IMAGES, Policy
+
+Duration = Annotated[settings.Duration, WithJsonSchema({"type": "string"})]
+
+
+class Instrument(Block):
+    """One imaging system and the rules for its images. What is changed here holds from the next run on."""
+
+    _block_type_name = "Plateway Instrument"
+    _block_type_slug = "plateway-instrument"
+    _logo_url = HttpUrl(
+        "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/filesystem.png"
+    )
+    _description = "One imaging system: where it writes, how it behaves and when its raw images may go."
+    _code_example = """
+        ```python
+        from blocks.instrument import Instrument
+
+        prince = Instrument.load("prince").value()
+        print(prince.root, prince.settle, prince.policy)
+        ```
+    """
+
+    system: str = Field(description="Name of the instrument, as in its event files")
+    root: str = Field(description="Its directory on the bench; holds events/ and the images")
+    settle: Duration = Field(timedelta(seconds=2), description="Nothing may have changed for this long: 2s, 1m")
+    deadline: Duration = Field(timedelta(minutes=10), description="Then an event without all its images is quarantined")
+    timezone: str | None = Field(None, description="Zone of timestamps without one, like Europe/Amsterdam")
+    patterns: list[str] = Field(list(IMAGES), description="What counts as an image for the announced count")
+    staging: str | None = Field(None, description="Copy images here first; leave empty for no staging")
+    purge: bool = Field(False, description="Raw images may be purged once they are proven safe")
+    requires: Literal["bucket", "bucket+archive"] = Field("bucket", description="Where they must be proven to be")
+    lifespan: Duration = Field(timedelta(hours=8), description="Age of that proof before raw images may go")
+    grace: Duration = Field(timedelta(hours=1), description="Time in the trash before they are removed")
+    staging_lifespan: Duration = Field(timedelta(days=1), description="Age of the proof before a staging copy may go")
+    fraction: float = Field(0.5, ge=0, le=1, description="A purge of more of the system's events stops and asks")
+
+    def value(self) -> settings.Instrument:
+        """Give what was typed as the library takes it."""
+        return settings.Instrument(
+            name=self.system,
+            root=Path(self.root),
+            settle=self.settle,
+            deadline=self.deadline,
+            timezone=ZoneInfo(self.timezone) if self.timezone else None,
+            patterns=tuple(self.patterns),
+            staging=Path(self.staging) if self.staging else None,
+            policy=Policy(
+                purge=self.purge,
+                requires=self.requires,
+                lifespan=self.lifespan,
+                grace=self.grace,
+                staging_lifespan=self.staging_lifespan,
+                fraction=self.fraction,
+            ),
+        )
+
+    @classmethod
+    def of(cls, known: settings.Instrument) -> Instrument:
+        """Fill the block from what the settings say."""
+        policy = known.policy
+        return cls(
+            system=known.name,
+            root=str(known.root),
+            settle=known.settle,
+            deadline=known.deadline,
+            timezone=known.timezone and known.timezone.key,
+            patterns=list(known.patterns),
+            staging=str(known.staging) if known.staging else None,
+            purge=policy.purge,
+            requires=policy.requires,
+            lifespan=policy.lifespan,
+            grace=policy.grace,
+            staging_lifespan=policy.staging_lifespan,
+            fraction=policy.fraction,
+        )

@@ -1,0 +1,422 @@
+"""One machine: everything that ``plateway up`` starts, on loopback, below one home.
+
+Says which parts there are, what each is told, and when it is ready; ``supervisor`` keeps them running. What the home
+holds afterwards: ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``logs/``, ``ports.json`` (the
+next start takes the same), and ``runtime.json`` by which commands in other terminals find the S3 server and Prefect.
+Does not import Prefect: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import AliasChoices, SecretStr
+from rich.console import Console
+from rich.markup import escape
+
+from deployments import seaweed
+from deployments.seaweed import Identity
+from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over
+from plateway.catalog import Catalog
+from plateway.errors import Misconfigured, PlatewayError
+from plateway.settings import RUNTIME, Settings, spoken
+
+PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
+PORTS = "ports.json"
+WORKER = "plateway"
+TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
+LOOPBACK = "127.0.0.1,localhost,::1"
+FIRST = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 seen on busy ones
+
+# What a site may have set otherwise. Heartbeats: the least that Prefect takes, so that dead runs are found soon.
+TUNING = {
+    "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "plateway",  # into the logs of runs
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+}
+# What would lead the parts to another server than ours.
+FOREIGN = (
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_PROFILE",
+    "PREFECT_PROFILES_PATH",
+    "AWS_SESSION_TOKEN",
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The S3 server of the home: where it listens and its administrator."""
+
+    data: Path
+    listen: Mapping[str, int]
+    admin: Identity
+
+    @property
+    def url(self) -> str:
+        """Where it is reached."""
+        return f"http://127.0.0.1:{self.listen['s3']}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is running, and what others need to work with it."""
+
+    settings: Settings  # with the embedded endpoint filled in
+    env: Mapping[str, str] = field(repr=False)  # for commands that should see the same
+    prefect_api_url: str
+    prefect_ui: str
+    endpoint: str | None  # the S3 server, ours or the configured one; None for other kinds of bucket
+    supervisor: Supervisor = field(repr=False)
+
+    def alive(self) -> dict[str, bool]:
+        """Tell which parts are up and ready."""
+        return self.supervisor.alive()
+
+    def pids(self) -> dict[str, int]:
+        """Tell the processes of the parts that are up."""
+        return self.supervisor.pids()
+
+    def watch(self) -> None:
+        """Wait until interrupted; parts that die meanwhile are started again."""
+        self.supervisor.watch()
+
+
+def up(settings: Settings, console: Console) -> int:
+    """Run everything until Ctrl-C or SIGTERM, and return the exit code."""
+    try:
+        _unambiguous(settings)
+        with bring_up(settings, console) as parts:
+            console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
+            console.print(f"for others  export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
+            console.print("Ctrl-C stops everything.")
+            parts.watch()
+    except KeyboardInterrupt:
+        return 0
+    except PlatewayError as error:
+        console.print(f"[red]✗[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    return 0
+
+
+def _unambiguous(settings: Settings) -> None:
+    """Refuse to guess where a site's images should go.
+
+    Raises:
+        Misconfigured: there is a key for S3, but nobody said where that is.
+    """
+    key = next((name for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE") if os.environ.get(name)), None)
+    if (
+        key
+        and settings.bucket_url.startswith("s3://")
+        and settings.endpoint_url in {None, _last_endpoint(settings.home)}
+    ):
+        raise Misconfigured(
+            f"{key} is set and AWS_ENDPOINT_URL is not: name the endpoint (https://s3.<region>.amazonaws.com for AWS), "
+            f"or unset {key} to use the S3 server of the home"
+        )
+
+
+@contextmanager
+def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
+    """Start everything, saying a line for each part; stop it at the end of ``with``. For the main thread.
+
+    SIGTERM and SIGHUP arrive as KeyboardInterrupt meanwhile.
+
+    Raises:
+        Busy: another process runs on this home.
+        Unavailable: a part did not start.
+    """
+    home = settings.home.absolute()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    say = partial(_say, console)
+    with claim(home):
+        if left := take_over(home):
+            say(f"[yellow]![/] ended {left} processes that an earlier start had left")
+        listen = _ports(home)
+        s3 = _embedded(settings, home, listen["s3"])
+        told = resolve(settings, s3)
+        parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
+        env = environment(told, parts.keywords["prefect_api_url"])
+        told.root.mkdir(parents=True, exist_ok=True)
+        with Supervisor(home, plan(told, s3, env), say) as supervisor:
+            yield parts(settings=told, env=env, supervisor=supervisor)
+
+
+def _say(console: Console, line: str) -> None:
+    with suppress(OSError):  # a terminal that has gone must not keep us from stopping in order
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _ports(home: Path) -> dict[str, dict[str, int]]:
+    """Choose the ports of the home, those of last time where they are free, and keep them."""
+    file = home / PORTS
+    last: dict[str, dict[str, int]] = json.loads(file.read_text()) if file.exists() else {}
+    http = last.get("prefect", {}).get("http", 0)
+    chosen = {
+        "s3": seaweed.ports(last.get("s3")),
+        "prefect": {"http": http if http and seaweed.free(http) else seaweed.ports()["s3"]},
+    }
+    replace(file, chosen)
+    return chosen
+
+
+def _embedded(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embedded | None:
+    """Prepare the S3 server of the home, unless the bucket is somewhere else."""
+    if not settings.bucket_url.startswith("s3://") or settings.endpoint_url not in {None, _last_endpoint(home)}:
+        return None
+    data = home / "s3"
+    data.mkdir(mode=0o700, exist_ok=True)
+    return Embedded(data, listen, seaweed.enroll(data / seaweed.CONFIG))
+
+
+def _last_endpoint(home: Path) -> str | None:
+    """Tell what the settings may have read from the runtime file of an earlier start: nobody configured that."""
+    try:
+        last: dict[str, Any] = json.loads((home / RUNTIME).read_text())["settings"]
+    except FileNotFoundError:
+        return None
+    return last.get("endpoint_url")
+
+
+def resolve(settings: Settings, s3: Embedded | None) -> Settings:
+    """Fill in the embedded endpoint and its key, and make paths hold from any directory."""
+    paths = {
+        name: value.absolute()
+        for name in type(settings).model_fields
+        if isinstance(value := getattr(settings, name), Path)
+    }
+    ours = (
+        {
+            "endpoint_url": s3.url,
+            "access_key_id": s3.admin.access_key_id,
+            "secret_access_key": SecretStr(s3.admin.secret_access_key),
+            "session_token": None,
+            "region": "us-east-1",
+        }
+        if s3
+        else {}
+    )
+    return settings.model_copy(update=paths | ours)
+
+
+def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, Any]:
+    """Write the runtime file (mode 0600), and return the addresses in it."""
+    secret = settings.secret_access_key.get_secret_value() if settings.secret_access_key else None
+    found = {
+        "prefect_api_url": f"http://127.0.0.1:{port}/api",
+        "prefect_ui": f"http://127.0.0.1:{port}",
+        "endpoint": settings.endpoint_url if settings.bucket_url.startswith("s3://") else None,
+    }
+    ours = (
+        {
+            "endpoint_url": settings.endpoint_url,
+            "access_key_id": settings.access_key_id,
+            "secret_access_key": secret,
+            "region": settings.region,
+        }
+        if s3
+        else {}
+    )
+    shown = {
+        "prefect_api_url": found["prefect_api_url"],
+        "prefect_ui": found["prefect_ui"],
+        "s3_endpoint": found["endpoint"],
+    }
+    replace(settings.home / RUNTIME, {"settings": ours, **shown})
+    return found
+
+
+def environment(settings: Settings, api: str) -> dict[str, str]:
+    """Say what the parts are told: our environment, the settings as resolved here, and where Prefect is."""
+    ours = {name for names in _names(settings).values() for name in names}
+    inherited = {name: value for name, value in os.environ.items() if name not in {*ours, *FOREIGN}}
+    proxies = {name: ",".join(filter(None, [os.environ.get(name), LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
+    prefect = {
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),  # else it writes to its package
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        "PLATEWAY_PROJECT": str(PROJECT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return TUNING | inherited | proxies | prefect | exported(settings)
+
+
+def exported(settings: Settings) -> dict[str, str]:
+    """Spell every setting that has a value as environment variables, under each of its names."""
+    known = {field: getattr(settings, field) for field in _names(settings)}
+    return {
+        name: spell(known[field])
+        for field, names in _names(settings).items()
+        for name in names
+        if known[field] is not None
+    }
+
+
+def _names(settings: Settings) -> dict[str, list[str]]:
+    """List each setting's environment variables."""
+    aliases = {name: about.validation_alias for name, about in type(settings).model_fields.items()}
+    return {
+        name: [str(each) for each in alias.choices]
+        if isinstance(alias, AliasChoices)
+        else [str(alias or f"PLATEWAY_{name.upper()}")]
+        for name, alias in aliases.items()
+    }
+
+
+def spell(value: object) -> str:
+    """Write a setting's value the way it is read."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, timedelta):
+        return spoken(value)
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> list[Part | Step]:
+    """List the parts; those that wait for nothing start at once."""
+    found: list[Part | Step] = [prefect(settings, env)]
+    before = ["prefect", "catalogue"]
+    if s3 is not None:
+        bucket = settings.bucket_url.removeprefix("s3://").partition("/")[0]
+        found += [storage(s3), Step("bucket", "Bucket", partial(_create, s3, bucket), after=("s3",))]
+        before.append("bucket")
+    found.append(Step("catalogue", "Catalogue", partial(_migrate, settings)))
+    return [*found, provision(env), worker(settings, env, before), sensor(settings, env, before)]
+
+
+def storage(s3: Embedded) -> Part:
+    """Describe the S3 server."""
+    return Part(
+        name="s3",
+        title="S3 server",
+        command=seaweed.command(s3.data, s3.data / seaweed.CONFIG, s3.listen),
+        environment=seaweed.environment(s3.data),
+        directory=s3.data,
+        where=s3.url,
+        ready=lambda _: seaweed.ready(s3.url),
+        patience=seaweed.START,
+        farewell=seaweed.STOP,
+    )
+
+
+def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
+    """Describe the Prefect server: as ``prefect server start`` runs it, a second sooner."""
+    ui = env["PREFECT_API_URL"].removesuffix("/api")
+    port = ui.rpartition(":")[2]
+    url = settings.prefect_database_url
+    database = url.get_secret_value().replace("postgresql://", "postgresql+asyncpg://") if url else None
+    return Part(
+        name="prefect",
+        title="Prefect server",
+        command=[
+            *(sys.executable, "-m", "uvicorn", "--factory", "deployments.server:create_app"),
+            *("--host", "127.0.0.1", "--port", port, "--log-level", "warning", "--timeout-graceful-shutdown", "5"),
+        ],
+        environment={
+            **env,
+            "PREFECT_CLIENT_MAX_RETRIES": "20",  # soon after each other, see deployments.server
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": port,
+            **({"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}),
+        },
+        directory=PROJECT,
+        where=ui,
+        ready=lambda _: _answers(f"{ui}/api/health"),
+        patience=FIRST,
+    )
+
+
+def provision(env: Mapping[str, str]) -> Part:
+    """Describe what puts pool, blocks, deployments and automations onto the server; it waits for that by itself."""
+    return Part(
+        name="provision",
+        title="Provisioning",
+        command=[sys.executable, "-m", "deployments.provision"],
+        environment=env,
+        directory=PROJECT,
+        where="pool, blocks, deployments",
+        patience=2 * FIRST,
+        once=True,
+    )
+
+
+def worker(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
+    """Describe the worker; where it can know the pool's type, it comes up while provisioning still goes on."""
+    pool = settings.work_pool
+    known = pool in TYPES
+    workers = f"{env['PREFECT_API_URL']}/work_pools/{pool}/workers/filter"
+    return Part(
+        name="worker",
+        title="Worker",
+        command=[
+            *(sys.executable, "-m", "prefect", "worker", "start", "--name", WORKER, "--install-policy", "never"),
+            *("--pool", pool, *(["--type", pool] if known else [])),
+        ],
+        environment=env,
+        directory=PROJECT,
+        after=tuple(before) if known else (*before, "provision"),
+        where=f"work pool {pool}",
+        ready=lambda since: _polls(workers, since),
+    )
+
+
+def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
+    """Describe the file sensor; its first hint needs the automation."""
+    return Part(
+        name="sensor",
+        title="File sensor",
+        command=[sys.executable, "-m", "deployments.sensor"],
+        environment=env,
+        directory=PROJECT,
+        after=(*before, "provision"),
+        where=settings.root.name,
+        farewell=5,
+    )
+
+
+def _create(s3: Embedded, bucket: str) -> str:
+    seaweed.create(s3.url, bucket, s3.admin)
+    return bucket
+
+
+def _migrate(settings: Settings) -> str:
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        catalog.upgrade()
+        return f"revision {catalog.current()}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=1, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _polls(workers: str, since: float) -> bool:
+    """Tell whether our worker has reported to the pool since then (seconds since the epoch)."""
+    try:
+        answer = httpx.post(workers, json={}, timeout=2, trust_env=False)
+    except httpx.TransportError:
+        return False
+    if not answer.is_success:
+        return False
+    seen = [datetime.fromisoformat(each["last_heartbeat_time"]) for each in answer.json() if each["name"] == WORKER]
+    return any(time >= datetime.fromtimestamp(since, UTC) for time in seen)

@@ -1,0 +1,222 @@
+"""Bring a Prefect server to where Plateway runs on it: blocks, work pool, queues, deployments, automations.
+
+Everything may be repeated. What an operator changed in the UI stays: a block is filled anew only as long as it holds
+what was put there from here, deployments are made anew only when they changed in the project. Both are remembered in
+the home, as digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+from contextlib import chdir, suppress
+from pathlib import Path
+
+from prefect.blocks.core import Block
+from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+from prefect.cli.deploy._core import _run_multi_deploy
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
+from prefect.workers.base import BaseWorker
+from pydantic import SecretStr
+from rich.console import Console
+
+from blocks.bucket import Bucket
+from blocks.instrument import Instrument
+from blocks.line import NAME
+from deployments import automations
+from plateway import events, settings
+from plateway.errors import Misconfigured, Unavailable
+from plateway.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[1]
+KEPT = "provision.json"  # in the home
+QUEUES = {
+    "discover": (1, 1),
+    "export": (2, None),
+    "verify": (4, 1),
+    "purge": (3, 1),
+}  # priority, runs at once
+FLOWS = ("discover", "export", "verify", "purge")
+PATIENCE = 300.0  # seconds for the server to come up
+logger = get_logger("plateway.provision")
+
+
+class Memory:
+    """What was put onto the server from this home, as digests by name."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / KEPT
+        self._digests: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Say whether exactly this was put there last."""
+        return self._digests.get(name) == digest
+
+    def note(self, name: str, digest: str) -> None:
+        """Remember what was put there, as soon as it is."""
+        self._digests[name] = digest
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._file.with_suffix(".part")
+        aside.write_text(json.dumps(self._digests, indent=1, sort_keys=True))
+        aside.chmod(0o600)
+        aside.replace(self._file)
+
+
+async def provision(known: Settings) -> None:
+    """Make sure that everything is there.
+
+    Raises:
+        Unavailable: the server does not answer.
+        Misconfigured: the work pool does not exist, and is none that this machine could make.
+    """
+    memory = Memory(known.home.absolute())
+    async with get_client() as client:
+        await answering(client)
+        await block_types(client, memory)
+        await bucket(client, known, memory)
+        await instruments(client, known, memory)
+        await pool(client, known.work_pool)
+        await deploy(client, known, memory)
+        for name in await automations.stand(client):
+            logger.info("automation %s: made", name)
+
+
+async def answering(client: PrefectClient) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + PATIENCE
+    while (error := await client.api_healthcheck()) is not None:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the Prefect server does not answer after {PATIENCE:.0f} s: {error}")
+        await asyncio.sleep(0.2)
+
+
+async def block_types(client: PrefectClient, memory: Memory) -> None:
+    """Make the block types known, anew when they changed; it takes Prefect a second to describe them."""
+    wanted = digest(b"".join(file.read_bytes() for file in sorted((PROJECT / "blocks").glob("*.py"))))
+    for kind in (Bucket, Instrument):
+        slug = kind.get_block_type_slug()
+        try:
+            await client.read_block_type_by_slug(slug)
+        except ObjectNotFound:
+            memory.note(f"type {slug}", "")
+        if not memory.holds(f"type {slug}", wanted):
+            await kind.aregister_type_and_schema(client=client)
+            memory.note(f"type {slug}", wanted)
+
+
+async def bucket(client: PrefectClient, known: Settings, memory: Memory) -> None:
+    """Fill the Bucket block and the credentials that it uses."""
+    block = Bucket.of(known)
+    await put(client, block.credentials, NAME, memory)
+    await put(client, block, NAME, memory)
+
+
+async def instruments(client: PrefectClient, known: Settings, memory: Memory) -> None:
+    """Fill one Instrument block for each system on the bench."""
+    for system in events.systems(known.root):
+        await put(client, Instrument.of(known.instrument(system)), document(system), memory)
+
+
+async def put(client: PrefectClient, block: Block, name: str, memory: Memory) -> None:
+    """Save a block where there is none, or where there still is what was put there from here and more is known now."""
+    key = f"block {block.get_block_type_slug()}/{name}"
+    wanted = digest(json.dumps(dict(block), default=plain, sort_keys=True).encode())
+    there = await look(client, block, name)
+    if there is not None and (memory.holds(f"{key} of", wanted) or not memory.holds(key, there)):
+        return
+    await block.asave(name, overwrite=True, client=client)
+    memory.note(key, str(await look(client, block, name)))
+    memory.note(f"{key} of", wanted)
+    logger.info("%s: %s", key, "made" if there is None else "brought up to date")
+
+
+async def look(client: PrefectClient, block: Block, name: str) -> str | None:
+    """Digest what the server holds under this name, secrets included, blocks within it not; None for nothing."""
+    try:
+        document = await client.read_block_document_by_name(name, block.get_block_type_slug())
+    except ObjectNotFound:
+        return None
+    block._block_document_id = document.id  # so that a block around it refers to it
+    own = {field: value for field, value in document.data.items() if field not in document.block_document_references}
+    return digest(json.dumps(own, sort_keys=True).encode())
+
+
+def plain(value: object) -> object:
+    """Tell json how to write what a block holds."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return type(value).__name__ if isinstance(value, Block) else str(value)
+
+
+def document(system: str) -> str:
+    """Name the block of a system; block names have lower case letters, digits and dashes only."""
+    plain = "".join(one if one.isascii() and (one.islower() or one.isdigit()) else "-" for one in system.lower())
+    return plain if plain == system else f"{plain}-{digest(system.encode())[:6]}"
+
+
+async def pool(client: PrefectClient, name: str) -> None:
+    """Make the work pool and its queues; a pool of another type than its name must be there already."""
+    try:
+        await client.read_work_pool(name)
+    except ObjectNotFound:
+        kind = BaseWorker.get_worker_class_from_type(name)
+        if kind is None:
+            raise Misconfigured(f"there is no work pool {name!r}, and no worker type of that name") from None
+        template = kind.get_default_base_job_template()
+        with suppress(ObjectAlreadyExists):  # a worker that starts meanwhile makes it as well
+            await client.create_work_pool(WorkPoolCreate(name=name, type=name, base_job_template=template))
+            logger.info("work pool %s: made", name)
+    there = {queue.name for queue in await client.read_work_queues(work_pool_name=name)}
+    for queue, (priority, limit) in QUEUES.items():
+        if queue not in there:
+            await client.create_work_queue(queue, work_pool_name=name, priority=priority, concurrency_limit=limit)
+
+
+async def deploy(client: PrefectClient, known: Settings, memory: Memory) -> None:
+    """Deploy prefect.yaml, when it or a flow changed since the last time or a deployment is missing.
+
+    Prefect makes the triggers anew with each deployment, so doing it needlessly would lose what was edited.
+    """
+    sources = [PROJECT / "prefect.yaml", *sorted((PROJECT / "flows").glob("*.py"))]
+    wanted = digest(b"\0".join([known.work_pool.encode(), bytes(PROJECT), *(file.read_bytes() for file in sources)]))
+    if memory.holds("deployments", wanted) and await deployed(client):
+        return
+    os.environ |= {"PLATEWAY_PROJECT": str(PROJECT), "PLATEWAY_WORK_POOL": known.work_pool}
+    console = Console(quiet=True)
+    with chdir(PROJECT):
+        configs, actions = _load_deploy_configs_and_actions(prefect_file=Path("prefect.yaml"), console=console)
+        await _run_multi_deploy(configs, actions, deploy_all=True, console=console, is_interactive=lambda: False)
+    memory.note("deployments", wanted)
+    logger.info("deployments: made from prefect.yaml")
+
+
+async def deployed(client: PrefectClient) -> bool:
+    """Say whether all deployments are there."""
+    try:
+        for flow in FLOWS:
+            await client.read_deployment_by_name(f"{flow}/{NAME}")
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def digest(content: bytes) -> str:
+    """Hash bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def main() -> None:
+    """Provision the server that PREFECT_API_URL names."""
+    setup_logging()
+    asyncio.run(provision(settings.load()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Free the bench of what is proven to be safe elsewhere; every refusal is shown with its reasons."""
+
+from __future__ import annotations
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from blocks import line as configured
+from flows import carry, report
+from plateway import pipeline
+
+remove = task(name="purge", cache_policy=NO_CACHE, persist_result=False)(pipeline.purge)
+sweep = task(name="sweep", cache_policy=NO_CACHE, persist_result=False)(pipeline.sweep)
+
+
+@flow(task_runner=carry.runner, flow_run_name=report.named, persist_result=False)
+async def purge(systems: list[str] | None = None, dry_run: bool = False, fraction: float | None = None) -> State[None]:
+    """Purge raw images and staging copies, and abort uploads that dead exports left open.
+
+    Args:
+        systems: only these; empty: all whose policy allows it
+        dry_run: say what would go, and move nothing
+        fraction: let this batch remove up to this part of a system's events
+    """
+    async with configured.opened() as (line, _):
+        outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+        if not dry_run:
+            outcomes = [*outcomes, *await carry.result(carry.start(sweep, line))]
+    for outcome in outcomes:
+        report.announce(outcome)
+    return await report.close(outcomes)

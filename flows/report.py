@@ -1,0 +1,127 @@
+"""What people and other systems see of a run: its name, its table, its progress, its events and its last word."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.events import emit_event
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed, Failed
+
+from plateway.catalog import Ref
+from plateway.pipeline import Outcome
+
+BAD = {"failed", "damaged", "stopped"}
+EVENTS = {  # by verb and result; a staging copy that goes, or one more look at an export, is nobody else's business
+    ("export", "verified"): "exported",
+    ("verify", "damaged"): "damaged",
+    ("export", "damaged"): "damaged",
+    ("purge", "gone"): "purged",
+    ("register", "quarantined"): "quarantined",
+}
+ROWS = 1000  # of a table: the bad ones first
+MANY = 20  # events from which on a run shows its progress
+SKEW = timedelta(seconds=5)  # between the clocks of server and worker
+PAUSE = 2.0  # seconds between two updates of it
+
+
+def named() -> str:
+    """Name a run by what it does and when it began."""
+    return f"{flow_run.flow_name} {datetime.now().astimezone():%d %b %H:%M:%S}"
+
+
+def announce(outcome: Outcome) -> None:
+    """Tell others what became of an event, where they may want to know."""
+    if what := EVENTS.get((outcome.verb, outcome.result)):
+        tell(what, outcome.ref, outcome)
+
+
+def registered(refs: Sequence[Ref]) -> None:
+    """Tell others which events are new."""
+    for ref in refs:
+        tell("registered", ref)
+
+
+def tell(what: str, ref: Ref | None, outcome: Outcome | None = None) -> None:
+    """Emit ``plateway.imaging-event.<what>``."""
+    about = {"prefect.resource.id": f"plateway.imaging-event.{ref.id if ref else 'unknown'}"}
+    payload: dict[str, object] = {"revision": ref.revision} if ref else {}
+    if outcome is not None:
+        payload |= {"system": outcome.system, "key": outcome.key, "size": outcome.size, "reasons": outcome.reasons}
+    emit_event(f"plateway.imaging-event.{what}", resource=about, payload=payload)
+
+
+async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do") -> State[None]:
+    """Leave the table and give the run its last word: Failed when an event failed."""
+    if not outcomes:
+        return Completed(message=nothing)
+    tally = Counter(outcome.result for outcome in outcomes)
+    summary = ", ".join(f"{count} {result}" for result, count in tally.most_common())
+    table = [row(outcome) for outcome in sorted(outcomes, key=lambda one: one.result not in BAD)[:ROWS]]
+    key = f"plateway-{flow_run.flow_name}"
+    await acreate_table_artifact(table=table, key=key, description=f"{summary} · {flow_run.name}")
+    return Failed(message=summary) if BAD & tally.keys() else Completed(message=summary)
+
+
+async def relieve(looked: datetime) -> None:
+    """Spare the runs that waited for this one to end: what they were to find was looked for when they were due."""
+    mine = deployment.id
+    if mine is None:
+        return
+    waiting = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(mine)]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=looked - SKEW),
+    )
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=waiting):
+            spared: State[None] = Completed(name="Spared", message=f"{flow_run.name} has looked since")
+            await client.set_flow_run_state(run.id, spared, force=True)
+
+
+def row(outcome: Outcome) -> dict[str, object]:
+    """Write one line of the table."""
+    return {
+        "event": str(outcome.ref or ""),
+        "system": outcome.system,
+        "result": outcome.result,
+        "key": outcome.key,
+        "size": outcome.size,
+        "reasons": "; ".join(outcome.reasons),
+        "seconds": round(outcome.seconds, 2),
+    }
+
+
+@dataclass
+class Progress:
+    """A bar in the UI for a run with many events."""
+
+    artifact: UUID | None = None
+    shown: float = field(default_factory=time.monotonic)
+
+    async def show(self, done: int, total: int) -> None:
+        """Move the bar, now and then; the first call that finds enough events makes it."""
+        percent = 100.0 * done / max(total, 1)
+        if total <= MANY or (done < total and time.monotonic() - self.shown < PAUSE):
+            return
+        self.shown = time.monotonic()
+        if self.artifact is None:
+            key = f"plateway-{flow_run.flow_name}-progress"
+            self.artifact = await acreate_progress_artifact(percent, key=key, description=f"{total} events")
+        else:
+            await aupdate_progress_artifact(self.artifact, percent, description=f"{done} of {total} events")

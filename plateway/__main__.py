@@ -1,0 +1,5 @@
+"""``python -m plateway`` is ``plateway``."""
+
+from plateway.cli import main
+
+main()

@@ -1,0 +1,493 @@
+"""A folder of images <-> one reproducible tar + manifest.
+
+A bundle is a POSIX/PAX tar: members ``./<name>`` sorted by bytes, then ``./metadata.json``, the manifest, then two
+end blocks. Its layout is a pure function of names, sizes and times: every offset and the total size are known before
+an image is read, so one pass suffices and one image inside a large bundle is one ranged GET.
+
+The manifest ends with ``"sealed"``: the SHA-256 of every byte of the bundle before that digest. So a bundle proves
+itself without a catalogue: `walk` finds any changed byte, and names the member where it is in one.
+
+Reading the folder is ``folder``'s, moving the bytes is ``store``'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, zip_longest
+from typing import Any, NamedTuple, Self
+
+from plateway.errors import Damaged, Unsettled
+from plateway.folder import File, shown
+
+Step = Callable[[], object]
+MANIFEST = "metadata.json"
+BLOCK = 512
+END = bytes(2 * BLOCK)
+CHUNK = 1 << 20
+MIB = 1 << 20
+LEAST_PART = 8 * MIB
+MOST_PARTS = 10_000
+DIGEST = "0" * 64  # holds the place of a SHA-256
+CLOSING = b'\n ],\n "sealed": "'
+CLOSED = b'"\n}\n'
+SEAL = len(DIGEST) + len(CLOSED)
+MOST_MANIFEST = 1 << 30
+MOST_PAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file inside a bundle, as the manifest tells it."""
+
+    name: str
+    size: int
+    sha256: str
+    offset: int  # of its bytes in the tar
+    source: str | None = None  # its name on the bench, where that differs
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one file will lie."""
+
+    file: File
+    name: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything will lie; known from names, sizes and times alone."""
+
+    slots: tuple[Slot, ...]
+    head: Mapping[str, Any]
+    manifest_offset: int
+    manifest_size: int
+
+    @property
+    def size(self) -> int:
+        """Say how long the whole bundle is."""
+        return padded(self.manifest_offset + self.manifest_size) + len(END)
+
+    @property
+    def part_size(self) -> int:
+        """Say how it is cut for upload."""
+        return part_size(self.size)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed."""
+
+    size: int
+    sha256: str
+    etag: str
+    part_size: int
+    member_count: int
+    manifest_offset: int
+    manifest_size: int
+    manifest_sha256: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The bundle's own account of itself."""
+
+    head: dict[str, Any]
+    members: tuple[Member, ...]
+    sealed: str
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one pass over a sound bundle saw."""
+
+    size: int
+    sha256: str
+    manifest: Manifest
+
+
+def padded(size: int) -> int:
+    """Round up to a whole block."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def part_size(total: int) -> int:
+    """Say how large the parts of an upload are: 8 MiB, and whole MiB more where 10,000 of them would not do."""
+    return max(LEAST_PART, -(-total // (MOST_PARTS * MIB)) * MIB)
+
+
+def etag(part_md5s: Sequence[bytes]) -> str:
+    """Compute the ETag that S3 gives: the MD5 of a single PUT, or MD5 of the parts' MD5s and their number."""
+    if len(part_md5s) == 1:
+        return part_md5s[0].hex()
+    return f"{hashlib.md5(b''.join(part_md5s), usedforsecurity=False).hexdigest()}-{len(part_md5s)}"
+
+
+def plan(files: Sequence[File], head: Mapping[str, Any]) -> Layout:
+    """Lay out a bundle of these files; `head` is what the manifest says before it lists them."""
+    taken = {file.name for file in files}
+    if len(taken) < len(files):
+        raise ValueError("a name occurs twice")
+    named = sorted(((_name(file.name, taken), file) for file in files), key=lambda pair: _bytes(pair[0]))
+    slots: list[Slot] = []
+    position = 0
+    for name, file in named:
+        position += len(_header(name, file.size, mtime=file.mtime_ns // 10**9))
+        slots.append(Slot(file, name, position))
+        position = padded(position + file.size)
+    size = len(_opening(head)) + sum(map(len, _lines(_member(slot, DIGEST) for slot in slots))) + len(CLOSING) + SEAL
+    return Layout(tuple(slots), head, position + len(_header(MANIFEST, size, mtime=0)), size)
+
+
+class Aside:
+    """A thread that does things in order, a few lists of them behind; `do` waits when it is further behind."""
+
+    def __init__(self, *, behind: int = 4) -> None:
+        self._thread = ThreadPoolExecutor(1, "bundle")
+        self._lists: deque[Future[None]] = deque()
+        self._behind = behind
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+
+    def do(self, steps: Iterable[Step]) -> None:
+        """Do these after what came before."""
+        if len(self._lists) >= self._behind:
+            self._lists.popleft().result()
+        self._lists.append(self._thread.submit(_do, steps))
+
+    def wait(self) -> None:
+        """Wait until everything is done."""
+        while self._lists:
+            self._lists.popleft().result()
+
+
+class Parts:
+    """The MD5 of each part of an upload."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._room = size, size
+        self._hashes = [hashlib.md5(usedforsecurity=False)]
+
+    def update(self, data: bytes) -> None:
+        """Hash on, into the next parts where one is full."""
+        rest = memoryview(data)
+        while rest:
+            if not self._room:
+                self._hashes.append(hashlib.md5(usedforsecurity=False))
+                self._room = self._size
+            self._hashes[-1].update(rest[: self._room])
+            used = min(len(rest), self._room)
+            self._room -= used
+            rest = rest[used:]
+
+    def etag(self) -> str:
+        """Tell the ETag that the upload must get."""
+        return etag([part.digest() for part in self._hashes])
+
+
+class Packing:
+    """The bytes of a bundle, to be iterated once, in chunks of about 1 MiB; hashed on the way, in threads of their own.
+
+    `read` yields a file's bytes; other than ``file.size`` of them raise `Unsettled`. After the last byte was taken,
+    and before the iteration ends, `seal` is called with what was packed. `beat` hears of the bytes taken so far, with
+    every chunk. An exception from either rises out of the iteration and so aborts the upload.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        read: Callable[[File], Iterable[bytes]],
+        *,
+        seal: Callable[[Packed], None] | None = None,
+        beat: Callable[[int], None] | None = None,
+    ) -> None:
+        self.layout = layout
+        self._read, self._seal, self._beat = read, seal, beat
+        self._whole, self._manifest = hashlib.sha256(), hashlib.sha256()
+        self._parts = Parts(layout.part_size)
+        self._members: list[Member] = []
+        self._steps: list[Step] = []  # hashing of members and manifest that waits for its chunk to leave
+        self._taken = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        assert not self._taken, "packed already"
+        with Aside() as sums, Aside() as parts:
+            for pieces in (self._files, self._list, self._close):
+                for chunk in _batched(pieces()):
+                    sums.do([*self._steps, partial(self._whole.update, chunk)])
+                    parts.do([partial(self._parts.update, chunk)])
+                    self._steps.clear()
+                    self._taken += len(chunk)
+                    yield chunk
+                    if self._beat:
+                        self._beat(self._taken)
+                sums.wait()  # the list tells the files' digests, the close the digest of all before it
+            parts.wait()
+        if self._seal:
+            self._seal(self.packed)
+
+    @property
+    def packed(self) -> Packed:
+        """Tell what was packed, once all of it was taken."""
+        assert self._taken == self.layout.size, f"{self._taken} of {self.layout.size} bytes packed"
+        return Packed(
+            size=self.layout.size,
+            sha256=self._whole.hexdigest(),
+            etag=self._parts.etag(),
+            part_size=self.layout.part_size,
+            member_count=len(self._members),
+            manifest_offset=self.layout.manifest_offset,
+            manifest_size=self.layout.manifest_size,
+            manifest_sha256=self._manifest.hexdigest(),
+            members=tuple(self._members),
+        )
+
+    def _files(self) -> Iterator[bytes]:
+        for slot in self.layout.slots:
+            file, digest = slot.file, hashlib.sha256()
+            yield _header(slot.name, file.size, mtime=file.mtime_ns // 10**9)
+            for data in _exactly(self._read(file), file):
+                self._steps.append(partial(digest.update, data))
+                yield data
+            self._steps.append(partial(self._note, slot, digest.hexdigest))
+            yield bytes(padded(file.size) - file.size)
+        yield _header(MANIFEST, self.layout.manifest_size, mtime=0)
+
+    def _note(self, slot: Slot, hexdigest: Callable[[], str]) -> None:
+        self._members.append(_member(slot, hexdigest()))
+
+    def _list(self) -> Iterator[bytes]:
+        for piece in chain([_opening(self.layout.head)], _lines(self._members), [CLOSING]):
+            self._steps.append(partial(self._manifest.update, piece))
+            yield piece
+
+    def _close(self) -> Iterator[bytes]:
+        closing = self._whole.hexdigest().encode() + CLOSED
+        self._steps.append(partial(self._manifest.update, closing))
+        yield closing + bytes(padded(self.layout.manifest_size) - self.layout.manifest_size) + END
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """Read a bundle's ``metadata.json``.
+
+    Raises:
+        Damaged: it is not the manifest of a bundle.
+    """
+    try:
+        head = json.loads(content)
+        files, sealed = head.pop("files"), head.pop("sealed")
+        if type(files) is not list or type(sealed) is not str:
+            raise TypeError("files or sealed")
+        return Manifest(head, tuple(_entry(**entry) for entry in files), sealed)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{MANIFEST}: not the manifest of a bundle ({type(error).__name__})") from error
+
+
+def walk(chunks: Iterable[bytes]) -> Walked:
+    """Read a whole bundle in one pass and prove it from its own account: every byte, first to last.
+
+    Raises:
+        Damaged: names the member whose bytes are other than the manifest says, or what else is wrong.
+    """
+    scan = Scan(chunks)
+    found: list[Member] = []
+    while (header := scan.header()).name != MANIFEST:
+        offset, digest = scan.offset, hashlib.sha256()
+        for piece in scan.pieces(header.size):
+            digest.update(piece)
+        found.append(Member(header.name, header.size, digest.hexdigest(), offset))
+        scan.zeros(padded(header.size) - header.size)
+    if not len(CLOSING) + SEAL <= header.size <= MOST_MANIFEST:
+        raise Damaged(f"{MANIFEST}: {header.size} bytes")
+    content = scan.take(header.size - SEAL)
+    sealed = scan.whole.hexdigest()
+    manifest = read_manifest(content + scan.take(SEAL))
+    _compare(found, manifest.members)
+    if manifest.sealed != sealed:
+        raise Damaged(f"{MANIFEST} or a header: sha256 {sealed}, sealed as {manifest.sealed}")
+    scan.zeros(padded(header.size) - header.size + len(END))
+    scan.end()
+    return Walked(scan.offset, scan.whole.hexdigest(), manifest)
+
+
+class Header(NamedTuple):
+    """What a member's header tells."""
+
+    name: str
+    size: int
+
+
+class Scan:
+    """A bundle's bytes, read forward and hashed."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.whole = hashlib.sha256()
+        self.offset = 0
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """Yield the next `size` bytes as they come."""
+        end = self.offset + size
+        while self.offset < end:
+            if not self._rest:
+                self._rest = memoryview(self._next(end))
+            piece, self._rest = self._rest[: end - self.offset], self._rest[end - self.offset :]
+            self.whole.update(piece)
+            self.offset += len(piece)
+            yield piece
+
+    def _next(self, end: int) -> bytes:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise Damaged(f"ends after {self.offset} bytes, before {end}")
+        return chunk
+
+    def take(self, size: int) -> bytes:
+        """Return the next `size` bytes."""
+        return b"".join(self.pieces(size))
+
+    def zeros(self, size: int) -> None:
+        """Pass over the next `size` bytes, which must be zeros."""
+        start = self.offset
+        if any(self.take(size)):
+            raise Damaged(f"padding at {start} is not zeros")
+
+    def end(self) -> None:
+        """Refuse anything that follows."""
+        if self._rest or any(map(len, self._chunks)):
+            raise Damaged(f"goes on after its end at {self.offset}")
+
+    def header(self) -> Header:
+        """Read the header of the next member, which must be a regular file ``./<name>``."""
+        start, pax = self.offset, {}
+        try:
+            info = tarfile.TarInfo.frombuf(self.take(BLOCK), "utf-8", "surrogateescape")
+            if info.type == tarfile.XHDTYPE and info.size <= MOST_PAX:
+                pax = dict(_records(self.take(padded(info.size))[: info.size]))
+                info = tarfile.TarInfo.frombuf(self.take(BLOCK), "utf-8", "surrogateescape")
+            name = pax[b"path"].decode("utf-8", "surrogateescape") if b"path" in pax else info.name
+            size = int(pax.get(b"size", info.size))
+        except (tarfile.HeaderError, ValueError) as error:
+            raise Damaged(f"header at {start}: {error}") from error
+        if info.type != tarfile.REGTYPE or not name.startswith("./") or size < 0:
+            raise Damaged(f"header at {start}: {shown(name)}, {size} bytes, is not a member of a bundle")
+        return Header(name[2:], size)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Split a PAX header into its ``<length> <keyword>=<value>`` lines."""
+    while data:
+        length = int(data[: data.index(b" ")])
+        if not 0 < length <= len(data):
+            raise ValueError("PAX record out of bounds")
+        keyword, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
+        yield keyword, value
+        data = data[length:]
+
+
+def _compare(found: Sequence[Member], told: Sequence[Member]) -> None:
+    """Refuse members that are other than told."""
+    for seen, said in zip_longest(found, told):
+        if said is None:
+            raise Damaged(f"{shown(seen.name)}: not in the manifest")
+        name = shown(said.name)
+        if seen is None:
+            raise Damaged(f"{name}: missing")
+        if (seen.name, seen.offset, seen.size) != (said.name, said.offset, said.size):
+            raise Damaged(f"{name}: {said.size} bytes at {said.offset} expected, {seen.size} at {seen.offset} found")
+        if seen.sha256 != said.sha256:
+            raise Damaged(f"{name}: sha256 {seen.sha256}, the manifest says {said.sha256}")
+
+
+def _do(steps: Iterable[Step]) -> None:
+    for step in steps:
+        step()
+
+
+def _batched(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces into chunks of about 1 MiB; large ones pass as they are."""
+    pending: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if pending and size + len(piece) > CHUNK:
+            yield b"".join(pending)
+            pending, size = [], 0
+        pending.append(piece)
+        size += len(piece)
+    yield b"".join(pending)
+
+
+def _exactly(chunks: Iterable[bytes], file: File) -> Iterator[bytes]:
+    """Refuse more or fewer bytes than the layout has room for."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > file.size:
+            break
+        yield chunk
+    if size != file.size:
+        raise Unsettled(f"{shown(file.name)}: {size} bytes read, {file.size} expected")
+
+
+def _header(name: str, size: int, *, mtime: int) -> bytes:
+    """Make the header of a member; a PAX one where ustar has no room (POSIX.1-2001, as tarfile writes it)."""
+    info = tarfile.TarInfo(f"./{name}")
+    info.size, info.mtime = size, mtime
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _name(name: str, taken: Collection[str]) -> str:
+    """Say what a file is called inside: the folder's own metadata.json gives way to the manifest."""
+    if name != MANIFEST:
+        return name
+    numbered = (f"source-metadata-{number}.json" for number in count(2))
+    return next(free for free in chain(["source-metadata.json"], numbered) if free not in taken)
+
+
+def _member(slot: Slot, sha256: str) -> Member:
+    source = slot.file.name if slot.file.name != slot.name else None
+    return Member(slot.name, slot.file.size, sha256, slot.offset, source)
+
+
+def _entry(*, name: str, size: int, sha256: str, offset: int, source: str | None = None) -> Member:
+    """Check one entry of a manifest."""
+    if {type(name), type(sha256), type(source or "")} != {str} or {type(size), type(offset)} != {int}:
+        raise TypeError("an entry of files")
+    return Member(name, size, sha256, offset, source)
+
+
+def _dumps(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+
+
+def _opening(head: Mapping[str, Any]) -> bytes:
+    if head.keys() & {"files", "sealed"}:
+        raise ValueError("files and sealed are the manifest's own")
+    fields = b"".join(b" %b: %b,\n" % (_dumps(key), _dumps(value)) for key, value in head.items())
+    return b"{\n" + fields + b' "files": ['
+
+
+def _lines(members: Iterable[Member]) -> Iterator[bytes]:
+    for index, member in enumerate(members):
+        fields = {"name": member.name, "size": member.size, "sha256": member.sha256, "offset": member.offset}
+        if member.source is not None:
+            fields["source"] = member.source
+        yield (b",\n  " if index else b"\n  ") + json.dumps(fields).encode()

@@ -1,0 +1,76 @@
+"""What can go wrong, as one tree.
+
+    PlatewayError
+    ├── Transient           waiting may help, so it is tried again
+    │   ├── Unavailable     a server, disk or network does not answer as it should
+    │   ├── Unsettled       the source changed, vanished or cannot be read right now
+    │   └── Busy            somebody else is at it
+    └── Permanent           waiting does not help
+        ├── Rejected        an announcement that cannot be accepted
+        ├── NotFound        no such event, object or bucket
+        ├── Denied          credentials or permissions
+        ├── Conflict        other bytes are already there
+        ├── Damaged         stored bytes are not the ones recorded
+        ├── Refused         a safety rule says no
+        └── Misconfigured   a setting is wrong
+
+Messages name the thing and the numbers; never a secret, a signed URL or a server path.
+"""
+
+
+class PlatewayError(Exception):
+    """Anything Plateway raises on purpose."""
+
+
+class Transient(PlatewayError):
+    """Waiting may help."""
+
+
+class Unavailable(Transient):
+    """A server, disk or network does not answer as it should."""
+
+
+class Unsettled(Transient):
+    """The source changed, vanished or cannot be read right now."""
+
+
+class Busy(Transient):
+    """Somebody else is at it."""
+
+
+class Permanent(PlatewayError):
+    """Waiting does not help."""
+
+
+class Rejected(Permanent):
+    """An announcement that cannot be accepted; the message is the exact reason."""
+
+
+class NotFound(Permanent, KeyError):
+    """No such event, object or bucket."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes
+
+
+class Denied(Permanent):
+    """Credentials or permissions do not allow it."""
+
+
+class Conflict(Permanent):
+    """Other bytes are already there; nothing was overwritten."""
+
+
+class Damaged(Permanent):
+    """Stored bytes are not the ones recorded."""
+
+
+class Refused(Permanent):
+    """A safety rule says no; ``reasons`` lists why."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+class Misconfigured(Permanent):
+    """A setting is wrong."""

@@ -1,0 +1,420 @@
+"""What an instrument announces: an imaging event, in one of two dialects.
+
+Owns the event files (``<system>/events/*.json``): finding, reading and checking them, and the object key that follows
+from one. The images themselves are left to ``folder``, remembering what was seen to ``catalog``.
+
+Everything is checked strictly and each refusal says exactly what is wrong, for it is shown to the people who run the
+instrument. Fields nobody knows are kept: they join the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from fnmatch import translate
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, cast
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from plateway.errors import Rejected, Unsettled
+from plateway.folder import KINDS, File, door, enter, segments, shown
+from plateway.settings import Instrument
+
+CAP = 1 << 20  # bytes of an event file, or of the images' own metadata.json
+DEPTH = 32  # objects and lists inside each other
+LARGEST = 2**31 - 1  # what every database takes as an integer
+PREFIXES = {"stitch": "images", "video": "videos", "overview": "overview"}
+
+Kind = Literal["stitch", "video", "overview"]
+
+IDENTITY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})?", re.ASCII)
+WINDOWS = re.compile(r"[A-Za-z]:|.*\\", re.DOTALL)
+
+
+class ImagingEvent(BaseModel):
+    """One acquisition as its instrument announced it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    id: UUID
+    system: str
+    kind: Kind
+    experiment: str
+    plate: int | None = None
+    timestamp: AwareDatetime  # UTC
+    path: str  # of the images, relative to the system's directory; a directory or one file
+    image_count: int
+    metadata: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that was said, however it was spelt."""
+        said = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """An event file as a scan met it; what is no readable file says so in ``fault``."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    fault: str | None = None
+
+
+def systems(root: Path) -> list[str]:
+    """List the systems below a bench: directories that hold an ``events`` directory, links left out.
+
+    One whose disk fails right now is listed all the same: ``scan`` then says what is wrong with it.
+    """
+    with door(root.name), os.scandir(root) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(name for name in names if name[0] != "." and name.isprintable() and _announces(root, name))
+
+
+def scan(instrument: Instrument) -> list[Sighting]:
+    """List the event files of one system, by name, without reading them.
+
+    Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
+    """
+    with enter(instrument.root, "events") as events, door("events"):
+        found = [_sight(entry) for entry in events.entries() if entry.name.endswith(".json")]
+    return sorted((sighting for sighting in found if sighting is not None), key=attrgetter("name"))
+
+
+def read(instrument: Instrument, sighting: Sighting) -> bytes:
+    """Read one event file as it was sighted.
+
+    Raises:
+        Rejected: it is no regular file, or larger than 1 MiB.
+        Unsettled: it changed or vanished since it was sighted.
+    """
+    if sighting.fault is not None:
+        raise Rejected(sighting.fault)
+    if sighting.size > CAP:
+        raise Rejected(f"{sighting.size} bytes: an event file has at most {CAP}")
+    with enter(instrument.root, f"events/{sighting.name}") as folder:
+        files = folder.files()
+        if [(file.size, file.mtime_ns) for file in files] != [(sighting.size, sighting.mtime_ns)]:
+            raise Unsettled(f"{shown(sighting.name)}: changed since it was sighted")
+        return b"".join(folder.read(files[0]))
+
+
+def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
+    """Check an announcement of either dialect: ``timestep_id`` says DLM v1, ``ref_id`` says DLM v2.
+
+    Naive timestamps count only where the instrument's time zone is known. A time that the clock shows twice in autumn
+    is the first of the two (the id in the key keeps the others apart); one that spring skips is refused, for no clock
+    of that zone shows it.
+
+    Raises:
+        Rejected: says which field is wrong and how.
+    """
+    said = Fields(_object(_json(content), "an event"))
+    if ("timestep_id" in said) == ("ref_id" in said):
+        raise Rejected("both timestep_id and ref_id" if "ref_id" in said else "neither timestep_id nor ref_id")
+    read_dialect = _timestep if "timestep_id" in said else _imaging_event
+    return read_dialect(said, instrument)
+
+
+def sidecar(content: bytes) -> dict[str, Any]:
+    """Read the ``metadata.json`` among the images: an object, or a string holding one."""
+    return _unwrapped(_json(content), "metadata.json")
+
+
+def images(files: Iterable[File], patterns: Iterable[str]) -> int:
+    """Count the files that are images by their name, in whatever case."""
+    image = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
+    return sum(image.match(file.name.rpartition("/")[2].lower()) is not None for file in files)
+
+
+def key(event: ImagingEvent, *, revision: int = 1, whole: bool = False) -> str:
+    """Name the object an event's bundle belongs to: ``images/<experiment>/<YYYYMMDD>/<HHMMSS>-<id>.tar``, in UTC.
+
+    The id is cut to 8 hex digits unless ``whole``; later revisions end in ``-r2``, ``-r3`` …
+    """
+    moment = event.timestamp.astimezone(UTC)
+    name = event.id.hex if whole else event.id.hex[:8]
+    again = f"-r{revision}" if revision > 1 else ""
+    return f"{PREFIXES[event.kind]}/{event.experiment}/{_compact(moment)}/{moment:%H%M%S}-{name}{again}.tar"
+
+
+class Fields:
+    """What an announcement says, taken field by field; what is left at the end nobody knew."""
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        self._said = dict(said)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._said
+
+    def take(self, *spellings: str) -> Any:
+        """Take a field under any of its spellings, which must agree."""
+        values = [self._said.pop(name) for name in spellings if name in self._said]
+        if not values:
+            raise Rejected(f"{' or '.join(spellings)}: missing")
+        if any(not _equal(values[0], value) for value in values[1:]):
+            raise Rejected(f"{' and '.join(spellings)}: {' and '.join(map(_quoted, values))}")
+        return values[0]
+
+    def text(self, *spellings: str) -> str:
+        """Take a string."""
+        value = self.take(*spellings)
+        if not isinstance(value, str) or not value:
+            raise Rejected(f"{' or '.join(spellings)}: {_quoted(value)} is not a text")
+        return value
+
+    def integer(self, *spellings: str, least: int = 0) -> int:
+        """Take a whole number."""
+        value = self.take(*spellings)
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise Rejected(
+                f"{' or '.join(spellings)}: {_quoted(value)} is not a whole number from {least} to {LARGEST}"
+            )
+        return value
+
+    def left(self) -> dict[str, Any]:
+        """Take what remains."""
+        left, self._said = self._said, {}
+        return left
+
+
+def _timestep(said: Fields, instrument: Instrument) -> ImagingEvent:
+    """Read DLM v1, by its README and by its code."""
+    plate, crossed = said.integer("plate"), _day(said.text("cross_date"))
+    own = {"plate": plate, "cross_date": crossed.isoformat(), "position": said.integer("position", least=-LARGEST)}
+    return ImagingEvent(
+        id=_identity(said.text("timestep_id"), "timestep_id"),
+        system=_system(said, instrument),
+        kind=_kind(said, "event_type"),
+        experiment=_experiment(said) if "experiment_id" in said else f"{_compact(crossed)}_{plate:03d}",
+        plate=plate,
+        timestamp=_moment(said.text("timestamp"), instrument),
+        path=_path(said.text("img_dir", "path")),
+        image_count=said.integer("img_count", "image_count"),
+        metadata=_joined(own, _metadata(said), said.left()),
+    )
+
+
+def _imaging_event(said: Fields, instrument: Instrument) -> ImagingEvent:
+    """Read DLM v2."""
+    brought = _metadata(said)
+    plate = brought.get("plate")
+    return ImagingEvent(
+        id=_identity(said.text("ref_id"), "ref_id"),
+        system=_system(said, instrument),
+        kind=_kind(said, "type"),
+        experiment=_experiment(said),
+        plate=plate if type(plate) is int and 0 <= plate <= LARGEST else None,
+        timestamp=_moment(said.text("timestamp"), instrument),
+        path=_path(said.text("local_path")),
+        image_count=said.integer("img_count"),
+        metadata=_joined(brought, said.left()),
+    )
+
+
+def _metadata(said: Fields) -> dict[str, Any]:
+    return _unwrapped(said.take("metadata"), "metadata") if "metadata" in said else {}
+
+
+def _system(said: Fields, instrument: Instrument) -> str:
+    if "system" in said and (name := said.text("system")) != instrument.name:
+        raise Rejected(f"system: announced by {_quoted(name)} in the directory of {instrument.name!r}")
+    return instrument.name
+
+
+def _kind(said: Fields, field: str) -> Kind:
+    name = said.text(field) if field in said else "stitch"
+    if name not in PREFIXES:
+        raise Rejected(f"{field}: {_quoted(name)} is none of {', '.join(PREFIXES)}")
+    return cast("Kind", name)
+
+
+def _identity(text: str, field: str) -> UUID:
+    if not IDENTITY.fullmatch(text):
+        raise Rejected(f"{field}: {_quoted(text)} is not a UUID like 2f1c5d0e-8a4b-4c3d-9e2f-1a2b3c4d5e6f")
+    return UUID(text)
+
+
+def _experiment(said: Fields) -> str:
+    """Take the experiment: one segment of an object key."""
+    name = said.text("experiment_id")
+    wrong = (
+        "contains a slash" if "/" in name or "\\" in name
+        else "is no name" if name in {".", ".."}
+        else "begins or ends with a space" if name != name.strip()
+        else "contains characters that cannot be printed" if not name.isprintable()
+        else "has more than 128 bytes" if len(name.encode()) > 128
+        else None
+    )  # fmt: skip
+    if wrong is not None:
+        raise Rejected(f"experiment_id: {_quoted(name)} {wrong}")
+    return name
+
+
+def _path(text: str) -> str:
+    """Check where the images are: below the system's directory, and not among the event files."""
+    if WINDOWS.match(text):
+        raise Rejected(f"path {_quoted(text)} is one of Windows: relative, with slashes")
+    parts = segments(text)
+    if parts[0] == "events" or parts[0].startswith("."):
+        raise Rejected(f"path {_quoted(text)} is no place for images")
+    return "/".join(parts)
+
+
+def _day(text: str) -> date:
+    try:
+        if DAY.fullmatch(text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise Rejected(f"cross_date: {_quoted(text)} is not a day like 2024-05-17")
+
+
+def _compact(day: date) -> str:
+    return f"{day.year:04d}{day:%m%d}"  # %Y alone does not fill up to four digits everywhere
+
+
+def _moment(text: str, instrument: Instrument) -> datetime:
+    """Read a time of RFC 3339 into UTC."""
+    try:
+        if TIME.fullmatch(text) is None:
+            raise ValueError
+        moment = datetime.fromisoformat(text.upper())
+        if moment.tzinfo is None:
+            return _placed(moment, instrument)
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Rejected(f"timestamp: {_quoted(text)} is not a time like 2024-05-17T09:30:00+02:00") from None
+
+
+def _placed(moment: datetime, instrument: Instrument) -> datetime:
+    """Place a naive time in the instrument's zone."""
+    if instrument.timezone is None:
+        raise Rejected(f"timestamp: {moment.isoformat()} has no time zone, and none is configured for the instrument")
+    utc = moment.replace(tzinfo=instrument.timezone).astimezone(UTC)
+    if utc.astimezone(instrument.timezone).replace(tzinfo=None) != moment:
+        raise Rejected(f"timestamp: {moment.isoformat()} never was in {instrument.timezone.key}: clocks went forward")
+    return utc
+
+
+def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Join metadata; what is said twice must be said equally."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if not _equal(joined.setdefault(name, value), value):
+                raise Rejected(f"{_quoted(name)}: {_quoted(joined[name])} and {_quoted(value)}")
+    return joined
+
+
+def _json(content: bytes | str) -> Any:
+    """Read JSON as RFC 8259 means it, and refuse what Python would let pass."""
+    if len(content) > CAP:
+        raise Rejected(f"{len(content)} bytes: at most {CAP}")
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        if text.startswith("\ufeff"):
+            raise Rejected("begins with a byte order mark")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        _bounded(value, DEPTH)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise Rejected(f"not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
+    except UnicodeEncodeError:
+        raise Rejected("a text holds half a surrogate pair") from None
+    except json.JSONDecodeError as error:
+        raise Rejected(f"not JSON: {error.msg.lower()} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise Rejected(f"nested deeper than {DEPTH}") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise Rejected("a number of too many digits") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise Rejected(f"{_quoted(name)}: there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in {float("inf"), float("-inf")} or number != number:  # noqa: PLR0124  NaN alone is not itself
+        raise Rejected(f"{text[:20]} is not a number that JSON knows")
+    return number
+
+
+def _bounded(value: Any, left: int) -> None:
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise Rejected(f"nested deeper than {DEPTH}")
+    for inner in value.values() if isinstance(value, dict) else value:
+        _bounded(inner, left - 1)
+
+
+def _unwrapped(value: Any, what: str) -> dict[str, Any]:
+    """Take an object, or the object that a string holds."""
+    if not isinstance(value, str):
+        return _object(value, what)
+    try:
+        return _object(_json(value), what)
+    except Rejected as error:
+        raise Rejected(f"{what} in a string: {error}") from None
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Rejected(f"{what}: {_quoted(value)} is not an object")
+    return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)  # 1, 1.0 and true differ
+
+
+def _quoted(value: Any) -> str:
+    """Show a value as JSON, short and printable."""
+    text = shown(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _announces(root: Path, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(root / name / "events").st_mode)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    except OSError:  # its disk fails; scan says how
+        return True
+
+
+def _sight(entry: os.DirEntry[str]) -> Sighting | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # gone since the directory was read
+        return None
+    fault = None
+    if not stat.S_ISREG(status.st_mode):
+        fault = f"{KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted"
+    name = entry.name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name, fault = shown(name), "its name is not UTF-8"
+    return Sighting(name, status.st_size, status.st_mtime_ns, fault)

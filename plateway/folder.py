@@ -1,0 +1,561 @@
+"""A folder of images on a disk, reached without following links.
+
+Owns every touch of the bench and of staging: look, read, copy, move aside, remove. Everything is opened relative to a
+directory descriptor, one component at a time, so that a link put in the way is met and never followed, and nothing
+outside the root is read or removed. What the images mean is left to ``events``, whether they may go to ``retention``.
+
+Errors: what a folder holds and must not hold is ``Rejected`` (``Refused`` where something was to be moved or removed),
+what vanished, changed or cannot be read right now is ``Unsettled``, a full disk is ``Unavailable``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from plateway.errors import PlatewayError, Refused, Rejected, Unavailable, Unsettled
+
+DEPTH = 32  # directories below each other; an image directory has one or two
+CHUNK = 1 << 20
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hang
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+LIBC = ctypes.CDLL(None, use_errno=True)
+NOREPLACE = 1  # RENAME_NOREPLACE of renameat2(2)
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP}  # network mounts that cannot fsync a directory
+
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+MEANING: dict[int | None, type[PlatewayError]] = {  # everything else is Unsettled
+    errno.ELOOP: Rejected,
+    errno.ENAMETOOLONG: Rejected,
+    errno.EEXIST: Refused,
+    errno.ENOTEMPTY: Refused,
+    errno.EXDEV: Refused,
+    errno.ENOSPC: Unavailable,
+    errno.EDQUOT: Unavailable,
+    errno.EFBIG: Unavailable,
+    errno.EROFS: Unavailable,
+    errno.EMFILE: Unavailable,
+    errno.ENFILE: Unavailable,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One regular file. Its name is relative to the folder; undecodable bytes are surrogates, as in ``os.fsdecode``."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    inode: int
+    links: int = field(compare=False)  # more than one: the same bytes have another name somewhere
+
+
+class Level(NamedTuple):
+    """One directory of a tree, open while it is looked at."""
+
+    descriptor: int
+    prefix: str  # "" or "Img/"
+    files: list[File]
+    directories: list[str]
+
+
+def shown(name: str) -> str:
+    """Write a name so that every terminal, log and database takes it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def segments(path: str) -> tuple[str, ...]:
+    """Split a relative path into its components; ``.`` and doubled slashes fall away.
+
+    Raises:
+        Rejected: it is absolute, climbs with ``..``, names nothing, or cannot be a path at all.
+    """
+    parts = tuple(part for part in path.split("/") if part not in {"", "."})
+    wrong = (
+        "contains NUL" if "\0" in path
+        else "is absolute" if path.startswith("/")
+        else "climbs out with '..'" if ".." in parts
+        else "names nothing" if not parts
+        else f"has more than {DEPTH} components" if len(parts) > DEPTH
+        else _unfit(parts)
+    )  # fmt: skip
+    if wrong is not None:
+        raise Rejected(f'path "{shown(path)[:80]}" {wrong}')
+    return parts
+
+
+def _unfit(parts: Sequence[str]) -> str | None:
+    try:
+        return "has a component of more than 255 bytes" if max(len(os.fsencode(part)) for part in parts) > 255 else None
+    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
+        return "cannot be encoded"
+
+
+class Folder:
+    """An open directory of images, or the one file in it that was announced. Comes from ``enter``."""
+
+    def __init__(self, descriptor: int, *, only: str | None = None) -> None:
+        self._descriptor = descriptor
+        self.only = only  # the one file that was announced, or None
+
+    def files(self) -> list[File]:
+        """List all regular files below, sorted by the bytes of their names.
+
+        Raises:
+            Rejected: a link, FIFO, socket, device or another file system is among them, named.
+            Unsettled: something vanished meanwhile or cannot be read.
+        """
+        if self.only is not None:
+            return [_file(self.only, _status(self._descriptor, self.only, where=self.only))]
+        found = [file for level in self.levels() for file in level.files]
+        return sorted(found, key=lambda file: os.fsencode(file.name))
+
+    def levels(self) -> Iterator[Level]:
+        """Yield the directories of the tree, the deepest first, each open until the next is asked for."""
+        if self.only is not None:
+            yield Level(self._descriptor, "", self.files(), [])
+            return
+        with _step(self._descriptor, ".", where=".") as here:
+            yield from _levels(here, "", device=os.fstat(here).st_dev)
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """Yield what lies directly here, of whatever kind."""
+        if self.only is not None:
+            raise Rejected(f"{shown(self.only)}: a file where a directory should be")
+        with _step(self._descriptor, ".", where=".") as here, door("."), os.scandir(here) as entries:
+            yield from entries
+
+    def read(self, file: File, *, size: int = CHUNK) -> Iterator[bytes]:
+        """Yield exactly the bytes of a file, or fail.
+
+        Raises:
+            Unsettled: it is not, or no longer, the file that was listed: grown, shrunk, rewritten, replaced, gone.
+        """
+        *above, name = file.name.split("/")
+        where = shown(file.name)
+        with _below(self._descriptor, above) as directory, door(where):
+            descriptor = os.open(name, READ, dir_fd=directory)
+        try:
+            with door(where):
+                before = _unchanged(descriptor, file)
+                left = file.size
+            while left:
+                with door(where):
+                    chunk = os.read(descriptor, min(size, left))
+                if not chunk:
+                    raise Unsettled(f"{where}: ended {left} bytes early")
+                left -= len(chunk)
+                yield chunk
+            with door(where):
+                # ctime also tells of a rewrite whose mtime was set back
+                if _unchanged(descriptor, file).st_ctime_ns != before.st_ctime_ns:
+                    raise Unsettled(f"{where}: changed while it was read")
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def enter(root: Path, path: str) -> Iterator[Folder]:
+    """Open the directory, or the one file, at ``path`` below ``root``, following no link and leaving no file system.
+
+    The root itself is the operator's word and may be a link.
+
+    Raises:
+        Rejected: the path leaves the root, meets a link or another file system, or ends at something unsuitable.
+        Unsettled: it is missing or cannot be read right now.
+    """
+    *above, last = segments(path)
+    with _top(root) as top, _below(top, above) as parent:
+        status = _status(parent, last, where=shown(path))
+        if stat.S_ISREG(status.st_mode):
+            yield Folder(parent, only=last)
+            return
+        with _step(parent, last, where=shown(path)) as directory:
+            yield Folder(directory)
+
+
+def exists(root: Path, path: str) -> bool:
+    """Say whether a directory or regular file is at ``path``; a root that cannot be opened is an error, not a no."""
+    with _top(root) as top:
+        return _find(top, segments(path)) is not None
+
+
+def fingerprint(files: Iterable[File]) -> str:
+    """Tell by one hash whether two listings are the same: names, sizes, times, inodes."""
+    seen = hashlib.sha256()
+    for file in files:
+        seen.update(os.fsencode(file.name) + f"\0{file.size} {file.mtime_ns} {file.inode}\0".encode())
+    return seen.hexdigest()
+
+
+def free(root: Path) -> int:
+    """Return how many bytes may still be written to this file system."""
+    with door(root.name):
+        status = os.statvfs(root)
+    return status.f_bavail * status.f_frsize
+
+
+def copy(root: Path, path: str, *, target: Path) -> None:
+    """Copy the folder (or the one file) at ``path`` to the directory ``target``, proven by reading the copy back.
+
+    Names, bytes and modification times stay. The copy is written aside as ``<target>.part``, synced, compared with the
+    SHA-256 of what was read, and only then renamed: a ``target`` that is there is complete. May be repeated: an equal
+    target is left alone, another one is replaced, and what an interrupted copy left is cleared away.
+
+    Raises:
+        Unsettled: the source changed meanwhile.
+        Unavailable: no space, or the copy reads back differently.
+    """
+    part = target.with_name(f"{target.name}.part")
+    with enter(root, path) as source:
+        files = source.files()
+        _make(target.parent)
+        _discard(part)
+        if _is_directory(target) and _same(target, _digests(source, files)):
+            _settle(target)
+            return
+        try:
+            written = _write(source, files, part=part)
+            if source.files() != files:
+                raise Unsettled(f"{shown(path)}: changed while it was copied")
+            if not _same(part, written):
+                raise Unavailable(f"{shown(path)}: the copy in staging reads back differently")
+            _exchange(part, target)
+        except BaseException:
+            _discard(part)
+            raise
+
+
+def move(root: Path, path: str, *, to: str) -> None:
+    """Rename the directory or file at ``path`` to ``to`` below the same root, durably; parents of ``to`` are made.
+
+    May be repeated: it is content with what has been moved already.
+
+    Raises:
+        Refused: something is at ``to``, it lies on another file system, or a link is in the way; nothing was moved.
+        Unsettled: there is nothing, neither at ``path`` nor at ``to``.
+    """
+    with _refusing(), _top(root) as top:
+        source, target = segments(path), segments(to)
+        if target[: len(source)] == source:
+            raise Refused(f"{shown(path)}: cannot move into itself")
+        here, there = _find(top, source), _find(top, target)
+        if here is None and there is None:
+            raise Unsettled(f"{shown(path)}: is gone, and not at {shown(to)} either")
+        if here is not None and there is not None:
+            raise Refused(f"{shown(to)}: is taken, {shown(path)} stays where it is")
+        if here is not None:
+            with _below(top, source[:-1]) as giving, _below(top, target[:-1], make=True) as taking, door(to):
+                _rename(source[-1], target[-1], giving=giving, taking=taking)
+        _sync_at(top, target[:-1])  # the new name first: after a crash the folder has one name or both, never none
+        _sync_at(top, source[:-1])
+
+
+def remove(root: Path, path: str, *, names: Sequence[str]) -> None:
+    """Remove the directory (or the one file) at ``path`` if it holds nothing but ``names``, durably.
+
+    Names are those of ``Folder.files``; some may be gone already, so it may be repeated. All is looked at before the
+    first file goes, and each file once more right before it goes.
+
+    Raises:
+        Refused: something else is in there, or came or changed meanwhile; what was not asked for is never touched.
+    """
+    with _refusing(), _top(root) as top:
+        parts = segments(path)
+        found = _find(top, parts)
+        if found is not None:
+            _empty(root, path, names=frozenset(names))
+        if found is not None and stat.S_ISDIR(found):
+            with _below(top, parts[:-1]) as parent, door(path):
+                os.rmdir(parts[-1], dir_fd=parent)
+        _sync_at(top, parts[:-1])
+
+
+def _rename(name: str, new: str, *, giving: int, taking: int) -> None:
+    """Rename, and never onto something that came there just now, where kernel and file system can tell."""
+    renameat2 = getattr(LIBC, "renameat2", None)
+    if renameat2 is not None and renameat2(giving, os.fsencode(name), taking, os.fsencode(new), NOREPLACE) == 0:
+        return
+    code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
+    if code not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}:  # not known here, or kept from containers
+        raise OSError(code, os.strerror(code))
+    os.rename(name, new, src_dir_fd=giving, dst_dir_fd=taking)
+
+
+def _empty(root: Path, path: str, *, names: frozenset[str]) -> None:
+    with enter(root, path) as folder:
+        proven = {file.name: file for file in folder.files()}
+        strange = [shown(name) for name in proven if name not in names]
+        if strange:
+            raise Refused(f"{shown(path)}: also holds {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}")
+        for level in folder.levels():
+            for file in level.files:
+                name = file.name.removeprefix(level.prefix)
+                if proven.get(file.name) != _file(file.name, _status(level.descriptor, name, where=shown(file.name))):
+                    raise Refused(f"{shown(path)}: {shown(file.name)} came or changed while the folder was removed")
+                with door(file.name):
+                    os.unlink(name, dir_fd=level.descriptor)
+            for name in level.directories:
+                with door(level.prefix + name):
+                    os.rmdir(name, dir_fd=level.descriptor)
+            _sync(level.descriptor)
+
+
+def _write(source: Folder, files: Sequence[File], *, part: Path) -> dict[str, str]:
+    """Write the files below ``part``, synced, and return the SHA-256 of what was read."""
+    written = {}
+    with door(part.name):
+        part.mkdir()
+    for file in files:
+        place = part / file.name
+        with door(file.name):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place, WRITE, 0o644)
+        try:
+            written[file.name] = _pour(source.read(file), descriptor, file=file)
+        finally:
+            os.close(descriptor)
+    with enter(part.parent, part.name) as copied:
+        for level in copied.levels():
+            _sync(level.descriptor)
+    return written
+
+
+def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:
+    seen = hashlib.sha256()
+    for chunk in chunks:
+        seen.update(chunk)
+        with door(file.name):
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+    with door(file.name):
+        os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # so that reading back asks the disk
+    return seen.hexdigest()
+
+
+def _same(place: Path, digests: dict[str, str]) -> bool:
+    """Read a copy back and compare; one with links or devices in it is not the same."""
+    with enter(place.parent, place.name) as folder:
+        try:
+            return _digests(folder, folder.files()) == digests
+        except Rejected:
+            return False
+
+
+def _digests(folder: Folder, files: Sequence[File]) -> dict[str, str]:
+    found = {}
+    for file in files:
+        seen = hashlib.sha256()
+        for chunk in folder.read(file):
+            seen.update(chunk)
+        found[file.name] = seen.hexdigest()
+    return found
+
+
+def _exchange(part: Path, target: Path) -> None:
+    """Put a finished copy in its place; what was there before goes last."""
+    old = target.with_name(f"{target.name}.old")
+    _discard(old)
+    with door(target.name):
+        if _is_directory(target):
+            target.rename(old)
+        part.rename(target)
+    _settle(target)
+
+
+def _settle(target: Path) -> None:
+    """Make the name of a finished copy durable, then clear away the one it replaced."""
+    _sync_path(target.parent)
+    _discard(target.with_name(f"{target.name}.old"))
+
+
+def _discard(place: Path) -> None:
+    """Clear away a directory of our own making."""
+    with door(place.name), suppress(FileNotFoundError):
+        shutil.rmtree(place)  # itself works on descriptors and follows no link
+
+
+def _make(directory: Path) -> None:
+    """Make a directory and its parents, each durable before the next."""
+    if directory.is_dir():
+        return
+    _make(directory.parent)
+    with door(directory.name):
+        directory.mkdir(exist_ok=True)
+    _sync_path(directory.parent)
+
+
+def _is_directory(place: Path) -> bool:
+    with door(place.name):
+        try:
+            mode = os.lstat(place).st_mode
+        except FileNotFoundError:
+            return False
+    if not stat.S_ISDIR(mode):
+        raise Refused(f"{shown(place.name)}: {KINDS[stat.S_IFMT(mode)]} is in the way")
+    return True
+
+
+def _sync(descriptor: int) -> None:
+    """Make a directory's entries durable, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise Unavailable(f"a directory cannot be synced: {os.strerror(error.errno or 0)}") from error
+
+
+def _sync_path(directory: Path) -> None:
+    with _top(directory) as descriptor:
+        _sync(descriptor)
+
+
+def _sync_at(top: int, parts: Sequence[str]) -> None:
+    """Sync the directory if it is there."""
+    if not parts or _find(top, parts) is not None:
+        with _below(top, parts) as directory:
+            _sync(directory)
+
+
+@contextmanager
+def door(name: str) -> Iterator[None]:
+    """Let no foreign error through; the message names the thing and never its full path."""
+    try:
+        yield
+    except OSError as error:
+        meaning = MEANING.get(error.errno, Unsettled)
+        reason = "a link" if error.errno == errno.ELOOP else os.strerror(error.errno or errno.EIO).lower()
+        raise meaning(f"{shown(name)}: {reason}") from error
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Where something is to be moved or removed, a wrong folder is a reason to leave it."""
+    try:
+        yield
+    except Rejected as error:
+        raise Refused(str(error)) from error
+
+
+@contextmanager
+def _top(root: Path) -> Iterator[int]:
+    with door(root.name):
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _step(above: int, name: str, *, where: str) -> Iterator[int]:
+    """Open one directory below another."""
+    with door(where):
+        try:
+            descriptor = os.open(name, DIRECTORY, dir_fd=above)
+        except NotADirectoryError:
+            kind = KINDS[stat.S_IFMT(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)]
+            raise Rejected(f"{where}: {kind} where a directory should be") from None
+    try:
+        if os.fstat(descriptor).st_dev != os.fstat(above).st_dev:
+            raise Rejected(f"{where}: on another file system")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _below(top: int, parts: Sequence[str], *, make: bool = False) -> Iterator[int]:
+    """Open a directory some steps below; with ``make``, missing ones are made."""
+    descriptor = os.dup(top)
+    try:
+        for count, name in enumerate(parts, start=1):
+            if make:
+                with door(name), suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=descriptor)
+                _sync(descriptor)
+            with _step(descriptor, name, where=shown("/".join(parts[:count]))) as below:
+                os.dup2(below, descriptor, inheritable=False)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
+    if prefix.count("/") > DEPTH:
+        raise Rejected(f"{shown(prefix)[:80]}: more than {DEPTH} directories below each other")
+    files, directories = [], []
+    with door(prefix or "."), os.scandir(descriptor) as entries:
+        for entry in entries:
+            with door(prefix + entry.name):
+                status = entry.stat(follow_symlinks=False)
+            if status.st_dev != device:
+                raise Rejected(f"{shown(prefix + entry.name)}: on another file system")
+            if stat.S_ISDIR(status.st_mode):
+                directories.append(entry.name)
+            else:
+                files.append(_file(prefix + entry.name, status))
+    for name in directories:
+        with _step(descriptor, name, where=shown(prefix + name)) as below:
+            yield from _levels(below, f"{prefix}{name}/", device=device)
+    yield Level(descriptor, prefix, files, directories)
+
+
+def _file(name: str, status: os.stat_result) -> File:
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected(f"{shown(name)}: {KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted")
+    return File(name, status.st_size, status.st_mtime_ns, status.st_ino, status.st_nlink)
+
+
+def _status(directory: int, name: str, *, where: str) -> os.stat_result:
+    """Look at one entry, links not followed; it must be on the directory's file system."""
+    with door(where):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if status.st_dev != os.fstat(directory).st_dev:
+            raise Rejected(f"{where}: on another file system")
+    return status
+
+
+def _find(top: int, parts: Sequence[str]) -> int | None:
+    """Return the mode of a directory or regular file, None when there is nothing."""
+    where = shown("/".join(parts))
+    try:
+        with _below(top, parts[:-1]) as parent:
+            mode = _status(parent, parts[-1], where=where).st_mode
+    except Unsettled as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise Rejected(f"{where}: {KINDS[stat.S_IFMT(mode)]} is in the way")
+    return mode
+
+
+def _unchanged(descriptor: int, file: File) -> os.stat_result:
+    now = os.fstat(descriptor)
+    if not stat.S_ISREG(now.st_mode) or (now.st_size, now.st_mtime_ns, now.st_ino) != (
+        file.size, file.mtime_ns, file.inode
+    ):  # fmt: skip
+        raise Unsettled(f"{shown(file.name)}: changed since it was listed ({file.size} bytes then, {now.st_size} now)")
+    return now

@@ -1,0 +1,281 @@
+"""The tables: facts about events, exports, tape and purges. States are derived, never stored.
+
+A row is written after the thing it tells of is durable. ``catalog.py`` holds all SQL, ``migrations/`` the history.
+No ``from __future__ import annotations`` here: SQLModel cannot resolve it.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes in and out, also where the database forgets the zone (SQLite)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive time {value.isoformat()}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class FileName(TypeDecorator[str]):
+    """A name in one directory. Bytes that are not UTF-8 (surrogates in Python) become ``/e9``: no name has a slash."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and re.sub("[\udc80-\udcff]", lambda odd: f"/{ord(odd[0]) - 0xDC00:02x}", value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or "/" not in value:
+            return value
+        return re.sub("/([89a-f][0-9a-f])", lambda odd: chr(0xDC00 + int(odd[1], 16)), value)
+
+
+class Words(TypeDecorator[str]):
+    """Text for people. What a database cannot hold (NUL, lone surrogates) is escaped, and stays so."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
+
+
+# compares by bytes, so that a range finds everything below a path
+EXACTLY = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+class Record(SQLModel):
+    """What all tables share: one metadata, and constraints with names that a migration can call."""
+
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(referred_table_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+
+
+def of_event() -> ForeignKeyConstraint:
+    """Tie a row to the revision of the event that it tells of."""
+    return ForeignKeyConstraint(["event_id", "revision"], ["event.id", "event.revision"])
+
+
+def only(condition: str) -> dict[str, Any]:
+    """Restrict an index to the rows that its query is about."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+class Event(Record, table=True):
+    """This system announced this event. One row for each content announced under the id."""
+
+    __tablename__: ClassVar[Any] = "event"
+    __table_args__ = (
+        UniqueConstraint("id", "digest"),
+        CheckConstraint("revision >= 1", name="revision"),
+        Index("ix_event_order", "timestamp", "id", "revision"),
+        Index("ix_event_place", "system", "path"),
+        Index("ix_event_unsettled", "system", **only("sealed_at IS NULL")),
+        Index("ix_event_sealed", "sealed_at", "id", "revision", **only("sealed_at IS NOT NULL")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)  # 1, and 2, 3 … when the same id came with other content
+    system: str
+    kind: str  # stitch | video | overview
+    experiment: str = Field(index=True)
+    plate: int | None = Field(default=None, sa_type=BigInteger, index=True)
+    timestamp: datetime = Field(sa_type=UtcDateTime)
+    path: str = Field(sa_type=EXACTLY)  # images, relative to the system's directory
+    image_count: int = Field(sa_type=BigInteger)  # as announced
+    details: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # metadata as announced
+    digest: str  # SHA-256 of what was announced, or of the images when those changed under the same announcement
+    key: str = Field(unique=True)  # where in the bucket its bundle belongs
+    file: str = Field(sa_type=FileName)  # name of the event file
+    announced_at: datetime = Field(sa_type=UtcDateTime)  # mtime of the event file: the instrument's clock
+    first_seen: datetime = Field(sa_type=UtcDateTime)  # our clock
+    waiting_since: datetime = Field(sa_type=UtcDateTime)  # from here the deadline for images counts
+    fingerprint: str | None = None  # of names, sizes, mtimes and inodes at the last look
+    fingerprint_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when the images look like that
+    present: int | None = Field(default=None, sa_type=BigInteger)  # images there at the last look
+    sealed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # complete and settled
+    staged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # a verified copy is in staging
+
+
+class EventFile(Record, table=True):
+    """This event file was read; as long as size and mtime stay, it need not be read again."""
+
+    __tablename__: ClassVar[Any] = "event_file"
+
+    system: str = Field(primary_key=True)
+    name: str = Field(primary_key=True, sa_type=FileName)
+    size: int = Field(sa_type=BigInteger)
+    mtime_ns: int = Field(sa_type=BigInteger)
+
+
+class Export(Record, table=True):
+    """This bundle is at this key. Evidence says how and when it was seen there by somebody other than the uploader."""
+
+    __tablename__: ClassVar[Any] = "export"
+    __table_args__ = (
+        of_event(),
+        CheckConstraint("(evidence IS NULL) = (evidence_at IS NULL)", name="evidence_dated"),
+        CheckConstraint("(damage IS NULL) = (damaged_at IS NULL)", name="damage_dated"),
+        CheckConstraint("evidence IS NULL OR damage IS NULL", name="good_or_damaged"),
+        Index("ix_export_place", "bucket", "key", unique=True),
+        Index("ix_export_unverified", "uploaded_at", **only("evidence IS NULL AND damage IS NULL")),
+        Index("ix_export_read_back", "read_back_at", **only("evidence IS NOT NULL")),
+    )
+
+    event_id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    bucket: str
+    key: str
+    size: int = Field(sa_type=BigInteger)
+    sha256: str  # of the whole bundle
+    etag: str  # what the bytes we sent must have as ETag: md5(part md5s)-N, or md5 of a single part
+    part_size: int = Field(sa_type=BigInteger)
+    member_count: int
+    manifest_offset: int = Field(sa_type=BigInteger)  # of metadata.json's bytes inside the bundle
+    manifest_size: int = Field(sa_type=BigInteger)
+    manifest_sha256: str
+    uploaded_at: datetime = Field(sa_type=UtcDateTime)
+    evidence: str | None = None  # etag | crc64nvme … | read-back: the strongest so far
+    evidence_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when this upload is known good
+    seen_etag: str | None = None  # the endpoint's own ETag when it was last looked at; must still be there to purge
+    read_back_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when every byte was last read
+    damage: str | None = Field(default=None, sa_type=Words)  # lost: … | changed: …
+    damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class ArchiveLocation(Record, table=True):
+    """Tape says this event's export is this member of this archive."""
+
+    __tablename__: ClassVar[Any] = "archive_location"
+    __table_args__ = (of_event(),)
+
+    event_id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    path: str = Field(primary_key=True)
+    member: str
+    job_id: str
+    size: int | None = Field(default=None, sa_type=BigInteger)
+    checksum: str | None = None
+    evidence: str  # name | size | checksum
+    reported_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Purge(Record, table=True):
+    """The raw images (or the staging copy) of this event went, or are going. Never deleted."""
+
+    __tablename__: ClassVar[Any] = "purge"
+    __table_args__ = (
+        of_event(),
+        CheckConstraint("place IN ('raw', 'staging')", name="place"),
+        CheckConstraint("gone_at IS NULL OR trashed_at IS NOT NULL", name="aside_first"),
+        CheckConstraint("restored_at IS NULL OR reason IS NOT NULL", name="restored_why"),
+        Index("ix_purge_going", "place", **only("gone_at IS NULL AND restored_at IS NULL")),
+    )
+
+    event_id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    place: str = Field(primary_key=True)  # raw | staging
+    attempt: int = Field(primary_key=True)  # 1, and more when a purge was taken back
+    proof: dict[str, Any] = Field(sa_type=JSON)  # object, evidence, manifest and files as they were proven
+    intended_at: datetime = Field(sa_type=UtcDateTime)
+    trash: str = Field(sa_type=Text)  # relative to the place's root
+    trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    gone_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    restored_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    reason: str | None = Field(default=None, sa_type=Words)  # why it was taken back
+
+
+class Quarantine(Record, table=True):
+    """This announcement could not be accepted. Its bytes are kept."""
+
+    __tablename__: ClassVar[Any] = "quarantine"
+    __table_args__ = (
+        of_event(),
+        Index(
+            "ix_quarantine_file",
+            "system",
+            "name",
+            unique=True,
+            **only("released_at IS NULL AND event_id IS NULL"),
+        ),
+        Index("ix_quarantine_event", "event_id", "revision", unique=True, **only("released_at IS NULL")),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    system: str
+    name: str = Field(sa_type=FileName)  # of the event file
+    event_id: UUID | None = None  # when the file was fine and the images were not
+    revision: int | None = None
+    reason: str = Field(sa_type=Words)
+    content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    first_seen: datetime = Field(sa_type=UtcDateTime)
+    last_seen: datetime = Field(sa_type=UtcDateTime)
+    released_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # replayed, or announced anew
+
+
+class Setback(Record, table=True):
+    """This verb failed for this event and will be tried again. Removed when it succeeds."""
+
+    __tablename__: ClassVar[Any] = "setback"
+    __table_args__ = (of_event(),)
+
+    event_id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    verb: str = Field(primary_key=True)  # stage | export | verify | purge
+    attempt: int
+    reason: str = Field(sa_type=Words)
+    since: datetime = Field(sa_type=UtcDateTime)
+    at: datetime = Field(sa_type=UtcDateTime)
+    next_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Lease(Record, table=True):
+    """This worker holds this event until then. The fence only ever grows."""
+
+    __tablename__: ClassVar[Any] = "lease"
+    __table_args__ = (of_event(),)
+
+    event_id: UUID = Field(primary_key=True)
+    revision: int = Field(primary_key=True)
+    owner: str
+    fence: int
+    expires_at: datetime = Field(sa_type=UtcDateTime)

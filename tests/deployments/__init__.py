@@ -1,0 +1,1 @@
+"""The parts that one machine runs."""

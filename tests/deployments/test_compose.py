@@ -1,0 +1,42 @@
+"""What a site changes to run on several machines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+
+from plateway.settings import Settings
+
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
+COMPOSE = (DEPLOYMENTS / "compose.yaml").read_text()
+EXAMPLE = (DEPLOYMENTS / "site.example.env").read_text()
+OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
+
+
+def test_the_example_offers_what_compose_asks_for() -> None:
+    """Every variable that compose.yaml takes from the site is in the example, so that nobody has to guess."""
+    assert set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", COMPOSE)) <= OFFERED
+
+
+def test_the_example_knows_the_settings() -> None:
+    """Every PLATEWAY_ variable in the example is a setting, or used by compose.yaml itself."""
+    known = {f"PLATEWAY_{name.upper()}" for name in Settings.model_fields}
+    offered = {name for name in OFFERED if name.startswith("PLATEWAY_")}
+    assert {name for name in offered - known if f"${{{name}" not in COMPOSE} == set()
+
+
+def test_the_example_holds_no_secret() -> None:
+    """Passwords and keys are left for the site to fill in."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"):
+        assert re.search(rf"^{name}=$", EXAMPLE, re.MULTILINE), name
+
+
+def test_the_server_sees_no_key_of_the_bucket() -> None:
+    """Only the parts that move images get the site's settings; ports are on loopback unless the site says otherwise."""
+    services = yaml.safe_load(COMPOSE)["services"]
+    assert {name for name, service in services.items() if "env_file" in service} == {"provision", "sensor", "worker"}
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert published
+    assert all(re.match(r"\$\{[A-Z]+_ADDRESS:-127\.0\.0\.1\}:", port) for port in published)

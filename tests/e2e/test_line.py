@@ -1,0 +1,283 @@
+"""The product as a user meets it: one `plateway demo` on real servers, and everything one may do to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from plateway import pipeline, settings
+from plateway.settings import RUNTIME
+
+PLATEWAY = [sys.executable, "-m", "plateway"]
+PATIENCE = 240.0  # seconds for anything; machines may be busy
+LOOK = 0.25
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass
+class Demo:
+    """A running demo and what it told when its show was over."""
+
+    home: Path
+    process: subprocess.Popen[str]
+    told: dict[str, Any]
+
+    @property
+    def env(self) -> dict[str, str]:
+        api = json.loads((self.home / RUNTIME).read_text())["prefect_api_url"]
+        return {**clean(), "PLATEWAY_HOME": str(self.home), "PREFECT_API_URL": api}
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in another terminal."""
+        return subprocess.run(
+            [*PLATEWAY, *words], env=self.env, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Look into the catalogue, which is quicker than a command."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in set(os.environ) - set(clean()):
+                patch.delenv(name)
+            line = pipeline.open_line(settings.load(home=self.home))
+        try:
+            found = [pipeline.status(line, ledger).model_dump(mode="json") for ledger in line.catalog.ledgers()]
+        finally:
+            line.close()
+        return {one["id"]: one for one in found}
+
+    def parts(self) -> dict[str, int]:
+        """Find the processes of the parts by what they run."""
+        found: dict[str, int] = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # ended, or waiting to be buried
+                words = " ".join(process.cmdline())
+                found |= {name: process.pid for name, sign in SIGNS.items() if sign in words}
+        return found
+
+
+SIGNS = {"prefect": "create_app", "s3": "weed", "worker": "worker start", "sensor": "deployments.sensor"}
+
+
+def clean() -> dict[str, str]:
+    """Take an environment in which nobody has set anything of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PLATEWAY_", "PREFECT_", "AWS_"))}
+
+
+def until(reached: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE:.0f} s"
+        time.sleep(LOOK)
+
+
+def start(home: Path, *words: str) -> subprocess.Popen[str]:
+    with (home.parent / f"{words[0]}.err").open("a") as messages:
+        return subprocess.Popen(
+            [*PLATEWAY, *words, "--home", str(home)],
+            env=clean(),
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def document(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Read one JSON document from standard output, which stays open."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            break
+    assert text, "it ended without a word"
+    told: dict[str, Any] = json.loads(text)
+    return told
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    process.send_signal(signal.SIGINT)
+    return process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    home = tmp_path_factory.mktemp("demo") / "home"
+    process = start(home, "demo", "--events", "4", "--json")
+    try:
+        told = document(process)
+    except AssertionError as error:
+        raise AssertionError((home.parent / "demo.err").read_text()) from error
+    try:
+        yield Demo(home, process, told)
+    finally:
+        if process.poll() is None:
+            stop(process)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_the_show_ends_well(demo: Demo) -> None:
+    """Three of four events are verified and freed; the damaged one was refused, and kept."""
+    told = demo.told
+    assert len(told["events"]) == 4
+    (refused,) = told["refused"]
+    assert "is not the object that was verified" in refused["reasons"][0]
+    for one in told["events"]:
+        assert one["raw_present"] == (one["id"] == refused["id"])
+        mending = {"changed", "exported"}  # the next discovery may have come by
+        assert one["state"] in (mending if one["id"] == refused["id"] else {"purged"})
+        assert one["seconds"] > 0
+        assert len(one["sha256"]) == 64
+    assert {one["system"] for one in told["events"]} == {"prince", "aretha"}
+    assert httpx.get(told["prefect_ui"], trust_env=False, timeout=30).status_code == 200
+
+
+def test_other_terminals_see_the_same(demo: Demo) -> None:
+    """`status` and `show` find the embedded catalogue and bucket without any setting but the home."""
+    status = {one["id"]: one for one in json.loads(demo.call("status", "--json").stdout)["events"]}
+    assert set(status) == {one["id"] for one in demo.told["events"]}
+    shown = json.loads(demo.call("show", demo.told["events"][1]["id"], "--json").stdout)
+    assert shown["ledger"]["purges"][0]["gone_at"]
+    assert shown["manifest"]
+
+
+def test_the_damaged_event_is_mended(demo: Demo) -> None:
+    """The raw images are there, so the next discovery sends it again, to the same key with the same bytes."""
+    (refused,) = demo.told["refused"]
+    before = next(one for one in demo.told["events"] if one["id"] == refused["id"])
+    until(lambda: demo.status()[refused["id"]]["evidence"] is not None, "the repair")
+    after = demo.status()[refused["id"]]
+    assert (after["state"], after["key"], after["sha256"]) == ("exported", before["key"], before["sha256"])
+
+
+def test_a_new_event_goes_its_way(demo: Demo) -> None:
+    """What is announced later is sensed, exported and verified as well."""
+    ids = announced(demo, "--events", "2", "--rate", "10")
+    until(lambda: all(demo.status().get(id_, {}).get("verified_at") for id_ in ids), "the export")
+
+
+def test_manual_export_through_prefect(demo: Demo) -> None:
+    """`prefect deployment run export/plateway` with ids and force sends again what is verified already."""
+    event = next(id_ for id_, one in demo.status().items() if one["raw_present"])
+    sent = json.loads(demo.call("show", event, "--json").stdout)["ledger"]["export"]["uploaded_at"]
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "export/plateway", "--watch"]
+    parameters = ["--param", f'event_ids=["{event}"]', "--param", "force=true"]
+    done = subprocess.run(
+        command + parameters, env=demo.env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads(demo.call("show", event, "--json").stdout)
+    assert again["ledger"]["export"]["uploaded_at"] > sent
+    assert again["evidence"] == "etag"
+
+
+def test_credentials_are_those_of_the_block(demo: Demo) -> None:
+    """What an operator types into the block holds from the next run on: a wrong secret, and the right one again."""
+    (event,) = announced(demo, "--events", "1", secret="wrong")
+    until(lambda: "denied" in " ".join(demo.status().get(event, {}).get("reasons", [])), "the refusal")
+    assert demo.status()[event]["state"] == "waiting"
+    with prefect(demo) as api:
+        change_secret(api, json.loads((demo.home / RUNTIME).read_text())["settings"]["secret_access_key"])
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "export/plateway", "--watch"]
+    done = subprocess.run(
+        [*command, "--param", f'event_ids=["{event}"]'],
+        env=demo.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert demo.status()[event]["verified_at"]
+
+
+def prefect(demo: Demo) -> httpx.Client:
+    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], trust_env=False, timeout=60)
+
+
+def change_secret(api: httpx.Client, secret: str) -> None:
+    """Edit the credentials block, as its page in the UI does."""
+    block = api.get("/block_types/slug/aws-credentials/block_documents/name/plateway").raise_for_status().json()
+    change = {"data": {"aws_secret_access_key": secret}, "merge_existing_data": True}
+    api.patch(f"/block_documents/{block['id']}", json=change).raise_for_status()
+
+
+def announced(demo: Demo, *words: str, secret: str | None = None) -> list[str]:
+    """Simulate; with a secret, after the block got that one."""
+    if secret is not None:
+        with prefect(demo) as api:
+            change_secret(api, secret)
+    told = json.loads(demo.call("simulate", *words, "--json").stdout)
+    return [one["id"] for one in told["events"]]
+
+
+def test_runs_show_the_facts(demo: Demo) -> None:
+    """What the library notes of each event is in the log of the run that did it."""
+    with prefect(demo) as api:
+        told = api.post("/logs/filter", json={"limit": 200, "sort": "TIMESTAMP_DESC"}).raise_for_status().json()
+    facts = [one["message"] for one in told if one["name"] == "plateway.pipeline"]
+    assert any("verify verified" in fact for fact in facts)
+
+
+def test_no_secret_is_told(demo: Demo) -> None:
+    """Neither logs nor Prefect's database nor what the commands print hold the key of the S3 server."""
+    secret = json.loads((demo.home / RUNTIME).read_text())["settings"]["secret_access_key"]
+    assert len(secret) > 15
+    for log in (demo.home / "logs").iterdir():
+        assert secret not in log.read_text(errors="replace"), log.name
+    assert secret not in demo.call("config", "show", "--json").stdout
+    with prefect(demo) as api:
+        for what in ["flow_runs/filter", "task_runs/filter", "artifacts/filter", "logs/filter", "deployments/filter"]:
+            assert secret not in api.post(f"/{what}", json={}).raise_for_status().text, what
+
+
+def test_a_second_start_on_the_same_home_is_refused(demo: Demo) -> None:
+    """It says so and exits 1; the first goes on."""
+    for command in ["up", "demo"]:
+        second = demo.call(command, "--home", str(demo.home))
+        assert second.returncode == 1
+        assert str(demo.process.pid) in second.stdout + second.stderr
+    assert demo.process.poll() is None
+
+
+@pytest.mark.parametrize("part", ["worker", "sensor", "s3"])
+def test_a_killed_part_is_started_again(demo: Demo, part: str) -> None:
+    """Whatever dies is back, and events still go their way."""
+    before = demo.parts()[part]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: demo.parts().get(part, before) != before, f"the restart of {part}")
+    (event,) = announced(demo, "--events", "1")
+    until(lambda: bool(demo.status().get(event, {}).get("verified_at")), "the export")
+
+
+def test_a_killed_demo_is_taken_over_and_stopped_cleanly(demo: Demo) -> None:
+    """After kill -9 of everything's parent, `up` on the same home finds all events, carries on, and stops on Ctrl-C."""
+    known = set(demo.status())
+    children = psutil.Process(demo.process.pid).children(recursive=True)
+    demo.process.kill()
+    demo.process.wait(30)
+    known |= set(announced(demo, "--events", "1"))
+    again = start(demo.home, "up")
+    try:
+        until(lambda: all(demo.status().get(id_, {}).get("verified_at") for id_ in known), "the take-over")
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        parts = psutil.Process(again.pid).children(recursive=True)
+    finally:
+        code = stop(again)
+        assert again.stdout is not None
+        again.stdout.close()
+    assert code == 0
+    assert not [part for part in parts if part.is_running() and part.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,56 @@
+"""Workers that all want the same: ``python -m tests.faults.crowd`` reads a job as JSON and forks that many exporters.
+
+Each opens the catalogue and the bucket by itself, waits for the others, takes all that is due, in the same order,
+and writes down what came of it. The process ids are told first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from plateway import pipeline
+from plateway.catalog import Catalog
+from plateway.store import Endpoint, Prefixed, open_store
+from tests.lab import Clock, Lab
+
+
+def work(job: dict[str, Any], number: int, start: int) -> None:
+    """Export all that is due, once everybody is ready."""
+    told = job["endpoint"]
+    endpoint = Endpoint(told["url"], told["access_key_id"], SecretStr(told["secret_access_key"]))
+    store = Prefixed(open_store(job["bucket"], endpoint), job["prefix"])
+    lab = Lab(Path(job["home"]), store, Clock(), Catalog(job["catalog"]))
+    due = pipeline.due(lab.line, "export")
+    os.read(start, 1)
+    outcomes = [pipeline.told(one) for one in pipeline.each(pipeline.export, lab.line, due)]
+    Path(job["home"], f"told-{number}").write_text(json.dumps(outcomes))
+    lab.catalog.close()
+
+
+def main() -> None:
+    """Fork the workers, let them begin together, wait for all."""
+    job = json.loads(sys.stdin.readline())
+    start, ready = os.pipe()
+    workers = []
+    for number in range(job["workers"]):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(job, number, start)
+            finally:
+                os._exit(0)
+        workers.append(pid)
+    print(json.dumps(workers), flush=True)
+    os.write(ready, b"!" * len(workers))
+    for pid in workers:
+        os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main()

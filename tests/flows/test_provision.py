@@ -1,0 +1,117 @@
+"""Provisioning: everything is there afterwards, twice is as good as once, and what was edited stays."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import WorkQueue
+from prefect.client.schemas.responses import DeploymentResponse
+from pydantic import SecretStr
+
+from blocks import line as configured
+from blocks.bucket import Bucket, endpoint
+from blocks.instrument import Instrument
+from deployments.automations import STANDING
+from deployments.provision import document
+from tests.flows.conftest import Site, ask
+
+FLOWS = ("discover", "export", "verify", "purge")
+
+
+def automations() -> dict[str, str]:
+    """The automations that there are: id by name."""
+    return {one.name: str(one.id) for one in ask(lambda client: client.read_automations())}
+
+
+def queues() -> dict[str, WorkQueue]:
+    """The work queues of the resident pool by name."""
+    return {queue.name: queue for queue in ask(lambda client: client.read_work_queues(work_pool_name="resident"))}
+
+
+def deployments() -> dict[str, DeploymentResponse]:
+    """The deployments that must be there, by flow."""
+
+    async def read(client: PrefectClient) -> dict[str, DeploymentResponse]:
+        return {flow: await client.read_deployment_by_name(f"{flow}/plateway") for flow in FLOWS}
+
+    return ask(read)
+
+
+def bucket() -> Bucket:
+    """The Bucket block."""
+    block = ask(lambda _: configured.load_bucket())
+    assert block is not None
+    return block
+
+
+def instrument(name: str) -> Instrument:
+    """An Instrument block."""
+    return next(one for one in ask(lambda _: configured.load_instruments()) if one.system == name)
+
+
+def save(block: Instrument, *, settle: timedelta) -> None:
+    """Do what an operator does in the UI."""
+    block.settle = settle
+    ask(lambda client: awaited(block.asave(block.system, overwrite=True, client=client)))
+
+
+async def awaited(saving: Any) -> None:
+    """Wait for a call that Prefect declares more loosely than it is."""
+    await saving
+
+
+def test_everything_is_there(site: Site) -> None:
+    """Deployments, queues, blocks and automations are on the server after the first time."""
+    for flow, deployment in deployments().items():
+        assert deployment.description
+        assert "plateway" in deployment.tags
+        assert deployment.work_queue_name == flow
+    assert queues()["discover"].concurrency_limit == 1
+    assert {one.name for one in STANDING} < automations().keys()
+
+
+def test_twice_is_as_good_as_once(site: Site) -> None:
+    """Provisioning again makes nothing anew, so that automations keep their ids and what was edited about them."""
+    before = automations()
+    site.provision()
+    assert automations() == before
+
+
+def test_blocks_hold_what_the_settings_say(site: Site) -> None:
+    """The blocks give the library the very values that the settings give."""
+    known = site.settings.instrument("prince")
+    assert [one.value() for one in ask(lambda _: configured.load_instruments())] == [known]
+    assert bucket().url == site.settings.bucket_url
+    assert bucket().store().stat("nothing/there") is None
+
+
+def test_an_edited_block_is_left_alone(site: Site) -> None:
+    """What an operator typed into a block outlives every provisioning, whatever the settings say."""
+    block = instrument("prince")
+    untouched = block.settle
+    try:
+        save(block, settle=timedelta(seconds=7))
+        site.provision(PLATEWAY_SETTLE_SECONDS="3")
+        assert instrument("prince").settle == timedelta(seconds=7)
+    finally:
+        save(block, settle=untouched)
+
+
+def test_a_block_of_ours_follows_the_settings(site: Site) -> None:
+    """As long as nobody edited it, a block follows an endpoint that moved to another port; secrets stay unseen."""
+    site.provision(AWS_ENDPOINT_URL="http://127.0.0.1:7", AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="s3cret")
+    moved = bucket()
+    assert moved.endpoint == "http://127.0.0.1:7"
+    assert endpoint(moved).secret_access_key == SecretStr("s3cret")
+    assert "s3cret" not in repr(moved)
+    site.provision()
+    assert bucket().endpoint is None
+
+
+def test_names_of_blocks_tell_systems_apart() -> None:
+    """A system whose name no block can have gets one of its own."""
+    assert document("prince") == "prince"
+    assert document("Are_tha") != document("are-tha")
+    assert document("Are_tha").startswith("are-tha-")

@@ -1,0 +1,101 @@
+"""A small laboratory: a bench with simulated instruments, a bucket and a catalogue, and a clock that we turn."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from plateway import pipeline, simulator
+from plateway.catalog import Catalog, Ledger, Ref
+from plateway.pipeline import Line, Outcome
+from plateway.settings import Instrument, Policy
+from plateway.simulator import Announced, Simulated
+from plateway.store import Store
+
+DAWN = datetime(2026, 5, 4, 6, tzinfo=UTC)
+POLICY = Policy(purge=True, lifespan=timedelta(hours=8), grace=timedelta(hours=1))
+
+
+class Clock:
+    """Time stands still until somebody turns it."""
+
+    def __init__(self) -> None:
+        self.now = DAWN
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def turn(self, **by: float) -> datetime:
+        self.now += timedelta(**by)
+        return self.now
+
+
+@dataclass
+class Lab:
+    """Everything a test of the verbs needs; ``line`` is what they take."""
+
+    home: Path
+    store: Store
+    clock: Clock
+    catalog: Catalog
+    policy: Policy = POLICY
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the instruments
+    number: int = 0
+
+    @property
+    def bench(self) -> Path:
+        return self.home / "bench"
+
+    def instrument(self, system: str) -> Instrument:
+        values: dict[str, Any] = {"policy": self.policy, **self.options}
+        return Instrument(name=system, root=self.bench / system, **values)
+
+    @property
+    def line(self) -> Line:
+        return Line(self.catalog, self.store, self.bench, self.instrument, owner="test")
+
+    def acquire(self, system: str = "prince", fault: str = "none", *, images: int = 3, size: int = 32) -> Announced:
+        """Let an instrument acquire one event, at the time the clock shows."""
+        dialect: simulator.Dialect = "timestep" if system == "prince" else "imaging event"
+        instrument = Simulated(system=system, dialect=dialect, root=self.bench / system, images=images, size=size)
+        self.number += 1
+        return simulator.acquire(instrument, now=self.clock(), number=self.number, fault=fault)
+
+    def settle(self) -> pipeline.Registered:
+        """Look twice, as long apart as images need to settle."""
+        pipeline.register(self.line)
+        self.clock.turn(seconds=5)
+        return pipeline.register(self.line)
+
+    def export(self) -> list[Outcome]:
+        """Export and verify all that is due."""
+        done = list(pipeline.each(pipeline.export, self.line, pipeline.due(self.line, "export")))
+        return done + list(pipeline.each(pipeline.verify, self.line, pipeline.due(self.line, "verify")))
+
+    def exported(self, system: str = "prince", *, images: int = 3) -> tuple[Announced, Ref]:
+        """Bring one event all the way to a verified export."""
+        announced = self.acquire(system, images=images)
+        self.settle()
+        assert {one.result for one in self.export()} == {"exported", "verified"}
+        return announced, Ref(announced.id, 1)
+
+    def ledger(self, ref: Ref) -> Ledger:
+        return self.catalog.ledger(ref)
+
+    def state(self, ref: Ref) -> str:
+        return self.ledger(ref).state(self.clock()).name
+
+    def unmount(self, system: str) -> None:
+        """Show an empty directory where the disk was, as a dropped network mount does."""
+        (self.bench / system).rename(self.home / f"away-{system}")
+        (self.bench / system).mkdir()
+
+    def mount(self, system: str) -> None:
+        shutil.rmtree(self.bench / system)
+        (self.home / f"away-{system}").rename(self.bench / system)
+
+
+def with_policy(lab: Lab, **changes: Any) -> None:
+    lab.policy = replace(lab.policy, **changes)

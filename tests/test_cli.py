@@ -1,0 +1,241 @@
+"""The command line on a bench of its own: what it prints, what it exits with, and that it keeps secrets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from plateway import cli, settings, simulator
+from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Unavailable
+from plateway.pipeline import Outcome
+from plateway.store import open_store
+
+SECRET = "canary-7f3a9c"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith(("PLATEWAY_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLATEWAY_HOME", str(tmp_path))
+    monkeypatch.setenv("PLATEWAY_BUCKET_URL", (tmp_path / "bucket").as_uri())
+    monkeypatch.setenv("PLATEWAY_SETTLE_SECONDS", "0")
+    return tmp_path
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, list(words), catch_exceptions=False)
+
+
+def told(*words: str, code: int = 0) -> Any:
+    result = call(*words, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+def acquire(*words: str, events: int = 2) -> list[str]:
+    """Simulate; return the ids."""
+    found = told("simulate", "--events", str(events), "--rate", "1000", "--images", "2", "--size", "32", *words)
+    return [one["id"] for one in found["events"]]
+
+
+def test_help_names_every_command(home: Path) -> None:
+    """A new user sees what there is."""
+    text = call("--help").output
+    for command in ["demo", "up", "simulate", "discover", "export", "verify", "purge", "status", "show", "quarantine"]:
+        assert command in text
+
+
+def test_help_names_every_fault_of_the_simulator() -> None:
+    """The list is written out, so that the simulator loads only when it is used."""
+    assert list(cli.FAULTS) == sorted(simulator.FAULTS)
+
+
+def test_discover_brings_events_into_the_bucket(home: Path) -> None:
+    """simulate, discover, status: both dialects end as verified exports."""
+    ids = acquire()
+    outcomes = told("discover")["outcomes"]
+    assert sorted(one["result"] for one in outcomes) == ["exported", "exported", "verified", "verified"]
+    listing = told("status")
+    assert listing["counts"] == {"exported": 2}
+    assert listing["quarantine"] == 0
+    assert {one["id"] for one in listing["events"]} == set(ids)
+    for one in listing["events"]:
+        assert one["raw_present"] is True
+        assert one["evidence"] == "etag"
+        assert len(one["sha256"]) == 64
+        assert (home / "bucket" / one["key"]).stat().st_size == one["size"]
+
+
+def test_show_tells_the_whole_ledger(home: Path) -> None:
+    """Manifest, rows, and where every image is."""
+    (event, *_) = acquire()
+    told("discover")
+    shown = told("show", event)
+    assert shown["id"] == event
+    assert shown["ledger"]["export"]["key"] == shown["key"]
+    assert {"name", "size", "sha256", "offset"} == set(shown["manifest"][0])
+    assert "Img" in call("show", event).output
+
+
+def test_an_unknown_event_is_told_and_exits_1(home: Path) -> None:
+    """Not a traceback."""
+    command = [sys.executable, "-m", "plateway", "show", "00000000-0000-4000-8000-000000000000"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert "no such event" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_setting_is_named_and_exits_2(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the setting."""
+    monkeypatch.setenv("PLATEWAY_TRASH_GRACE", "soon")
+    command = [sys.executable, "-m", "plateway", "status"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2
+    assert "trash_grace" in result.stderr
+
+
+def test_export_by_hand_with_force(home: Path) -> None:
+    """Verified exports are left alone unless somebody insists."""
+    (event,) = acquire(events=1)
+    told("discover")
+    assert [one["result"] for one in told("export", event)["outcomes"]] == ["exported already"]
+    assert [one["result"] for one in told("export", event, "--force")["outcomes"]] == ["exported", "verified"]
+    assert [one["result"] for one in told("export", "--system", "prince", "--force")["outcomes"]] == [
+        "exported",
+        "verified",
+    ]
+
+
+def test_damage_ends_with_exit_code_4(home: Path) -> None:
+    """verify --read-back finds a flipped bit; the next export mends it."""
+    (event,) = acquire(events=1)
+    told("discover")
+    key = told("show", event)["key"]
+    store = open_store((home / "bucket").as_uri())
+    content = bytearray(b"".join(store.open(key)))
+    content[1000] ^= 1
+    store.put(key, [bytes(content)], size=len(content), part_size=1 << 24, metadata={})
+    (outcome,) = told("verify", "--read-back", code=4)["outcomes"]
+    assert outcome["result"] == "damaged"
+    assert told("status")["events"][0]["state"] == "changed"
+    assert [one["result"] for one in told("export")["outcomes"]] == ["exported", "verified"]
+
+
+def test_purge_says_why_it_refuses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without permission nothing goes; with it, a dry run still moves nothing, and then it does."""
+    acquire()
+    told("discover")
+    reasons = {reason for one in told("purge")["outcomes"] for reason in one["reasons"]}
+    assert reasons == {"prince is not among the systems to purge", "aretha is not among the systems to purge"}
+    monkeypatch.setenv("PLATEWAY_PURGE_SYSTEMS", "prince,aretha")
+    assert "kept for 8h" in told("purge")["outcomes"][0]["reasons"][0]
+    monkeypatch.setenv("PLATEWAY_RAW_LIFESPAN", "0")
+    assert [one["result"] for one in told("purge", "--dry-run")["outcomes"]] == ["would go", "would go"]
+    assert all(one["raw_present"] for one in told("status")["events"])
+    monkeypatch.setenv("PLATEWAY_TRASH_GRACE", "0")
+    told("purge")
+    assert told("status")["counts"] == {"purged": 2}
+    assert not any(one["raw_present"] for one in told("status")["events"])
+
+
+def test_quarantine_is_listed_shown_and_replayed(home: Path) -> None:
+    """Bytes and reason are kept; after the file was mended the event goes its way."""
+    acquire("--fault", "garbage-json", events=1)
+    told("discover", code=1)
+    (entry,) = told("quarantine", "list")
+    assert entry["reason"]
+    kept = told("quarantine", "show", str(entry["id"]))
+    assert kept["content"].startswith('{"ref_id": ')
+    assert call("quarantine", "replay", str(entry["id"])).exit_code == 0
+    assert told("quarantine", "list") == []
+    told("discover", code=1)
+    assert len(told("quarantine", "list")) == 1
+
+
+@pytest.mark.parametrize("fault", ["duplicate", "other-content", "slow-writer", "event-before-images"])
+def test_faulty_instruments_lose_nothing(home: Path, fault: str) -> None:
+    """Whatever order an instrument does things in, the event arrives."""
+    acquire("--fault", fault, events=1)
+    told("discover")
+    counts = told("status")["counts"]
+    assert counts == {"exported": 2 if fault == "other-content" else 1}
+
+
+def test_config_show_masks_secrets_and_names_the_source(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value, where it came from, and no secret."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("PLATEWAY_DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1/x")
+    (home / ".env").write_text("PLATEWAY_TRASH_GRACE=90s\n")
+    (home / settings.RUNTIME).write_text(json.dumps({"settings": {"endpoint_url": "http://127.0.0.1:9"}}))
+    result = call("config", "show", "--json")
+    assert SECRET not in result.output
+    rows = {row["setting"]: row for row in json.loads(result.stdout)}
+    assert rows["PLATEWAY_HOME"]["source"] == "environment"
+    assert (rows["PLATEWAY_TRASH_GRACE"]["value"], rows["PLATEWAY_TRASH_GRACE"]["source"]) == ("90s", ".env")
+    assert rows["AWS_ENDPOINT_URL"]["source"] == "plateway up"
+    assert rows["PLATEWAY_RAW_LIFESPAN"] == {
+        "setting": "PLATEWAY_RAW_LIFESPAN",
+        "value": "8h",
+        "source": "default",
+        "meaning": "age of the evidence before raw images may go",
+    }
+    assert SECRET not in call("config", "show").output
+
+
+def test_the_embedded_endpoint_goes_with_its_own_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key for somewhere else in the environment does not reach the embedded server; a named endpoint does."""
+    own = {"endpoint_url": "http://127.0.0.1:9", "access_key_id": "embedded", "secret_access_key": "s"}
+    (home / settings.RUNTIME).write_text(json.dumps({"settings": own}))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "elsewhere")
+    assert settings.load().access_key_id == "embedded"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
+    found = settings.load()
+    assert (found.endpoint_url, found.access_key_id) == ("https://s3.example.org", "elsewhere")
+
+
+def test_the_tables_can_be_asked_and_upgraded(home: Path) -> None:
+    """db current before and after db upgrade."""
+    assert told("db", "current")["current"] == ""
+    assert call("db", "upgrade").exit_code == 0
+    state = told("db", "current")
+    assert state["current"] == state["head"]
+
+
+def outcome(result: str) -> Outcome:
+    return Outcome(None, "prince", "export", result)
+
+
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        ([], 0),
+        (["exported", "verified", "refused", "busy"], 0),
+        (["exported", "failed"], 3),
+        (["failed"], 1),
+        (["later", "later"], 5),
+        (["later", "exported"], 3),
+        (["damaged", "failed"], 4),
+        (["stopped"], 1),
+    ],
+)
+def test_exit_codes_sum_up_many_outcomes(results: list[str], code: int) -> None:
+    """0 done, 1 failed, 3 partly, 4 damage, 5 later."""
+    assert cli.verdict([outcome(one) for one in results]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Unavailable("x"), 5), (NotFound("x"), 1), (Damaged("x"), 4), (Misconfigured("x"), 2)],
+)
+def test_exit_codes_of_errors(error: PlatewayError, code: int) -> None:
+    """Each kind of error has its own."""
+    assert cli.exit_code(error) == code

@@ -1,0 +1,181 @@
+"""The documentation is true: its examples run, its tables name every setting and command, its links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from plateway import cli, events, pipeline, settings, simulator
+from plateway.settings import Instrument, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Take the code blocks of a page, each with the number of lines before it."""
+    text = page.read_text()
+    return [(text.count("\n", 0, found.start(2)), found[2]) for found in BLOCK.finditer(text) if found[1] == language]
+
+
+def prose(page: Path) -> str:
+    """Take a page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to work in, and nothing set."""
+    for name in [name for name in os.environ if name.startswith(("PLATEWAY_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home with a bucket and one exported event of each of two instruments, where the settings look for it."""
+    (bare / "bucket").mkdir()
+    monkeypatch.setenv("PLATEWAY_HOME", str(bare))
+    monkeypatch.setenv("PLATEWAY_BUCKET_URL", (bare / "bucket").as_uri())
+    monkeypatch.setenv("PLATEWAY_SETTLE_SECONDS", "0")
+    dialects: dict[str, simulator.Dialect] = {"prince": "timestep", "aretha": "imaging event"}
+    for system, dialect in dialects.items():
+        instrument = simulator.Simulated(system, dialect, bare / "bench" / system, images=2, size=32)
+        simulator.acquire(instrument, now=datetime.now(UTC))
+    with closing(pipeline.open_line(settings.load())) as line:
+        line.catalog.upgrade()
+        pipeline.register(line)
+        exported = pipeline.each(pipeline.export, line, pipeline.due(line, "export"))
+        assert [outcome.result for outcome in exported] == ["exported"] * 2
+        verified = pipeline.each(pipeline.verify, line, pipeline.due(line, "verify"))
+        assert [outcome.result for outcome in verified] == ["verified"] * 2
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_examples_run(page: Path) -> None:
+    """Every example in Python does what the page says, one after the other."""
+    names: dict[str, Any] = {"__name__": page.stem}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * line + code, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "json")], ids=lambda page: page.name)
+def test_documents_are_json(page: Path) -> None:
+    """What is shown as JSON is JSON."""
+    for _, text in blocks(page, "json"):
+        json.loads(text)
+
+
+def test_announcements_are_accepted() -> None:
+    """The example of each dialect is one that an instrument may write."""
+    examples = [text for _, text in blocks(ROOT / "docs" / "events.md", "json")]
+    assert len(examples) == 2
+    for text in examples:
+        system = json.loads(text)["system"]
+        assert events.parse(text.encode(), Instrument(system, Path(system))).metadata
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file that is there, and a heading that is in it."""
+    missing = []
+    for link in LINK.findall(prose(page)):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (heading and heading not in headings(target)):
+            missing.append(link)
+    assert missing == []
+
+
+def headings(page: Path) -> set[str]:
+    """Name the headings of a page as links do: lower case, dashes for spaces, no punctuation."""
+    found = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def told_settings() -> Iterator[tuple[list[str], str, str]]:
+    """Read the tables of settings: the names in the first cell, the default, the meaning."""
+    for line in (ROOT / "docs" / "settings.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        names = re.findall(r"`((?:PLATEWAY|AWS)_\w+)`", cells[0])
+        if line.startswith("|") and names:
+            yield names, cells[1], cells[2].rstrip(" |")
+
+
+def known_settings() -> dict[str, set[str]]:
+    """Name the variables of each setting."""
+    return {
+        name: set(getattr(field.validation_alias, "choices", [field.validation_alias or f"PLATEWAY_{name.upper()}"]))
+        for name, field in Settings.model_fields.items()
+    }
+
+
+def test_every_setting_has_a_line() -> None:
+    """The tables have all settings, by all their names, once, and no other."""
+    told = [set(names) for names, _, meaning in told_settings() if meaning]
+    assert sorted(map(sorted, told)) == sorted(map(sorted, known_settings().values()))
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_defaults_are_as_told() -> None:
+    """What a line gives as default, read as a setting, is the default; `unset` says that there is none."""
+    defaults = settings.load()
+    for names, default, _ in told_settings():
+        (field,) = [field for field, known in known_settings().items() if known == set(names)]
+        value = getattr(defaults, field)
+        if default.startswith("unset: "):
+            assert value in {None, ()}, names
+        else:
+            written = re.fullmatch(r"`([^`]+)`", default)
+            assert written is not None, names
+            assert getattr(settings.load(**{field: written[1]}), field) == value, names
+
+
+def commands(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    """Name every command as it is typed."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *words, name)
+        else:
+            yield " ".join(["plateway", *words, name]), command
+
+
+COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_told(name: str) -> None:
+    """Each command has a section that names each of its options."""
+    sections = re.split(r"^#{2,3} ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)
+    (section,) = [text for text in sections if re.match(rf"`{name}(?: \[?ID\]?…?)?`\n", text)]
+    options = {opt for param in COMMANDS[name].params for opt in param.opts if opt.startswith("--")} - {"--help"}
+    assert {option for option in options if not re.search(rf"`{option}\b", section)} == set()
+
+
+def test_no_command_is_told_that_is_not_there() -> None:
+    """Sections name commands that exist."""
+    told = re.findall(
+        r"^### `(plateway [a-z ]+?)(?: \[?ID\]?…?)?`$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE
+    )
+    assert sorted(told) == sorted(COMMANDS)
+
+
+def test_every_fault_is_told() -> None:
+    """The page of the command line has every fault of the simulator."""
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert {fault for fault in simulator.FAULTS if f"`{fault}`" not in text} == set()

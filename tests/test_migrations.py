@@ -1,0 +1,176 @@
+"""The tables can be made, changed and taken back, with data in them, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from plateway import migrations
+from plateway.catalog import Catalog
+from plateway.errors import Misconfigured, Unavailable
+from plateway.records import Record
+from tests.databases import processes
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+VALUES: dict[type[Any], Any] = {
+    sa.Uuid: UUID(int=1),
+    sa.String: "raw",
+    sa.Integer: 1,
+    sa.DateTime: NOW,
+    sa.JSON: {"a": [1, "é"]},
+    sa.LargeBinary: b"\x00\xff",
+}
+
+
+@pytest.fixture
+def connection(catalog: Catalog) -> Iterator[sa.Connection]:
+    """A connection past the catalogue, to look at what is really there."""
+    engine = sa.create_engine(catalog._engine.url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def reflected(connection: sa.Connection) -> dict[str, sa.Table]:
+    """Read the tables from the database, parents first."""
+    metadata = sa.MetaData()
+    metadata.reflect(connection)
+    return {table.name: table for table in metadata.sorted_tables if table.name != "alembic_version"}
+
+
+def fill(connection: sa.Connection) -> dict[str, Any]:
+    """Put one row into every table, with a value in every column where one may be; return what is read back."""
+    rows = {}
+    for name in reflected(connection):
+        table = Record.metadata.tables[name]
+        row = {column.name: next(v for k, v in VALUES.items() if isinstance(kind(column), k)) for column in table.c}
+        if name == "export":
+            row |= {"damage": None, "damaged_at": None}
+        connection.execute(table.insert().values(row))
+        rows[name] = connection.execute(sa.select(table)).one()
+    connection.commit()
+    return rows
+
+
+def kind(column: sa.Column[Any]) -> Any:
+    """Tell the plain type below one of ours."""
+    return column.type.impl_instance if isinstance(column.type, sa.TypeDecorator) else column.type
+
+
+def test_revisions_are_one_line() -> None:
+    """There is one head, and one base: nobody has to merge."""
+    script = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert len(script.get_heads()) == len(script.get_bases()) == 1
+    assert script.get_current_head() == migrations.head()
+
+
+def test_models_match_migrations(catalog: Catalog, connection: sa.Connection) -> None:
+    """The migrated tables are the ones that the records describe."""
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    assert compare_metadata(context, Record.metadata) == []
+    made = sa.create_engine("sqlite://")
+    Record.metadata.create_all(made)
+    with made.connect() as other:
+        constraints, wanted = rules(connection), rules(other)
+    made.dispose()
+    assert constraints == wanted
+
+
+def rules(connection: sa.Connection) -> dict[str, set[str]]:
+    """Name the constraints and indexes of each table, which Alembic compares only in part."""
+    look = sa.inspect(connection)
+    return {
+        table: {
+            str(one["name"])
+            for one in (
+                *look.get_check_constraints(table),
+                *look.get_unique_constraints(table),
+                *look.get_foreign_keys(table),
+                *[index for index in look.get_indexes(table) if not index.get("duplicates_constraint")],
+            )
+        }
+        for table in look.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def test_every_revision_goes_down_and_up_with_data(catalog: Catalog, connection: sa.Connection) -> None:
+    """Each step back and forth works on tables that have rows, and rows survive where their tables do."""
+    rows = fill(connection)
+    assert set(rows) == set(Record.metadata.tables)
+    script = ScriptDirectory(str(Path(migrations.__file__).parent))
+    for revision in script.walk_revisions():
+        connection.rollback()
+        catalog.downgrade(revision.down_revision if isinstance(revision.down_revision, str) else "base")
+        catalog.upgrade(revision.revision)
+        assert catalog.current() == revision.revision
+    catalog.downgrade("base")
+    assert catalog.current() == ""
+    assert reflected(connection) == {}
+    connection.rollback()
+    catalog.upgrade()
+    assert fill(connection) == rows
+
+
+def test_upgrade_again_changes_nothing(catalog: Catalog, connection: sa.Connection) -> None:
+    """A catalogue that is up to date keeps its rows."""
+    rows = fill(connection)
+    catalog.upgrade()
+    with catalog._writing():  # somebody is at work: nothing waits for it
+        catalog.upgrade()
+    for name, row in rows.items():
+        assert connection.execute(sa.select(Record.metadata.tables[name])).one() == row
+
+
+def test_newer_database_is_refused(catalog: Catalog, connection: sa.Connection) -> None:
+    """A version that does not know a revision leaves it alone and names it."""
+    connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    connection.commit()
+    with pytest.raises(Misconfigured, match="'9999', newer than this version, which knows up to '0001'"):
+        catalog.upgrade()
+    assert catalog.current() == "9999"
+
+
+def test_no_tables_says_what_to_do(catalog_url: str) -> None:
+    """A catalogue that was never upgraded says so."""
+    catalog = Catalog(catalog_url)
+    assert catalog.current() == ""
+    with pytest.raises(Misconfigured, match="plateway db upgrade"):
+        catalog.unsettled("prince")
+    catalog.close()
+
+
+def test_processes_upgrade_at_once(catalog_url: str) -> None:
+    """However many start at the same moment on an empty database, all find it upgraded."""
+    with ProcessPoolExecutor(3, mp_context=processes()) as pool:
+        assert list(pool.map(upgraded, [catalog_url] * 6)) == [migrations.head()] * 6
+
+
+def upgraded(url: str) -> str:
+    """Upgrade, in a process of its own."""
+    catalog = Catalog(url)
+    catalog.upgrade()
+    revision = catalog.current()
+    catalog.close()
+    return revision
+
+
+def test_upgrade_makes_the_directory(tmp_path: Path) -> None:
+    """The home need not be there; reading alone does not make it."""
+    catalog = Catalog(f"sqlite:///{tmp_path}/deep/home/catalogue.db")
+    with pytest.raises(Unavailable, match="unable to open"):
+        catalog.current()
+    assert not (tmp_path / "deep").exists()
+    catalog.upgrade()
+    assert catalog.current() == catalog.head()
+    catalog.close()
