@@ -82,6 +82,7 @@ class Policy:
     purge: bool = False
     requires: str = "bucket"  # or bucket+archive
     lifespan: timedelta = timedelta(hours=8)  # age of the evidence before raw images may go
+    bucket_lifespan: timedelta | None = None  # age of the archive's evidence before a bucket copy may go; None: never
     grace: timedelta = timedelta(hours=1)  # between moving aside and removing
     staging_lifespan: timedelta = timedelta(days=1)  # age of the evidence before a staging copy may go
     fraction: float = 0.5  # a batch that would remove more of a system's events than this stops and asks
@@ -160,6 +161,24 @@ class Settings(BaseSettings):
     export_workers: int = Field(4, ge=1, le=64, description="events exported at a time by one process")
     read_back_budget: ByteSize = Field(ByteSize(50 * 2**30), description="the verify flow reads back so much a day")
     lease: Duration = Field(timedelta(minutes=10), description="how long a silent worker keeps an event")
+    archive_inbox: str | None = Field(None, description="where archive manifests are dropped: a directory or fsspec URL")
+    archive_url: str | None = Field(None, description="where archive manifests are polled over HTTP")
+    archive_token: SecretStr | None = Field(None, description="bearer token for that")
+    archive_target: str | None = Field(None, description="the archive itself, where it can be read: any fsspec URL")
+    archive_within: Duration = Field(timedelta(days=7), description="an export should be on tape after so long")
+    read_archive_budget: ByteSize = Field(
+        ByteSize(0), description="the reconcile flow reads back so much of the archive, as evidence"
+    )
+    bucket_lifespan: Duration | None = Field(
+        None, description="age of the archive's evidence before a bucket copy may go; default: never"
+    )
+    reconcile_fraction: float = Field(
+        0.1, ge=0, le=1, description="more lost or changed than this part of the exports stops the run"
+    )
+    amqp_url: SecretStr | None = Field(None, description="RabbitMQ that tells what went to tape, as surf-archiver does")
+    redis_url: SecretStr | None = Field(None, description="Redis where instruments of DLM v2 announce their events")
+    stuck_after: Duration = Field(timedelta(hours=1), description="an event that waits longer is an alert")
+    notify: str | None = Field(None, description="a Prefect notification block for alerts: <type>/<name>")
     work_pool: str = Field(
         "resident",
         description="the work pool that runs the flows; one called like its type is made: resident or process",
@@ -224,6 +243,7 @@ class Settings(BaseSettings):
             purge=system in self.purge_systems,
             requires=self.purge_requires,
             lifespan=self.raw_lifespan,
+            bucket_lifespan=self.bucket_lifespan,
             grace=self.trash_grace,
             staging_lifespan=self.staging_lifespan,
             fraction=self.purge_fraction,

@@ -11,10 +11,16 @@ LAYERS = [
     {"settings", "records", "folder", "events", "bundle", "store", "archive"},
     {"catalog", "retention", "reconcile", "tokens"},
     {"pipeline"},
-    {"cli", "gateway", "client", "simulator"},
+    {"cli", "gateway", "client", "simulator", "bridges"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path for path in (ROOT / "plateway").glob("*.py") if not path.stem.startswith("__"))
+PACKAGE = ROOT / "plateway"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem[:2] != "__" and "migrations" not in path.parts)
+
+
+def name(path: Path) -> str:
+    """Name a module within the package, as imports do."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imported(path: Path) -> set[str]:
@@ -28,27 +34,32 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def layered(path: Path) -> set[str]:
+    """Name the modules and packages of ours that a module imports, without what is below them."""
+    return {one.split(".")[1] for one in imported(path) if one.startswith("plateway.")} & set(RANK)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
 def test_modules_import_their_own_layer_or_lower_ones(path: Path) -> None:
-    """A module never imports from a layer above its own."""
-    ours = {name.split(".")[1] for name in imported(path) if name.startswith("plateway.")} & set(RANK)
-    assert {name for name in ours if RANK[name] > RANK[path.stem]} == set()
+    """A module never imports from a layer above its own; a package is in one layer."""
+    own = RANK[name(path).split(".")[0]]
+    assert {one for one in layered(path) if RANK[one] > own} == set()
 
 
 def test_every_module_has_a_layer() -> None:
     """A new module says where it belongs."""
-    assert {path.stem for path in MODULES} <= set(RANK)
+    assert {name(path).split(".")[0] for path in MODULES} <= set(RANK)
 
 
-def test_modules_of_one_layer_do_not_import_in_circles() -> None:
-    """Within a layer, too, there is an order."""
+def test_modules_do_not_import_in_circles() -> None:
+    """Within a layer and within a package, too, there is an order."""
+    names = {name(path) for path in MODULES}
     waiting = {
-        path.stem: {name.split(".")[1] for name in imported(path) if name.startswith("plateway.")} & set(RANK)
-        for path in MODULES
+        name(path): {one.removeprefix("plateway.") for one in imported(path)} & names - {name(path)} for path in MODULES
     }
-    while ready := [name for name, needs in waiting.items() if not needs & set(waiting)]:
-        for name in ready:
-            del waiting[name]
+    while ready := [one for one, needs in waiting.items() if not needs & set(waiting)]:
+        for one in ready:
+            del waiting[one]
     assert waiting == {}
 
 
@@ -58,7 +69,7 @@ def test_the_library_does_not_know_prefect(path: Path) -> None:
     assert not [name for name in imported(path) if name.split(".")[0] == "prefect"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name)
 def test_the_environment_is_read_in_one_place(path: Path) -> None:
     """Only the settings read environment variables."""
     assert path.stem == "settings" or "os.environ" not in path.read_text()

@@ -19,6 +19,7 @@ import pytest
 from plateway import pipeline
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Denied, NotFound, PlatewayError, Rejected, Unavailable
+from plateway.pipeline import evidence
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import Directory, open_store
@@ -95,7 +96,7 @@ def test_d2_every_byte_counts(lab: Lab) -> None:
     lab.settle()
     lab.export()
     ref = Ref(announced.id, 1)
-    told = {member.name: member.sha256 for member in pipeline._manifest(lab.line, lab.ledger(ref)).members}
+    told = {member.name: member.sha256 for member in evidence.manifest_of(lab.line, lab.ledger(ref)).members}
     for image in (one, two):
         name = str(image.relative_to(announced.images))
         assert told[name] == hashlib.sha256(image.read_bytes()).hexdigest()

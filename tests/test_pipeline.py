@@ -15,7 +15,7 @@ import pytest
 from plateway import pipeline
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Misconfigured, NotFound, Unsettled
-from plateway.pipeline import Outcome
+from plateway.pipeline import Outcome, exports
 from plateway.store import open_store
 from tests.lab import Clock, Lab, with_policy
 
@@ -281,7 +281,7 @@ def test_a_crash_between_upload_and_note_heals(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    pipeline._send(lab.line, event, None, force=False, beat=lambda sent: None)
+    exports._send(lab.line, event, None, force=False, beat=lambda sent: None)
     before = lab.store.stat(event.key)
     assert lab.ledger(ref).export is None
     assert results(lab.export()) == ["exported", "verified"]
@@ -330,7 +330,7 @@ def test_staging_copies_first(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    pipeline._source(lab.line, event, lab.instrument("prince"))
+    exports._source(lab.line, event, lab.instrument("prince"))
     lab.unmount("prince")
     assert results(lab.export()) == ["exported", "verified"]
 

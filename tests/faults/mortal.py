@@ -26,18 +26,19 @@ from uuid import UUID
 
 from pydantic import SecretStr
 
+import plateway
 from plateway import folder, pipeline
 from plateway.catalog import Catalog
 from plateway.settings import Policy
 from plateway.store import Endpoint, Prefixed, Store, open_store
 from tests.lab import Clock, Lab
 
-PACKAGE = str(Path(pipeline.__file__).parent)
+PACKAGE = str(Path(plateway.__file__).parent)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 NAMED = ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "fsync", "utime", "link", "symlink", "truncate")
 AUDITED = {f"os.{name}" for name in ("rename", "mkdir", "remove", "rmdir", "link", "symlink", "truncate", "chmod")}
 THROUGH = {"_writing", "_sync", "_below", "_step"}  # what others do their effects through
-LEASES = {f"commit catalog.{what} in {where}" for what in ("lease", "release") for where in ("_leased", "_carry")}
+LEASES = {f"commit catalog.{what} in {where}" for what in ("lease", "release") for where in ("leased", "_carry")}
 PASSES = 9  # of a recovery, at most
 POLICY = Policy(purge=True, lifespan=timedelta(hours=8), staging_lifespan=timedelta(hours=8))
 OTHER = UUID("00000000-0000-4000-8000-000000000001")  # announces the same images once more
@@ -102,12 +103,17 @@ def place() -> str:
     while frame is not None and not verb:
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE):
-            file, name = Path(code.co_filename).stem, code.co_qualname.rpartition(".")[2]
+            file, name = unit(code.co_filename), code.co_qualname.rpartition(".")[2]
             module = module or file
             inner = inner if inner or file != module or name in THROUGH else name
             verb = code.co_qualname.replace(".<locals>", "") if file == "pipeline" else ""
         frame = frame.f_back
     return f"{module}.{inner}" if module == "pipeline" or not verb else f"{module}.{inner} in {verb}"
+
+
+def unit(file: str) -> str:
+    """Name the module or the package of Plateway that a file belongs to."""
+    return Path(file).relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def hook(reaper: Reaper, catalog: Catalog) -> None:

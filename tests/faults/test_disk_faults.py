@@ -24,6 +24,7 @@ import pytest
 from plateway import folder, pipeline
 from plateway.catalog import Catalog, Ref
 from plateway.errors import PlatewayError
+from plateway.pipeline import evidence, exports
 from plateway.simulator import Announced
 from plateway.store import open_store
 from tests.faults.invariants import World, check
@@ -171,7 +172,7 @@ def test_a_staging_disk_without_room_is_not_begun_with(lab: Lab, monkeypatch: py
     """The reserve is kept: the event waits with the numbers, and the bench is not purged to make room."""
     staged(lab)
     first, _ = two(lab)
-    monkeypatch.setattr(folder, "free", lambda root: pipeline.RESERVE)
+    monkeypatch.setattr(folder, "free", lambda root: exports.RESERVE)
     assert {one.result for one in lab.export()} == {"later"}
     setback = lab.ledger(Ref(first.id, 1)).setback("export")
     assert setback
@@ -252,7 +253,7 @@ def test_a_change_at_any_moment_never_gives_a_wrong_export(
             assert lab.ledger(ref).setback("export")
             continue
         assert pipeline.verify(lab.line, ref, read_back=True).result == "verified"
-        member = next(m for m in pipeline._manifest(lab.line, lab.ledger(ref)).members if m.name in str(image))
+        member = next(m for m in evidence.manifest_of(lab.line, lab.ledger(ref)).members if m.name in str(image))
         kept = b"".join(lab.store.open(export.key, start=member.offset, length=member.size))
         assert kept == before or kept == image.read_bytes()
         lab.clock.turn(seconds=1)

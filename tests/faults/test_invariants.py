@@ -10,6 +10,7 @@ import pytest
 
 from plateway import pipeline
 from plateway.catalog import Catalog, Ref
+from plateway.pipeline import purges
 from plateway.records import Export
 from plateway.store import open_store
 from tests.faults.invariants import Rest, World, check
@@ -106,7 +107,7 @@ def test_a_purge_without_proof_is_found(world: World, fact: str) -> None:
     now = world.lab.clock()
     proof = export.model_dump(mode="json") | {"only": None}
     proof[fact] = (now + timedelta(hours=1)).isoformat() if fact == "evidence_at" else None
-    intent = pipeline._intent(ref, "raw", proof=proof, trash=f"{pipeline.TRASH}/{ref}", now=now)
+    intent = purges._intent(ref, "raw", proof=proof, trash=f"{pipeline.TRASH}/{ref}", now=now)
     world.lab.catalog.intend(intent)
     (world.lab.bench / "prince" / pipeline.TRASH / str(ref)).mkdir(parents=True)
     world.announced[0].images.rename(world.lab.bench / "prince" / pipeline.TRASH / str(ref) / "images")

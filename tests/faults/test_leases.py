@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.errors import Busy
+from plateway.pipeline.line import leased
 from plateway.store import Endpoint, Prefixed, open_store
 from tests.faults.invariants import World, check
 from tests.faults.proxy import Forward, Message, Proxy, between
@@ -132,7 +132,7 @@ def test_a_holder_that_wakes_late_cannot_free_the_lease_of_another(lab: Lab) -> 
     lab.acquire()
     (ref,) = lab.settle().sealed
     line = lab.line
-    with pytest.raises(Busy), pipeline._leased(line, ref) as old:
+    with pytest.raises(Busy), leased(line, ref) as old:
         lab.clock.turn(minutes=20)
         new = lab.catalog.lease(ref, owner="another", ttl=line.lease, now=lab.clock())
         lab.catalog.renew(ref, fence=old, ttl=line.lease, now=lab.clock())

@@ -1,0 +1,26 @@
+"""The verbs, in the order an image lives them: register, export, verify, purge.
+
+Each has the same beats: look up, decide, do, note. Doing one twice is harmless; a crash between "do" and "note" heals
+on the next run, because recovery reads only what is durable: the disk, the bucket, the catalogue.
+Flows and the command line call these; nothing here knows who calls, retries or waits.
+"""
+
+from plateway.pipeline.discovery import Registered as Registered
+from plateway.pipeline.discovery import register as register
+from plateway.pipeline.evidence import sample as sample
+from plateway.pipeline.evidence import verify as verify
+from plateway.pipeline.exports import due as due
+from plateway.pipeline.exports import export as export
+from plateway.pipeline.exports import sweep as sweep
+from plateway.pipeline.line import Line as Line
+from plateway.pipeline.line import Outcome as Outcome
+from plateway.pipeline.line import each as each
+from plateway.pipeline.line import endpoint as endpoint
+from plateway.pipeline.line import failed as failed
+from plateway.pipeline.line import noted as noted
+from plateway.pipeline.line import open_line as open_line
+from plateway.pipeline.line import told as told
+from plateway.pipeline.purges import TRASH as TRASH
+from plateway.pipeline.purges import purge as purge
+from plateway.pipeline.views import detail as detail
+from plateway.pipeline.views import status as status

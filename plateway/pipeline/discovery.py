@@ -1,0 +1,197 @@
+"""Find what instruments announced: read new event files, and seal what is complete and has settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from plateway import events, folder
+from plateway.catalog import Ref, Seen
+from plateway.errors import (
+    Rejected,
+    Transient,
+    Unsettled,
+)
+from plateway.pipeline.line import Line, Outcome, noted
+from plateway.records import Event
+from plateway.settings import Instrument
+
+BATCH = 500  # event files read and registered in one transaction
+EVENTS = "events"  # where a system keeps its event files
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What one pass over the bench found."""
+
+    new: tuple[Ref, ...] = ()
+    sealed: tuple[Ref, ...] = ()  # complete and settled in this pass
+    waiting: int = 0
+    quarantined: tuple[Outcome, ...] = ()
+    troubled: tuple[Outcome, ...] = ()  # systems whose disk could not be looked at
+    settles_in: timedelta | None = None  # look again then: something is about to be complete
+
+
+def register(line: Line, *, now: datetime | None = None) -> Registered:
+    """Pass once over the bench: read what is announced and new, and seal what is complete and has settled.
+
+    The cost grows with what is new or waiting, not with what is known. One bad file or system never stops the others.
+    """
+    now = now or line.catalog.now()
+    passes = [_register(line, line.instrument(name), now) for name in events.systems(line.root)]
+    soon = [one.settles_in for one in passes if one.settles_in is not None]
+    return Registered(
+        new=tuple(ref for one in passes for ref in one.new),
+        sealed=tuple(ref for one in passes for ref in one.sealed),
+        waiting=sum(one.waiting for one in passes),
+        quarantined=tuple(outcome for one in passes for outcome in one.quarantined),
+        troubled=tuple(outcome for one in passes for outcome in one.troubled),
+        settles_in=min(soon, default=None),
+    )
+
+
+def _register(line: Line, instrument: Instrument, now: datetime) -> Registered:
+    try:
+        new, refused, young = _announced(line, instrument, now)
+    except (Transient, Rejected) as error:  # the disk of this system; the others go on
+        return Registered(troubled=(Outcome(None, instrument.name, "register", "later", reasons=(str(error),)),))
+    sealed, rejected, settling, waiting = _settled(line, instrument, now)
+    soon = [instrument.settle] * bool(young) + settling
+    return Registered(
+        new=tuple(new),
+        sealed=tuple(sealed),
+        waiting=waiting + young,
+        quarantined=(*refused, *rejected),
+        settles_in=min(soon, default=None),
+    )
+
+
+def _announced(line: Line, instrument: Instrument, now: datetime) -> tuple[list[Ref], list[Outcome], int]:
+    """Read the event files that are new or changed; say which events are new, what was refused, what is too young."""
+    known = line.catalog.known(instrument.name)
+    fresh = [one for one in events.scan(instrument) if known.get(one.name) != (one.size, one.mtime_ns)]
+    new: list[Ref] = []
+    refused: list[Outcome] = []
+    young = 0
+    for start in range(0, len(fresh), BATCH):
+        seen = [_read(instrument, sighting, now) for sighting in fresh[start : start + BATCH]]
+        settled = [one for one in seen if one is not None]
+        young += len(seen) - len(settled)
+        new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now)]
+        refused += [
+            noted(Outcome(None, instrument.name, "register", "quarantined", key=one.file, reasons=(one.reason,)))
+            for one in settled
+            if one.reason is not None
+        ]
+    return new, refused, young
+
+
+def _read(instrument: Instrument, sighting: events.Sighting, now: datetime) -> Seen | None:
+    """Read one event file; None when it is still being written or cannot be read right now."""
+    announced = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)
+    seen = Seen(sighting.name, sighting.size, sighting.mtime_ns, announced_at=announced, content=b"", event=None)
+    try:
+        seen = replace(seen, content=events.read(instrument, sighting))
+        return replace(seen, event=events.parse(seen.content, instrument))
+    except Unsettled:
+        return None
+    except Rejected as error:
+        return None if abs(now - announced) < instrument.settle else replace(seen, reason=str(error))
+
+
+def _settled(
+    line: Line, instrument: Instrument, now: datetime
+) -> tuple[list[Ref], list[Outcome], list[timedelta], int]:
+    """Look at the images of every event that is not complete yet."""
+    sealed: list[Ref] = []
+    rejected: list[Outcome] = []
+    settling: list[timedelta] = []
+    looks: list[tuple[Ref, str | None, int | None]] = []
+    waiting = 0
+    for event in line.catalog.unsettled(instrument.name):
+        ref = Ref(event.id, event.revision)
+        try:
+            look = _look(instrument, event)
+            wait = _settle(event, look, instrument, now)
+            if wait == timedelta(0):
+                _check(instrument, event)
+        except Rejected as error:
+            line.catalog.quarantine(ref, str(error), announcement(instrument, event), now=now)
+            why = (str(error),)
+            rejected.append(noted(Outcome(ref, event.system, "register", "quarantined", key=event.key, reasons=why)))
+            continue
+        if (look.fingerprint, look.present) != (event.fingerprint, event.present):
+            looks.append((ref, look.fingerprint, look.present))
+        if wait == timedelta(0):
+            sealed.append(ref)
+            continue
+        waiting += 1
+        settling += [wait] * (wait is not None)  # type: ignore[list-item]
+    line.catalog.look_all(looks, now=now)
+    line.catalog.seal(sealed, now=now)
+    return sealed, rejected, settling, waiting
+
+
+def announcement(instrument: Instrument, event: Event) -> bytes:
+    """Read an event's own file again; nothing when it is gone."""
+    try:
+        with folder.enter(instrument.root, f"{EVENTS}/{event.file}") as place:
+            return b"".join(chunk for file in place.files() for chunk in place.read(file))
+    except (Rejected, Unsettled):
+        return b""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What lay in an image directory at one moment."""
+
+    fingerprint: str | None  # None: there is no such directory yet
+    present: int | None
+
+
+def _look(instrument: Instrument, event: Event) -> Look:
+    try:
+        with folder.enter(instrument.root, event.path) as images:
+            files = images.files()
+            return Look(folder.fingerprint(files), events.images(files, instrument.patterns))
+    except Unsettled:
+        return Look(None, None)
+
+
+def _check(instrument: Instrument, event: Event) -> None:
+    """Refuse images whose own metadata.json is none; not earlier than now, for it may have been half written."""
+    with suppress(Unsettled), folder.enter(instrument.root, event.path) as images:
+        sidecar(images, images.files())
+
+
+def _settle(event: Event, look: Look, instrument: Instrument, now: datetime) -> timedelta | None:
+    """Decide how long to wait for an event: zero means complete, None means for longer than it pays to stay.
+
+    Raises:
+        Rejected: more images than announced, or still too few when the deadline has passed.
+    """
+    unchanged = look.fingerprint is not None and look.fingerprint == event.fingerprint
+    since = now - event.fingerprint_at if unchanged and event.fingerprint_at is not None else timedelta(0)
+    calm = look.fingerprint is not None and since >= instrument.settle
+    if look.present == event.image_count:
+        return timedelta(0) if calm else instrument.settle - since
+    if look.present is not None and look.present > event.image_count and calm:
+        raise Rejected(f"{look.present} of {event.image_count} images present")
+    if now - event.waiting_since >= instrument.deadline:
+        there = "no images" if look.present is None else f"{look.present} of {event.image_count} images"
+        raise Rejected(f"{there} present after {instrument.deadline}")
+    return None if calm or look.fingerprint is None else instrument.settle
+
+
+def sidecar(images: folder.Folder, files: Sequence[folder.File]) -> dict[str, Any]:
+    """Read the metadata.json among the images, if there is one."""
+    for file in files:
+        if file.name in {"metadata.json", "Img/metadata.json"}:
+            try:
+                return events.sidecar(b"".join(images.read(file)))
+            except Rejected as error:
+                raise Rejected(f"{file.name}: {error}") from error
+    return {}

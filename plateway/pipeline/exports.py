@@ -1,0 +1,237 @@
+"""Stream bundles into the bucket. Here nothing counts as evidence; that comes from another look, in ``evidence``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from plateway import bundle, events, folder
+from plateway.catalog import Ref
+from plateway.errors import (
+    Busy,
+    Conflict,
+    PlatewayError,
+    Unavailable,
+    Unsettled,
+)
+from plateway.pipeline.discovery import sidecar
+from plateway.pipeline.line import Line, Outcome, digest_of, noted, set_back
+from plateway.records import Event, Export
+from plateway.settings import Instrument
+
+RESERVE = 1 << 30  # bytes that staging leaves free on its disk
+SCHEMA = "0.1.0a1"  # of metadata.json; the field that DLM v2 wrote
+
+
+def due(line: Line, verb: str, *, now: datetime | None = None, limit: int = 1000) -> list[Ref]:
+    """Name the events that wait for ``export`` or ``verify``, oldest first."""
+    return line.catalog.due(verb, now=now or line.catalog.now(), limit=limit)
+
+
+def export(line: Line, ref: Ref, *, force: bool = False, beat: Callable[[int], None] | None = None) -> Outcome:
+    """Stream an event's bundle into the bucket and note what was sent; the evidence comes later, from ``verify``.
+
+    ``beat`` is told the bytes sent so far. With ``force`` an export that is not known to be damaged is sent again.
+
+    Raises:
+        Transient, Permanent: why this event could not be exported; noted as a setback, with the time of the next try.
+    """
+    started = time.monotonic()
+    event, sent = line.catalog.found(ref)
+    outcome = partial(Outcome, ref, event.system, "export", key=event.key)
+    if _sent(sent) and not force:
+        return outcome("exported already", size=sent.size)
+    try:
+        packed = _carry(line, ref, force=force, beat=beat)
+    except Busy as error:
+        return outcome("busy", reasons=(str(error),))
+    except Conflict as error:
+        return noted(outcome("conflict", reasons=(str(error),), seconds=time.monotonic() - started))
+    except PlatewayError as error:
+        set_back(line, ref, "export", error)
+        raise
+    if packed is None:
+        return outcome("exported already")
+    return noted(outcome("exported", size=packed.size, seconds=time.monotonic() - started))
+
+
+def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | None) -> bundle.Packed | None:
+    """Send and note one event under its lease; None when somebody else was quicker."""
+    fence = line.catalog.lease(ref, owner=line.owner, ttl=line.lease, now=line.catalog.now())
+    packed = None
+    try:
+        event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
+        if force or not _sent(sent):
+            packed = _send(line, event, sent, force=force, beat=_Beat(line, ref, fence, beat))
+            line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
+    except BaseException:
+        line.catalog.release(ref, fence=fence)
+        raise
+    if packed is None:
+        line.catalog.release(ref, fence=fence)
+    return packed
+
+
+def _sent(export: Export | None) -> TypeGuard[Export]:
+    """Say whether an upload is noted, and as far as anybody knows still good."""
+    return export is not None and export.damage is None
+
+
+class _There(Exception):
+    """The very same bytes are in the bucket already; the upload is given up just before it would be complete."""
+
+
+class _Beat:
+    """Renew the lease now and then while bytes flow, and pass on how many there were."""
+
+    def __init__(self, line: Line, ref: Ref, fence: int, tell: Callable[[int], None] | None) -> None:
+        self.renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
+        self.now, self.pause = line.catalog.now, line.lease.total_seconds() / 3
+        self.next, self.tell = time.monotonic() + self.pause, tell
+
+    def __call__(self, sent: int) -> None:
+        if time.monotonic() >= self.next:
+            self.renew(now=self.now())
+            self.next = time.monotonic() + self.pause
+        if self.tell is not None:
+            self.tell(sent)
+
+
+def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: Callable[[int], None]) -> bundle.Packed:
+    """Stream the bundle to its key; the last look, at source and bucket, comes after its last byte was hashed."""
+    instrument = line.instrument(event.system)
+    root, path = _source(line, event, instrument)
+    with folder.enter(root, path) as images:
+        files = images.files()
+        on_bench = instrument.staging is None and not force  # by force, the images are taken as they are now
+        _complete(line, event, files, instrument, sealed=event.fingerprint if on_bench else None)
+
+        def seal(packed: bundle.Packed) -> None:
+            if folder.fingerprint(images.files()) != folder.fingerprint(files):
+                raise Unsettled(f"{event.path}: images changed while they were exported")
+            _allow(line, event, packed, recorded=sent, force=force)
+
+        layout = bundle.plan(files, _head(event, sidecar(images, files)))
+        packing = bundle.Packing(layout, images.read, seal=seal, beat=beat)
+        tags = {"event-id": str(event.id), "event-revision": str(event.revision), "announcement": event.digest}
+        with suppress(_There):
+            line.store.put(event.key, packing, size=layout.size, part_size=layout.part_size, metadata=tags)
+        return packing.packed
+
+
+def _source(line: Line, event: Event, instrument: Instrument) -> tuple[Path, str]:
+    """Say where to read the images: on the bench, or from a verified staging copy, made now if need be."""
+    if instrument.staging is None:
+        return instrument.root, event.path
+    ref = Ref(event.id, event.revision)
+    target = instrument.staging / str(ref)
+    if event.staged_at is None or not target.exists():
+        _room(line, instrument, event)
+        folder.copy(instrument.root, event.path, target=target)
+        line.catalog.stage(ref, now=line.catalog.now())
+    return instrument.staging, str(ref)
+
+
+def _room(line: Line, instrument: Instrument, event: Event) -> None:
+    assert instrument.staging is not None
+    with folder.enter(instrument.root, event.path) as images:
+        files = images.files()
+    _complete(line, event, files, instrument, sealed=event.fingerprint)
+    needed = sum(file.size for file in files)
+    free = folder.free(instrument.staging.parent)  # which must be there: it may be a mount
+    if free < needed + RESERVE:
+        raise Unavailable(
+            f"staging has {free:,} bytes free, {event.path} needs {needed:,} and a reserve of {RESERVE:,}"
+        )
+
+
+def _complete(
+    line: Line, event: Event, files: Sequence[folder.File], instrument: Instrument, *, sealed: str | None
+) -> None:
+    """Send an event back to waiting when its images are not those that were complete: ``sealed`` is what they were."""
+    present = events.images(files, instrument.patterns)
+    if present == event.image_count and sealed in {None, folder.fingerprint(files)}:
+        return
+    line.catalog.unseal(Ref(event.id, event.revision), now=line.catalog.now())
+    if present == event.image_count:
+        raise Unsettled(f"{event.path}: images changed since they were complete")
+    raise Unsettled(f"{event.path}: {present} of {event.image_count} images present")
+
+
+def _head(event: Event, sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what metadata.json says of the event, in the fields of DLM v2."""
+    return {
+        "ref_id": str(event.id),
+        "experiment_id": event.experiment,
+        "timestamp": event.timestamp.isoformat().replace("+00:00", "Z"),
+        "type": event.kind,
+        "system": event.system,
+        "schema_version": SCHEMA,
+        "metadata": {**sidecar, **event.details},
+    }
+
+
+def _allow(line: Line, event: Event, packed: bundle.Packed, *, recorded: Export | None, force: bool) -> None:
+    """Decide, before an upload is completed, whether these bytes may be at that key.
+
+    Raises:
+        _There: they are there already.
+        Conflict: other bytes are recorded there, or lie there unrecorded; the event goes on under another key.
+    """
+    ref = Ref(event.id, event.revision)
+    if recorded is not None and recorded.sha256 != packed.sha256:
+        digest = hashlib.sha256(f"{event.digest}:{packed.sha256}".encode()).hexdigest()
+        heir = line.catalog.revise(ref, digest=digest, now=line.catalog.now())
+        raise Conflict(f"{event.key} holds the earlier content of these images; the new content is {heir}")
+    found = line.store.stat(event.key)
+    if found is None:
+        return
+    if found.size == packed.size and (
+        found.etag == packed.etag or digest_of(line.store.open(event.key)) == packed.sha256
+    ):
+        if force:
+            return
+        raise _There
+    if recorded is None:
+        raise Conflict(
+            f"{event.key} holds other bytes that nobody recorded; the event goes to {line.catalog.rekey(ref)}"
+        )
+
+
+def _row(line: Line, event: Event, packed: bundle.Packed) -> Export:
+    return Export(
+        event_id=event.id,
+        revision=event.revision,
+        bucket=line.store.name,
+        key=event.key,
+        size=packed.size,
+        sha256=packed.sha256,
+        etag=packed.etag,
+        part_size=packed.part_size,
+        member_count=packed.member_count,
+        manifest_offset=packed.manifest_offset,
+        manifest_size=packed.manifest_size,
+        manifest_sha256=packed.manifest_sha256,
+        uploaded_at=line.catalog.now(),
+    )
+
+
+def sweep(line: Line, *, now: datetime | None = None) -> list[Outcome]:
+    """Abort the multipart uploads that our own dead exports left open: known key, older than a lease, nobody at it."""
+    now = now or line.catalog.now()
+    stale = [upload for upload in line.store.uploads() if now - upload.initiated > line.lease]
+    keys = tuple({upload.key for upload in stale})
+    ours = {ledger.event.key: ledger for ledger in line.catalog.ledgers(keys=keys)} if stale else {}
+    outcomes = []
+    for upload in stale:
+        ledger = ours.get(upload.key)
+        if ledger is not None and not ledger.held(now):
+            line.store.abort(upload)
+            outcomes.append(Outcome(ledger.ref, ledger.event.system, "sweep", "aborted", key=upload.key))
+    return outcomes
