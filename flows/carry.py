@@ -19,7 +19,7 @@ from prefect.futures import PrefectConcurrentFuture as Future
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows import report
+from flows import tell
 from plateway import pipeline
 from plateway.catalog import Ref
 from plateway.errors import PlatewayError, Transient
@@ -70,11 +70,11 @@ class Carrier:
 
     async def all(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Take many events through their steps, and show how far that is."""
-        progress = report.Progress()
+        progress = tell.Progress()
         async with asyncio.TaskGroup() as group:
             pending = tasks = {group.create_task(step) for step in steps}
             while pending:
-                _, pending = await asyncio.wait(pending, timeout=report.PAUSE)
+                _, pending = await asyncio.wait(pending, timeout=tell.PAUSE)
                 await progress.show(len(tasks) - len(pending), len(tasks))
 
     def _export(self, *, force: bool) -> Step:
@@ -100,7 +100,7 @@ class Carrier:
     def note(self, outcome: Outcome) -> None:
         """Keep an outcome for the report, and tell others."""
         self.outcomes.append(outcome)
-        report.announce(outcome)
+        tell.announce(outcome)
 
     async def _done(self, ref: Ref, future: Future[Outcome]) -> Outcome:
         """Wait for a task; a failure is an outcome as well."""

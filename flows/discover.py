@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks import line as configured
-from flows import carry, report
+from flows import carry, tell
 from plateway import pipeline
 from plateway.catalog import Ref
 
@@ -20,14 +20,14 @@ PAUSE = 1.0  # seconds at least between two looks at the bench while exports go 
 LONG = 300.0  # seconds after which a run takes up nothing new, so that another can show what happened
 
 
-@flow(task_runner=carry.runner, flow_run_name=report.named, persist_result=False)
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def discover() -> State[None]:
     """Register, export and verify what is new on the bench."""
     async with configured.opened() as (line, settings):
         carrier = carry.Carrier(line, settings.export_workers)
         looked = await drain(carrier)
-    await report.relieve(looked)
-    return await report.close(carrier.outcomes, nothing="nothing new")
+    await tell.relieve(looked)
+    return await tell.close(carrier.outcomes, nothing="nothing new")
 
 
 async def drain(carrier: carry.Carrier) -> datetime:
@@ -36,7 +36,7 @@ async def drain(carrier: carry.Carrier) -> datetime:
     What is big holds up nothing new.
     """
     started, last = time.monotonic(), datetime.now(UTC)
-    progress = report.Progress()
+    progress = tell.Progress()
     taken: dict[Ref, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
         while (looked := time.monotonic()) - started < LONG:
@@ -59,7 +59,7 @@ async def drain(carrier: carry.Carrier) -> datetime:
 async def look(carrier: carry.Carrier) -> timedelta | None:
     """Register what is new, and say when something else will have settled."""
     found = await asyncio.to_thread(pipeline.register, carrier.line)
-    report.registered(found.new)
+    tell.registered(found.new)
     for outcome in (*found.quarantined, *found.troubled):
         if outcome not in carrier.outcomes:
             carrier.note(outcome)

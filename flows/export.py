@@ -8,11 +8,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks import line as configured
-from flows import carry, report
+from flows import carry, tell
 from plateway import pipeline
 
 
-@flow(task_runner=carry.runner, flow_run_name=report.named, persist_result=False)
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def export(event_ids: list[str] | None = None, force: bool = False) -> State[None]:
     """Export events and verify what arrived.
 
@@ -27,4 +27,4 @@ async def export(event_ids: list[str] | None = None, force: bool = False) -> Sta
         else:
             refs = await asyncio.to_thread(pipeline.due, line, "export")
         await carrier.all(carrier.send(ref, force=force) for ref in refs)
-    return await report.close(carrier.outcomes)
+    return await tell.close(carrier.outcomes)

@@ -7,14 +7,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from blocks import line as configured
-from flows import carry, report
+from flows import carry, tell
 from plateway import pipeline
 
 remove = task(name="purge", cache_policy=NO_CACHE, persist_result=False)(pipeline.purge)
 sweep = task(name="sweep", cache_policy=NO_CACHE, persist_result=False)(pipeline.sweep)
 
 
-@flow(task_runner=carry.runner, flow_run_name=report.named, persist_result=False)
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def purge(systems: list[str] | None = None, dry_run: bool = False, fraction: float | None = None) -> State[None]:
     """Purge raw images and staging copies, and abort uploads that dead exports left open.
 
@@ -28,5 +28,5 @@ async def purge(systems: list[str] | None = None, dry_run: bool = False, fractio
         if not dry_run:
             outcomes = [*outcomes, *await carry.result(carry.start(sweep, line))]
     for outcome in outcomes:
-        report.announce(outcome)
-    return await report.close(outcomes)
+        tell.announce(outcome)
+    return await tell.close(outcomes)

@@ -8,11 +8,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks import line as configured
-from flows import carry, report
+from flows import carry, tell
 from plateway import pipeline
 
 
-@flow(task_runner=carry.runner, flow_run_name=report.named, persist_result=False)
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def verify(event_ids: list[str] | None = None, read_back: bool = False) -> State[None]:
     """Verify exports.
 
@@ -30,4 +30,4 @@ async def verify(event_ids: list[str] | None = None, read_back: bool = False) ->
             await carrier.all(carrier.check(ref) for ref in due)
             sample = await asyncio.to_thread(pipeline.sample, line, settings.read_back_budget)
             await carrier.all(carrier.check(ref, read_back=True) for ref in sample)
-    return await report.close(carrier.outcomes)
+    return await tell.close(carrier.outcomes)

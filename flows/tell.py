@@ -48,16 +48,16 @@ def named() -> str:
 def announce(outcome: Outcome) -> None:
     """Tell others what became of an event, where they may want to know."""
     if what := EVENTS.get((outcome.verb, outcome.result)):
-        tell(what, outcome.ref, outcome)
+        emit(what, outcome.ref, outcome)
 
 
 def registered(refs: Sequence[Ref]) -> None:
     """Tell others which events are new."""
     for ref in refs:
-        tell("registered", ref)
+        emit("registered", ref)
 
 
-def tell(what: str, ref: Ref | None, outcome: Outcome | None = None) -> None:
+def emit(what: str, ref: Ref | None, outcome: Outcome | None = None) -> None:
     """Emit ``plateway.imaging-event.<what>``."""
     about = {"prefect.resource.id": f"plateway.imaging-event.{ref.id if ref else 'unknown'}"}
     payload: dict[str, object] = {"revision": ref.revision} if ref else {}
