@@ -5,6 +5,9 @@ on the next run, because recovery reads only what is durable: the disk, the buck
 Flows and the command line call these; nothing here knows who calls, retries or waits.
 """
 
+from plateway.pipeline.copies import Copy as Copy
+from plateway.pipeline.copies import cat as cat
+from plateway.pipeline.copies import restore as restore
 from plateway.pipeline.discovery import Registered as Registered
 from plateway.pipeline.discovery import register as register
 from plateway.pipeline.evidence import sample as sample
@@ -22,5 +25,7 @@ from plateway.pipeline.line import open_line as open_line
 from plateway.pipeline.line import told as told
 from plateway.pipeline.purges import TRASH as TRASH
 from plateway.pipeline.purges import purge as purge
+from plateway.pipeline.rebuilding import Rebuilt as Rebuilt
+from plateway.pipeline.rebuilding import rebuild as rebuild
 from plateway.pipeline.views import detail as detail
 from plateway.pipeline.views import status as status
