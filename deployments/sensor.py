@@ -1,7 +1,8 @@
-"""The file sensor: tells Prefect that there are new event files, so that `discover` runs within a second.
+"""The file sensor: tells Prefect of new event files and archive manifests, so that a flow looks within a second.
 
 It remembers nothing and decides nothing: the file system is the truth, and what is said here only a hint. A hint that
-is lost costs a minute, until the schedule comes round. Run it beside the disk: ``python -m deployments.sensor``.
+is lost costs a minute, for a manifest a quarter of an hour, until the schedule comes round. Run it beside the disk:
+``python -m deployments.sensor``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -32,6 +34,7 @@ from plateway import events, settings
 from plateway.errors import Misconfigured
 
 ANNOUNCED = "plateway.event-file.announced"
+DELIVERED = "plateway.archive-manifest.announced"
 NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "beegfs", "gpfs", "virtiofs", "vbox")
 STEP, BATCH = 50, 200  # ms without a change end a batch, and so do ms in all
 GAP = 1.0  # seconds at least between two hints about one place; what comes meanwhile goes into the next
@@ -71,7 +74,7 @@ class Place:
 
 
 def places(root: Path) -> list[Place]:
-    """Name what there is to watch now; the root may be missing."""
+    """Name what there is to watch on the bench now; the root may be missing."""
     if not root.is_dir():
         return []
     return [
@@ -80,13 +83,21 @@ def places(root: Path) -> list[Place]:
     ]
 
 
-async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta) -> None:
+def letterbox(url: str | None) -> Place | None:
+    """Name the inbox for archive manifests, where it is a directory; others are looked into by schedule."""
+    scheme, _, rest = url.partition("://") if url and "://" in url else ("file", "", url)
+    if not rest or scheme not in {"file", "local"}:
+        return None
+    return Place(Path(rest), event=DELIVERED, resource="plateway.archive.inbox")
+
+
+async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbox: Place | None = None) -> None:
     """Watch every place, also those that appear, vanish or are mounted anew, until cancelled."""
     watching: dict[tuple[Place, tuple[int, int]], asyncio.Task[None]] = {}
     anyio.to_thread.current_default_thread_limiter().total_tokens = 1000  # each watch keeps one
     async with asyncio.TaskGroup() as group:
         while True:
-            there = await asyncio.to_thread(identified, root)
+            there = await asyncio.to_thread(identified, root, inbox)
             for key in [key for key, task in watching.items() if key not in there or task.done()]:
                 logger.info("%s: not watched any more", key[0].resource)
                 watching.pop(key).cancel()
@@ -95,15 +106,17 @@ async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta) -> N
             await asyncio.sleep(LOOK)
 
 
-def identified(root: Path) -> set[tuple[Place, tuple[int, int]]]:
+def identified(root: Path, inbox: Place | None = None) -> set[tuple[Place, tuple[int, int]]]:
     """Name what there is to watch, so that something else in the same place counts as new."""
+    inboxes = [inbox] if inbox else []
     found = set()
-    try:
-        for place in places(root):
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                found.add((place, place.identity()))
-    except OSError as error:
-        logger.warning("the bench cannot be listed: %s", error.strerror)
+    for name, listed in (("the bench", partial(places, root)), ("the archive inbox", lambda: inboxes)):
+        try:
+            for place in listed():
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    found.add((place, place.identity()))
+        except OSError as error:
+            logger.warning("%s cannot be listed: %s", name, error.strerror)
     return found
 
 
@@ -204,7 +217,13 @@ async def run(known: settings.Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with get_client() as client:
-        await sense(known.root, lambda event: post(client, event), poll=known.poll, interval=known.poll_interval)
+        await sense(
+            known.root,
+            lambda event: post(client, event),
+            poll=known.poll,
+            interval=known.poll_interval,
+            inbox=letterbox(known.archive_inbox),
+        )
 
 
 def main() -> None:

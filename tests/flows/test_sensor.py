@@ -41,12 +41,17 @@ class Heard:
                 await asyncio.sleep(0.02)
 
 
-def sensing(root: Path, act: Callable[[Heard], Awaitable[None]], *, poll: bool = False) -> Heard:
+def sensing(
+    root: Path, act: Callable[[Heard], Awaitable[None]], *, poll: bool = False, inbox: Path | None = None
+) -> Heard:
     """Do something while the sensor watches, and return what it said."""
     heard = Heard()
+    letters = sensor.letterbox(str(inbox)) if inbox else None
 
     async def both() -> None:
-        watching = asyncio.create_task(sensor.sense(root, heard.tell, poll=poll, interval=timedelta(milliseconds=50)))
+        watching = asyncio.create_task(
+            sensor.sense(root, heard.tell, poll=poll, interval=timedelta(milliseconds=50), inbox=letters)
+        )
         await act(heard)
         watching.cancel()
         await asyncio.wait([watching])
@@ -114,6 +119,41 @@ def test_new_systems_and_roots_are_picked_up(tmp_path: Path) -> None:
         await heard.until(lambda: "again.json" in heard.names("plateway.system.prince"))
 
     sensing(root, act)
+
+
+@pytest.mark.parametrize("poll", [False, True])
+def test_manifests_in_the_inbox_are_sensed(tmp_path: Path, poll: bool) -> None:
+    """An inbox that appears late gives its own hint for each manifest; what is moved aside below it gives none."""
+    inbox = tmp_path / "inbox"
+
+    async def act(heard: Heard) -> None:
+        await asyncio.sleep(0.2)
+        (inbox / "accepted").mkdir(parents=True)
+        await heard.until(lambda: heard.hints)
+        (inbox / "accepted" / "old.json").touch()
+        (inbox / "job-7.json").touch()
+        await heard.until(lambda: len(heard.hints) > 1)
+
+    heard = sensing(tmp_path / "bench", act, poll=poll, inbox=inbox)
+    assert heard.names("plateway.archive.inbox") == {"job-7.json"}
+    assert {hint.event for hint in heard.hints} == {"plateway.archive-manifest.announced"}
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/srv/inbox", "/srv/inbox"),
+        ("file:///srv/inbox", "/srv/inbox"),
+        ("inbox", "inbox"),
+        ("s3://tape/inbox", None),
+        ("sftp://tape.example.org/inbox", None),
+        (None, None),
+    ],
+)
+def test_only_a_directory_is_sensed(url: str | None, path: str | None) -> None:
+    """An inbox in a bucket or on another machine is looked into by schedule."""
+    place = sensor.letterbox(url)
+    assert (place and str(place.path)) == path
 
 
 def test_a_hint_waits_for_the_server(site: Site) -> None:
