@@ -1,0 +1,208 @@
+"""Commands that carry: the demo, the whole line, the simulator, and the verbs in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from plateway import pipeline, settings
+from plateway.catalog import Ref
+from plateway.cli.app import (
+    Experiment,
+    Home,
+    Ids,
+    Json,
+    Since,
+    System,
+    Until,
+    app,
+    chosen,
+    err,
+    finish,
+    out,
+    pause,
+    print_json,
+    run,
+    working,
+)
+from plateway.pipeline import Line, Outcome
+
+ROUNDS = 1000  # of one `discover`: more than any bench needs, and an end
+FAULTS = (  # of the simulator, which loads only when it is used
+    "bad-path",
+    "duplicate",
+    "event-before-images",
+    "extra-image",
+    "garbage-json",
+    "half-written-json",
+    "late-mount",
+    "missing-image",
+    "none",
+    "other-content",
+    "slow-writer",
+    "symlink",
+)
+
+
+@app.command()
+def demo(
+    *,
+    home: Home = None,
+    events: Annotated[int, typer.Option(min=2, help="How many events the two instruments acquire.")] = 6,
+    once: Annotated[bool, typer.Option("--once", help="End by itself; exit 0 only if all went as it should.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the whole line at work: servers, two simulated instruments, export, verification and a purge with proof."""
+    from deployments import demo as theatre  # noqa: PLC0415  half a second that other commands need not wait
+
+    raise typer.Exit(theatre.run(settings.load(home=home), events=events, once=once, as_json=as_json))
+
+
+@app.command()
+def up(home: Home = None) -> None:
+    """Bring up Prefect, S3 (unless an endpoint is configured), catalogue, worker and file sensor for a real bench."""
+    from deployments import bringup  # noqa: PLC0415  the same
+
+    raise typer.Exit(bringup.up(settings.load(home=home), out))
+
+
+@app.command()
+def simulate(
+    *,
+    home: Home = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Instruments that acquire; default: prince and aretha.")
+    ] = None,
+    events: Annotated[int | None, typer.Option(min=1, help="Stop after so many events; default: go on.")] = None,
+    rate: Annotated[float, typer.Option(min=0.001, help="Events per second, of all instruments together.")] = 0.5,
+    images: Annotated[int, typer.Option(min=1, help="Images per event.")] = 6,
+    size: Annotated[int, typer.Option(min=16, help="Pixels along either side of an image.")] = 512,
+    fault: Annotated[list[str] | None, typer.Option(help=f"The first events misbehave: {', '.join(FAULTS)}.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let instruments that are not there acquire plates on the bench; every other one speaks the older dialect."""
+    from plateway import simulator  # noqa: PLC0415  the same: it draws with numpy
+
+    unknown = sorted(set(fault or ()) - set(simulator.FAULTS))
+    if unknown:
+        raise typer.BadParameter(f"no such fault: {', '.join(unknown)}", param_hint="--fault")
+    bench = settings.load(home=home).root
+    instruments = [
+        simulator.Simulated(
+            system=name,
+            dialect="imaging event" if number % 2 else "timestep",
+            root=bench / name,
+            images=images,
+            size=size,
+            seed=int(datetime.now(UTC).timestamp()),
+        )
+        for number, name in enumerate(system or ["prince", "aretha"])
+    ]
+    announced = []
+    for one in simulator.run(instruments, rate=rate, count=events, faults=fault or ()):
+        announced.append({"id": str(one.id), "system": one.system, "file": one.path.name})
+        err.print(f"{one.system} announced {one.id}")
+    if as_json:
+        print_json({"events": announced})
+
+
+@app.command()
+def discover(home: Home = None, as_json: Json = False) -> None:
+    """Find what was announced, wait until it has settled, export and verify it; end when nothing more is due."""
+    with working(home) as (line, config):
+        outcomes: list[Outcome] = []
+        troubled: tuple[Outcome, ...] = ()
+        for _ in range(ROUNDS):
+            found = pipeline.register(line)
+            outcomes += found.quarantined
+            troubled = found.troubled
+            done = export_due(line, config)
+            outcomes += done
+            if done or found.new:
+                continue
+            if found.settles_in is None:
+                break
+            pause(found.settles_in)
+    finish([*outcomes, *troubled], as_json=as_json)
+
+
+@app.command()
+def export(
+    *,
+    ids: Ids = None,
+    since: Since = None,
+    until: Until = None,
+    system: System = None,
+    experiment: Experiment = None,
+    force: Annotated[bool, typer.Option("--force", help="Send again, even what is verified.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Export events and verify what arrived: the ones named or selected, or without either all that are due."""
+    with working(home) as (line, config):
+        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
+        outcomes = export_due(line, config) if refs is None else export_all(line, config, refs, force=force)
+    finish(outcomes, as_json=as_json)
+
+
+@app.command()
+def verify(
+    *,
+    ids: Ids = None,
+    since: Since = None,
+    until: Until = None,
+    system: System = None,
+    experiment: Experiment = None,
+    read_back: Annotated[bool, typer.Option("--read-back", help="Read every byte and compare every SHA-256.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Look at what is in the bucket; damage ends with exit code 4. Without ids: what was not looked at yet."""
+    with working(home) as (line, config):
+        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
+        if refs is None:
+            refs = (
+                [one.ref for one in line.catalog.ledgers() if one.export] if read_back else pipeline.due(line, "verify")
+            )
+        outcomes = run(partial(pipeline.verify, read_back=read_back), line, refs, config=config)
+    finish(outcomes, as_json=as_json)
+
+
+@app.command()
+def purge(
+    *,
+    system: Annotated[list[str] | None, typer.Option(help="Only these instruments.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and prove, move nothing.")] = False,
+    fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Allow a batch that removes up to this part of a system's events."),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Free the bench of what is proven to be safe in the bucket; everything refused says why.
+
+    Only systems in PLATEWAY_PURGE_SYSTEMS are touched at all. Every file is compared with the copy; then the images are
+    moved into a trash folder, and removed after PLATEWAY_TRASH_GRACE if the copy and they are still the same. Uploads
+    that dead exports left open are aborted.
+    """
+    with working(home) as (line, _):
+        outcomes = pipeline.purge(line, systems=system, dry_run=dry_run, fraction=fraction)
+        outcomes += [] if dry_run else pipeline.sweep(line)
+    finish(outcomes, as_json=as_json)
+
+
+def export_due(line: Line, config: settings.Settings) -> list[Outcome]:
+    """Export what is due, then verify whatever lacks evidence."""
+    exported = run(pipeline.export, line, pipeline.due(line, "export"), config=config)
+    return exported + run(pipeline.verify, line, pipeline.due(line, "verify"), config=config)
+
+
+def export_all(line: Line, config: settings.Settings, refs: Sequence[Ref], *, force: bool) -> list[Outcome]:
+    exported = run(partial(pipeline.export, force=force), line, refs, config=config)
+    sent = [one.ref for one in exported if one.ref is not None and one.result == "exported"]
+    return exported + run(pipeline.verify, line, sent, config=config)

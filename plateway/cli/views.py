@@ -1,0 +1,202 @@
+"""Commands to look: status, show, quarantine, settings, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter
+from rich.table import Column, Table
+from rich.text import Text
+
+from plateway import pipeline, settings, wire
+from plateway.catalog import Ref
+from plateway.cli.app import (
+    NARROW,
+    Experiment,
+    Home,
+    Json,
+    Since,
+    System,
+    Until,
+    app,
+    opened,
+    out,
+    parsed,
+    print_json,
+    size,
+    utc,
+    when,
+    working,
+)
+from plateway.errors import NotFound
+from plateway.records import Quarantine
+
+quarantine_app = typer.Typer(no_args_is_help=True, help="Announcements that could not be accepted.")
+config_app = typer.Typer(no_args_is_help=True, help="Settings, and where each value comes from.")
+db_app = typer.Typer(no_args_is_help=True, help="The catalogue's tables.")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(config_app, name="config")
+app.add_typer(db_app, name="db")
+
+COLOURS = {
+    "exported": "green",
+    "archived": "green",
+    "purged": "blue",
+    "quarantined": "red",
+    "lost": "red",
+    "changed": "red",
+}
+
+
+@app.command()
+def status(
+    *,
+    since: Since = None,
+    until: Until = None,
+    system: System = None,
+    experiment: Experiment = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show every event with its state, and why it waits."""
+    with working(home) as (line, _):
+        ledgers = line.catalog.ledgers(system=system, experiment=experiment, since=utc(since), until=utc(until))
+        lines = [pipeline.status(line, ledger) for ledger in ledgers]
+        waiting = line.catalog.quarantined()
+    counts = Counter(one.state for one in lines)
+    told = wire.Status(events=lines, counts=dict(counts), quarantine=len(waiting))
+    if as_json:
+        return print_json(told)
+    table = Table(Column("event", no_wrap=True), "system", "state", "size", Column("key / reason", overflow="fold"))
+    if out.width >= NARROW:
+        table.add_column("imaged", no_wrap=True)
+    for one in lines:
+        where = "; ".join(one.reasons) or one.key
+        cells: list[str | Text] = [
+            str(Ref(one.id, one.revision)),
+            one.system,
+            state(one),
+            size(one.size),
+            where,
+            when(one.timestamp),
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    out.print(table)
+    summary = ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) or "no events yet"
+    out.print(summary + (f"; {len(waiting)} in quarantine (plateway quarantine list)" if waiting else ""))
+    return None
+
+
+@app.command()
+def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = None, as_json: Json = False) -> None:  # noqa: A002
+    """Show all that is known of one event: where every image is, by what evidence, and what happened when."""
+    with working(home) as (line, _):
+        uuid, revision = parsed(id)
+        ref = line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+        told = pipeline.detail(line, line.catalog.ledger(ref))
+    if as_json:
+        return print_json(told)
+    facts = Table(show_header=False, box=None)
+    for field, value in told.model_dump(exclude={"manifest", "ledger"}).items():
+        if value not in (None, [], ""):
+            facts.add_row(field, "; ".join(map(str, value)) if isinstance(value, list) else str(value))
+    out.print(facts)
+    files = Table(
+        Column("image", overflow="fold"), "bytes", Column("SHA-256", overflow="fold"), "offset", title="in the bundle"
+    )
+    for member in told.manifest or ():
+        files.add_row(member.name, f"{member.size:,}", member.sha256, str(member.offset))
+    out.print(files if told.manifest else f"no manifest: {told.manifest_error or 'not exported yet'}")
+    return None
+
+
+@quarantine_app.command("list")
+def quarantine_list(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were replayed.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List what could not be accepted, and why."""
+    with working(home) as (line, _):
+        entries = [entry(row) for row in line.catalog.quarantined(include_released=everything)]
+    if as_json:
+        return print_json(TypeAdapter(list[wire.QuarantineEntry]).dump_python(entries, mode="json"))
+    table = Table("id", "system", "event file", "reason", "since")
+    for one in entries:
+        table.add_row(str(one.id), one.system, one.name, one.reason, when(one.first_seen))
+    out.print(table if entries else "The quarantine is empty.")
+    return None
+
+
+@quarantine_app.command("show")
+def quarantine_show(id: int, home: Home = None, as_json: Json = False) -> None:  # noqa: A002
+    """Show one of them with the bytes that were kept."""
+    with working(home) as (line, _):
+        rows = [row for row in line.catalog.quarantined(include_released=True) if row.id == id]
+    if not rows:
+        raise NotFound(f"quarantine has no entry {id}")
+    if as_json:
+        told = entry(rows[0]).model_dump(mode="json")
+        return print_json({**told, "content": rows[0].content.decode("utf-8", "backslashreplace")})
+    one = rows[0]
+    out.print(f"{one.system}/{one.name}: {one.reason}")
+    sys.stdout.buffer.write(one.content + b"\n")
+    return None
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(
+    ids: Annotated[list[int], typer.Argument(help="Entries, as `plateway quarantine list` numbers them.")],
+    home: Home = None,
+) -> None:
+    """Try again: the next discovery reads the event file and looks at the images anew."""
+    with working(home) as (line, _):
+        for one in ids:
+            row = line.catalog.replay(one, now=line.catalog.now())
+            out.print(f"{row.system}/{row.name} is looked at again")
+
+
+@config_app.command("show")
+def config_show(home: Home = None, as_json: Json = False) -> None:
+    """Show every setting, its value and where that came from; secrets are masked."""
+    rows = settings.explain(home=home)
+    if as_json:
+        return print_json(rows)
+    table = Table("setting", "value", "from", "meaning")
+    for row in rows:
+        table.add_row(row["setting"], str(row["value"]), row["source"], row["meaning"])
+    out.print(table)
+    return None
+
+
+@db_app.command("upgrade")
+def db_upgrade(home: Home = None) -> None:
+    """Bring the tables to what this version needs."""
+    with opened(home) as catalog:
+        catalog.upgrade()
+        out.print(f"catalogue at {catalog.current()}")
+
+
+@db_app.command("current")
+def db_current(home: Home = None, as_json: Json = False) -> None:
+    """Show which revision the tables have, and which one this version needs."""
+    with opened(home) as catalog:
+        current, head = catalog.current(), catalog.head()
+    if as_json:
+        return print_json({"current": current, "head": head})
+    out.print(f"{current or 'no tables yet'} (this version needs {head})")
+    return None
+
+
+def entry(row: Quarantine) -> wire.QuarantineEntry:
+    facts = row.model_dump(exclude={"content", "revision"})
+    return wire.QuarantineEntry(**facts, size=len(row.content))
+
+
+def state(one: wire.EventStatus) -> Text:
+    text = Text(one.state, style=COLOURS.get(one.state, ""))
+    return text.append(" conflict", style="red") if one.conflict else text
