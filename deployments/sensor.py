@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -108,11 +107,14 @@ async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbo
 
 def identified(root: Path, inbox: Place | None = None) -> set[tuple[Place, tuple[int, int]]]:
     """Name what there is to watch, so that something else in the same place counts as new."""
-    inboxes = [inbox] if inbox else []
     found = set()
-    for name, listed in (("the bench", partial(places, root)), ("the archive inbox", lambda: inboxes)):
+    looks: dict[str, Callable[[], list[Place]]] = {
+        "the bench": lambda: places(root),
+        "the archive inbox": lambda: [inbox] if inbox else [],
+    }
+    for name, look in looks.items():
         try:
-            for place in listed():
+            for place in look():
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                     found.add((place, place.identity()))
         except OSError as error:
