@@ -47,6 +47,10 @@ class Instrument(Block):
     grace: Duration = Field(timedelta(hours=1), description="Time in the trash before they are removed")
     staging_lifespan: Duration = Field(timedelta(days=1), description="Age of the proof before a staging copy may go")
     fraction: float = Field(0.5, ge=0, le=1, description="A purge of more of the system's events stops and asks")
+    bucket_lifespan: Duration | None = Field(
+        None, description="Age of the archive's evidence before a bucket copy may go; empty: never"
+    )
+    stuck_after: Duration = Field(timedelta(hours=1), description="An event that waits longer is an alert")
 
     def value(self) -> settings.Instrument:
         """Give what was typed as the library takes it."""
@@ -65,7 +69,9 @@ class Instrument(Block):
                 grace=self.grace,
                 staging_lifespan=self.staging_lifespan,
                 fraction=self.fraction,
+                bucket_lifespan=self.bucket_lifespan,
             ),
+            stuck_after=self.stuck_after,
         )
 
     @classmethod
@@ -86,4 +92,6 @@ class Instrument(Block):
             grace=policy.grace,
             staging_lifespan=policy.staging_lifespan,
             fraction=policy.fraction,
+            bucket_lifespan=policy.bucket_lifespan,
+            stuck_after=known.stuck_after,
         )

@@ -100,6 +100,7 @@ class Instrument:
     patterns: tuple[str, ...] = IMAGES  # what counts as an image for the announced count
     staging: Path | None = None
     policy: Policy = field(default_factory=Policy)
+    stuck_after: timedelta = timedelta(hours=1)  # an event that waits longer is an alert
 
 
 class Runtime(PydanticBaseSettingsSource):
@@ -260,6 +261,7 @@ class Settings(BaseSettings):
             patterns=self.image_patterns,
             staging=self.staging_root.absolute() / system if self.staging_root else None,
             policy=self.policy(system),
+            stuck_after=self.stuck_after,
         )
 
 
