@@ -5,7 +5,8 @@ end blocks. Its layout is a pure function of names, sizes and times: every offse
 an image is read, so one pass suffices and one image inside a large bundle is one ranged GET.
 
 The manifest ends with ``"sealed"``: the SHA-256 of every byte of the bundle before that digest. So a bundle proves
-itself without a catalogue: `walk` finds any changed byte, and names the member where it is in one.
+itself without a catalogue: `walk` finds any changed byte, and names the member where it is in one. `tail` finds the
+manifest from the end of a bundle of which nothing else is known, not even its size.
 
 Reading the folder is ``folder``'s, moving the bytes is ``store``'s.
 """
@@ -39,6 +40,7 @@ CLOSING = b'\n ],\n "sealed": "'
 CLOSED = b'"\n}\n'
 SEAL = len(DIGEST) + len(CLOSED)
 MOST_MANIFEST = 1 << 30
+TAIL = 48 << 10  # bytes read first to find a manifest from the end; it tells of some 300 files
 MOST_PAX = 1 << 20
 
 
@@ -113,6 +115,20 @@ class Walked:
     size: int
     sha256: str
     manifest: Manifest
+    manifest_offset: int
+    manifest_size: int
+    manifest_sha256: str
+    kept: Mapping[str, bytes]  # content of the members that were asked for
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A manifest found from the end of a bundle."""
+
+    manifest: Manifest
+    size: int  # of the manifest, in bytes
+    sha256: str
+    behind: int  # from its first byte to the end of the bundle
 
 
 def padded(size: int) -> int:
@@ -296,31 +312,88 @@ def read_manifest(content: bytes) -> Manifest:
         raise Damaged(f"{MANIFEST}: not the manifest of a bundle ({type(error).__name__})") from error
 
 
-def walk(chunks: Iterable[bytes]) -> Walked:
+def tail(last: Callable[[int], bytes]) -> Tail:
+    """Find the manifest from the end of a bundle; ``last(n)`` reads its last n bytes, or all of a smaller one.
+
+    One read is enough for some 300 files, more where the manifest is larger. Nothing before the manifest is proven.
+
+    Raises:
+        Damaged: what ends here is no bundle.
+    """
+    wanted = TAIL
+    while True:
+        content = last(wanted)
+        if not _ends(content):
+            raise Damaged(f"does not end as a bundle does ({len(content)} bytes read)")
+        for start in range(len(content) - len(END) - 2 * BLOCK, -1, -BLOCK):
+            size = _manifest_size(content[start : start + BLOCK])
+            if size is not None and start + BLOCK + padded(size) + len(END) == len(content):
+                return _tail(content[start + BLOCK :], size)
+        if len(content) < wanted or wanted > MOST_MANIFEST:
+            raise Damaged(f"no {MANIFEST} in its last {len(content)} bytes")
+        wanted *= 8
+
+
+def _ends(content: bytes) -> bool:
+    """Tell whether this may be the end of a bundle: whole blocks, and zeros after the manifest's last bytes."""
+    return (
+        len(content) % BLOCK == 0
+        and content.endswith(END)
+        and content[-(len(END) + BLOCK + len(CLOSED)) :].rstrip(b"\0").endswith(CLOSED)
+    )
+
+
+def _manifest_size(block: bytes) -> int | None:
+    """Read the size of the manifest if this block is its header; text, which has no zeros, never is one."""
+    if block[257:262] != b"ustar":
+        return None
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    return info.size if info.name == f"./{MANIFEST}" and info.type == tarfile.REGTYPE else None
+
+
+def _tail(rest: bytes, size: int) -> Tail:
+    content = rest[:size]
+    return Tail(read_manifest(content), size, hashlib.sha256(content).hexdigest(), len(rest))
+
+
+def walk(chunks: Iterable[bytes], *, keep: Collection[str] = ()) -> Walked:
     """Read a whole bundle in one pass and prove it from its own account: every byte, first to last.
+
+    Members in ``keep`` of up to 1 MiB are returned with what was seen.
 
     Raises:
         Damaged: names the member whose bytes are other than the manifest says, or what else is wrong.
     """
     scan = Scan(chunks)
     found: list[Member] = []
+    kept: dict[str, bytes] = {}
     while (header := scan.header()).name != MANIFEST:
         offset, digest = scan.offset, hashlib.sha256()
-        for piece in scan.pieces(header.size):
-            digest.update(piece)
+        if header.name in keep and header.size <= CHUNK:
+            kept[header.name] = scan.take(header.size)
+            digest.update(kept[header.name])
+        else:
+            for piece in scan.pieces(header.size):
+                digest.update(piece)
         found.append(Member(header.name, header.size, digest.hexdigest(), offset))
         scan.zeros(padded(header.size) - header.size)
     if not len(CLOSING) + SEAL <= header.size <= MOST_MANIFEST:
         raise Damaged(f"{MANIFEST}: {header.size} bytes")
+    start = scan.offset
     content = scan.take(header.size - SEAL)
     sealed = scan.whole.hexdigest()
-    manifest = read_manifest(content + scan.take(SEAL))
+    content += scan.take(SEAL)
+    manifest = read_manifest(content)
     _compare(found, manifest.members)
     if manifest.sealed != sealed:
         raise Damaged(f"{MANIFEST} or a header: sha256 {sealed}, sealed as {manifest.sealed}")
     scan.zeros(padded(header.size) - header.size + len(END))
     scan.end()
-    return Walked(scan.offset, scan.whole.hexdigest(), manifest)
+    manifest_sha256 = hashlib.sha256(content).hexdigest()
+    return Walked(scan.offset, scan.whole.hexdigest(), manifest, start, header.size, manifest_sha256, kept)
 
 
 class Header(NamedTuple):
@@ -386,6 +459,18 @@ class Scan:
         if info.type != tarfile.REGTYPE or not name.startswith("./") or size < 0:
             raise Damaged(f"header at {start}: {shown(name)}, {size} bytes, is not a member of a bundle")
         return Header(name[2:], size)
+
+
+def modified(header: bytes) -> int:
+    """Read from the last block before a member's bytes when it was modified, in whole seconds.
+
+    Raises:
+        Damaged: it is no header.
+    """
+    try:
+        return int(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").mtime)
+    except (tarfile.HeaderError, ValueError) as error:
+        raise Damaged(f"header: {error}") from error
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:

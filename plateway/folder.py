@@ -1,17 +1,20 @@
 """A folder of images on a disk, reached without following links.
 
-Owns every touch of the bench and of staging: look, read, copy, move aside, remove. Everything is opened relative to a
-directory descriptor, one component at a time, so that a link put in the way is met and never followed, and nothing
-outside the root is read or removed. What the images mean is left to ``events``, whether they may go to ``retention``.
+Owns every touch of the bench and of staging: look, read, copy, write, move aside, remove. Everything is opened
+relative to a directory descriptor, one component at a time, so that a link put in the way is met and never followed,
+and nothing outside the root is read, written or removed. What the images mean is left to ``events``, whether they may
+go to ``retention``.
 
 Errors: what a folder holds and must not hold is ``Rejected`` (``Refused`` where something was to be moved or removed),
-what vanished, changed or cannot be read right now is ``Unsettled``, a full disk is ``Unavailable``.
+what vanished, changed or cannot be read right now is ``Unsettled``, a full disk is ``Unavailable``. Where files are
+written, other bytes that lie there are a ``Conflict``, and other bytes that come are ``Damaged``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -21,8 +24,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
-from plateway.errors import PlatewayError, Refused, Rejected, Unavailable, Unsettled
+from plateway.errors import Busy, Conflict, Damaged, PlatewayError, Refused, Rejected, Unavailable, Unsettled
 
 DEPTH = 32  # directories below each other; an image directory has one or two
 CHUNK = 1 << 20
@@ -192,6 +196,138 @@ def enter(root: Path, path: str) -> Iterator[Folder]:
             yield Folder(directory)
 
 
+def confined(name: str) -> tuple[str, ...]:
+    """Split the name of a file that is to be written; it must be spelt as the file system will have it.
+
+    Raises:
+        Rejected: it would leave the directory, or two such names could mean one file.
+    """
+    parts = segments(name)
+    if "/".join(parts) != name:
+        raise Rejected(f'path "{shown(name)[:80]}" is not spelt plainly')
+    return parts
+
+
+class Landing:
+    """An open directory that files are written into; each is proven before it gets its name. Comes from ``land``."""
+
+    def __init__(self, descriptor: int, aside: int) -> None:
+        self._descriptor, self._aside = descriptor, aside
+        self._touched: set[tuple[str, ...]] = set()  # directories that got a file
+
+    def digest(self, name: str) -> str | None:
+        """Read the SHA-256 of what lies at a name, None when there is nothing.
+
+        Raises:
+            Rejected: the name leaves the directory, or something else than a regular file is there.
+            Unsettled: it changed meanwhile or cannot be read right now.
+        """
+        parts, where = confined(name), shown(name)
+        try:
+            with _below(self._descriptor, parts[:-1]) as parent:
+                file = _file(name, _status(parent, parts[-1], where=where))
+        except Unsettled as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return _digests(Folder(self._descriptor), [file])[name]
+
+    def write(self, name: str, chunks: Iterable[bytes], *, sha256: str, mtime_ns: int) -> None:
+        """Write a file aside, compare, sync, and only then give it its name; never onto something that is there.
+
+        Directories on the way are made. An error from ``chunks`` rises unchanged; nothing stays behind.
+
+        Raises:
+            Damaged: other bytes came. Conflict: other bytes lie there. Rejected: as in ``digest``.
+            Unavailable: no space.
+        """
+        parts, part = confined(name), uuid4().hex
+        with door(name):
+            descriptor = os.open(part, WRITE, 0o644, dir_fd=self._aside)
+        try:
+            try:
+                written = _pour(chunks, descriptor, file=File(name, 0, mtime_ns, 0, 1))
+            finally:
+                os.close(descriptor)
+            if written != sha256:
+                raise Damaged(f"{shown(name)}: sha256 {written}, {sha256} expected")
+            if not self._give(part, parts) and self.digest(name) != sha256:
+                raise Conflict(f"{shown(name)}: other bytes are there already")
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=self._aside)
+
+    def _give(self, part: str, parts: Sequence[str]) -> bool:
+        """Give a written file its name; no if something has it."""
+        if _find(self._descriptor, parts) is not None:
+            return False
+        try:
+            with _below(self._descriptor, parts[:-1], make=True) as taking, door("/".join(parts)):
+                _rename(part, parts[-1], giving=self._aside, taking=taking)
+        except Refused as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        self._touched.add(tuple(parts[:-1]))
+        return True
+
+    def sync(self) -> None:
+        """Make all names durable that were given."""
+        for parts in self._touched:
+            with _below(self._descriptor, parts) as directory:
+                _sync(directory)
+
+
+@contextmanager
+def land(root: Path, path: str, *, aside: str) -> Iterator[Landing]:
+    """Open the directory at ``path`` below ``root`` to write into it, made if need be; all of it is durable at the end.
+
+    ``aside``, another directory on the same disk, holds what is half written, and goes at the end.
+
+    Raises:
+        Busy: somebody else is writing there.
+        Rejected, Unsettled: as in ``enter``.
+    """
+    with (
+        _top(root) as top,
+        _below(top, segments(path), make=True) as target,
+        _locked(target, path) as alone,
+        _below(top, segments(aside), make=True) as parts,
+    ):
+        if alone:  # what lies here is of somebody who died
+            _clear(parts)
+        landing = Landing(target, parts)
+        try:
+            yield landing
+            landing.sync()
+        finally:
+            *above, last = segments(aside)
+            with _below(top, above) as parent, suppress(OSError):  # where locks do not work, others may be at it
+                os.rmdir(last, dir_fd=parent)
+
+
+@contextmanager
+def _locked(descriptor: int, path: str) -> Iterator[bool]:
+    """Keep other processes away as long as the directory is open; no where the file system cannot."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(f"{shown(path)}: somebody else is writing there") from None
+    except OSError:
+        yield False
+    else:
+        yield True
+
+
+def _clear(directory: int) -> None:
+    """Remove the files in a directory of our own making."""
+    with door("."), os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        with door(name):
+            os.unlink(name, dir_fd=directory)
+
+
 def exists(root: Path, path: str) -> bool:
     """Say whether a directory or regular file is at ``path``; a root that cannot be opened is an error, not a no."""
     with _top(root) as top:
@@ -227,7 +363,7 @@ def copy(root: Path, path: str, *, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     with enter(root, path) as source:
         files = source.files()
-        _make(target.parent)
+        make(target.parent)
         _discard(part)
         if _is_directory(target) and _same(target, _digests(source, files)):
             _settle(target)
@@ -396,11 +532,11 @@ def _discard(place: Path) -> None:
         shutil.rmtree(place)  # itself works on descriptors and follows no link
 
 
-def _make(directory: Path) -> None:
+def make(directory: Path) -> None:
     """Make a directory and its parents, each durable before the next."""
     if directory.is_dir():
         return
-    _make(directory.parent)
+    make(directory.parent)
     with door(directory.name):
         directory.mkdir(exist_ok=True)
     _sync_path(directory.parent)

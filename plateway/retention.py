@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from plateway.catalog import Ledger
 from plateway.settings import Policy, spoken
 
+ON_REQUEST = "restored on request"  # the reason of a purge that was taken back because somebody wants the images
 SMALL = 10  # a batch of so few events is proven one by one; the fraction rule watches over larger ones
 
 
@@ -30,6 +31,7 @@ def judge(ledger: Ledger, policy: Policy, now: datetime, *, siblings: Sequence[L
     Age counts from the evidence, not from the instrument's clock. ``siblings`` are other events on the same images.
     """
     reasons = [*_permission(ledger, policy), *_safety(ledger, now), *_age(ledger, policy.lifespan, now)]
+    reasons += _wanted(ledger, policy.lifespan, now)
     if policy.requires == "bucket+archive" and not ledger.archives:
         reasons.append("no archive location, and the policy requires bucket+archive")
     reasons += [
@@ -86,6 +88,15 @@ def _age(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
     if age < lifespan:
         return [f"verified {timedelta(seconds=int(age.total_seconds()))} ago, kept for {spoken(lifespan)}"]
     return []
+
+
+def _wanted(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
+    """Keep images that somebody had brought back, as long as if they were new."""
+    back = [one.restored_at for one in ledger.purges if one.place == "raw" and one.reason == ON_REQUEST]
+    age = now - max((one for one in back if one is not None), default=now - lifespan)
+    return [f"restored {timedelta(seconds=int(age.total_seconds()))} ago, kept for {spoken(lifespan)}"] * (
+        age < lifespan
+    )
 
 
 def _unsafe(siblings: Sequence[Ledger], now: datetime) -> list[tuple[Ledger, str]]:

@@ -254,6 +254,23 @@ def _restore(line: Line, ledger: Ledger, purge: Purge, root: Path, *, now: datet
     return _cleared(ledger, purge.place, "restored", reason)
 
 
+def take_back(line: Line, ledger: Ledger, purge: Purge, *, reason: str) -> Outcome:
+    """Move images that are aside and untouched back to their place, and note why.
+
+    Raises:
+        Unsettled: their removal has begun, or was not noted yet: a purge finishes that, then a copy can be restored.
+        Busy: somebody is at work on the event.
+    """
+    root, now = line.instrument(ledger.event.system).root, line.catalog.now()
+    with leased(line, ledger.ref):
+        if "went_with" in purge.proof or not folder.exists(root, _aside(purge)):
+            raise Unsettled(f"{ledger.event.path}: a purge was cut off, and must finish first")
+        with folder.enter(root, _aside(purge)) as images:
+            if folder.fingerprint(images.files()) != purge.proof["fingerprint"]:
+                raise Unsettled(f"{ledger.event.path}: its removal has begun, and must finish first")
+        return _restore(line, ledger, purge, root, now=now, reason=reason)
+
+
 def _home(ledger: Ledger, purge: Purge) -> str:
     return ledger.event.path if purge.place == "raw" else str(ledger.ref)
 
