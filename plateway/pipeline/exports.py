@@ -20,6 +20,7 @@ from plateway.errors import (
     Unavailable,
     Unsettled,
 )
+from plateway.pipeline import labels
 from plateway.pipeline.discovery import sidecar
 from plateway.pipeline.line import Line, Outcome, digest_of, noted, set_back
 from plateway.records import Event, Export
@@ -119,9 +120,9 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: C
 
         layout = bundle.plan(files, _head(event, sidecar(images, files)))
         packing = bundle.Packing(layout, images.read, seal=seal, beat=beat)
-        tags = {"event-id": str(event.id), "event-revision": str(event.revision), "announcement": event.digest}
+        label = labels.write(event)
         with suppress(_There):
-            line.store.put(event.key, packing, size=layout.size, part_size=layout.part_size, metadata=tags)
+            line.store.put(event.key, packing, size=layout.size, part_size=layout.part_size, metadata=label)
         return packing.packed
 
 
