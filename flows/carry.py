@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from prefect import Task, task
@@ -24,6 +25,7 @@ from plateway import pipeline
 from plateway.catalog import Ref
 from plateway.errors import PlatewayError, Transient
 from plateway.pipeline import Line, Outcome
+from plateway.pipeline.copies import Where
 
 T = TypeVar("T")
 Step = Callable[[Ref], Future[Outcome]]
@@ -45,6 +47,7 @@ patient: dict[str, Any] = {
 }
 export = task(task_run_name="export {ref}", **patient)(pipeline.export)
 verify = task(task_run_name="verify {ref}", **patient)(pipeline.verify)
+restore = task(task_run_name="restore {ref}", **patient)(pipeline.restore)
 
 
 @dataclass
@@ -67,6 +70,11 @@ class Carrier:
     async def check(self, ref: Ref, *, read_back: bool = False) -> None:
         """Verify one event."""
         await self._steps(ref, "verify", [self._verify(read_back=read_back)])
+
+    async def fetch(self, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> None:
+        """Bring one event back."""
+        options = {"to": to, "to_bench": to_bench, "source": source, "beat": self._beat}
+        await self._steps(ref, "restore", [lambda one: start(restore, self.line, one, **options)])
 
     async def all(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Take many events through their steps, and show how far that is."""

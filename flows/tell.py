@@ -32,6 +32,9 @@ EVENTS = {  # by verb and result; a staging copy that goes, or one more look at 
     ("verify", "damaged"): "damaged",
     ("export", "damaged"): "damaged",
     ("purge", "gone"): "purged",
+    ("archive", "archived"): "archived",
+    ("expire", "expired"): "expired",
+    ("restore", "restored"): "restored",
     ("register", "quarantined"): "quarantined",
 }
 ROWS = 1000  # of a table: the bad ones first
@@ -72,10 +75,15 @@ async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do") 
         return Completed(message=nothing)
     tally = Counter(outcome.result for outcome in outcomes)
     summary = ", ".join(f"{count} {result}" for result, count in tally.most_common())
-    table = [row(outcome) for outcome in sorted(outcomes, key=lambda one: one.result not in BAD)[:ROWS]]
-    key = f"plateway-{flow_run.flow_name}"
-    await acreate_table_artifact(table=table, key=key, description=f"{summary} · {flow_run.name}")
+    await table([row(outcome) for outcome in sorted(outcomes, key=lambda one: one.result not in BAD)], summary)
     return Failed(message=summary) if BAD & tally.keys() else Completed(message=summary)
+
+
+async def table(rows: Sequence[dict[str, object]], summary: str, *, picture: str = "") -> None:
+    """Leave a table, with what it comes to and perhaps a picture above it."""
+    key = f"plateway-{flow_run.flow_name}"
+    above = "\n\n".join(filter(None, [picture, f"{summary} · {flow_run.name}"]))
+    await acreate_table_artifact(table=list(rows[:ROWS]), key=key, description=above)
 
 
 async def relieve(looked: datetime) -> None:
