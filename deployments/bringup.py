@@ -210,7 +210,13 @@ def resolve(settings: Settings, s3: Embedded | None) -> Settings:
         if s3
         else {}
     )
-    return settings.model_copy(update=paths | ours)
+    return settings.model_copy(update=paths | _archives(settings) | ours)
+
+
+def _archives(settings: Settings) -> dict[str, str]:
+    """Make archive places that are paths hold from any directory."""
+    named = {name: getattr(settings, name) for name in ("archive_inbox", "archive_target")}
+    return {name: str(Path(url).absolute()) for name, url in named.items() if url and "://" not in url}
 
 
 def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, Any]:
@@ -299,7 +305,9 @@ def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> lis
         found += [storage(s3), Step("bucket", "Bucket", partial(_create, s3, bucket), after=("s3",))]
         before.append("bucket")
     found.append(Step("catalogue", "Catalogue", partial(_migrate, settings)))
-    return [*found, provision(env), worker(settings, env, before), sensor(settings, env, before)]
+    parts = [provision(env), worker(settings, env, before), sensor(settings, env, before)]
+    servers = {"amqp": settings.amqp_url, "redis": settings.redis_url}
+    return [*found, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url is not None)]
 
 
 def storage(s3: Embedded) -> Part:
@@ -389,6 +397,19 @@ def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
         after=(*before, "provision"),
         where=settings.root.name,
         farewell=5,
+    )
+
+
+def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
+    """Describe a bridge to a message server of the site; whether that server is there is the bridge's business."""
+    return Part(
+        name=kind,
+        title=f"Bridge {kind}",
+        command=[sys.executable, "-m", "plateway", "bridge", kind],
+        environment=env,
+        directory=PROJECT,
+        after=tuple(before),
+        where={"amqp": "archive manifests from RabbitMQ", "redis": "imaging events from Redis"}[kind],
     )
 
 

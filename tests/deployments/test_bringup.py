@@ -261,6 +261,27 @@ def test_parts_see_the_settings_of_the_start(tmp_path: Path, monkeypatch: pytest
     assert s3.admin.secret_access_key not in repr(bringup.Parts(told, env, "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
 
 
+def test_archive_places_hold_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts run elsewhere: an inbox or archive that is a path becomes an absolute one, other URLs stay."""
+    monkeypatch.chdir(tmp_path)
+    given = settings.load(home=Path("home"), archive_inbox="inbox", archive_target="sftp://tape.example.org/dlm")
+    told = bringup.resolve(given, None)
+    assert told.archive_inbox == str(tmp_path / "inbox")
+    assert told.archive_target == "sftp://tape.example.org/dlm"
+
+
+def test_bridges_run_where_their_servers_are_named(tmp_path: Path) -> None:
+    """A message server in the settings gets its bridge, with the URL in its environment and not in its arguments."""
+    urls = {"amqp_url": "amqp://dlm:s3cret@mq.example.org", "redis_url": "redis://:s3cret@redis.example.org"}
+    told = settings.load(home=tmp_path, bucket_url="memory://", **urls)
+    env = bringup.environment(told, "http://127.0.0.1:4200/api")
+    bridges = [part for part in bringup.plan(told, None, env) if isinstance(part, Part) and "bridge" in part.command]
+    assert [part.command[-2:] for part in bridges] == [["bridge", "amqp"], ["bridge", "redis"]]
+    assert bridges[0].environment["PLATEWAY_AMQP_URL"] == urls["amqp_url"]
+    none = settings.load(home=tmp_path, bucket_url="memory://")
+    assert not [part for part in bringup.plan(none, None, env) if part.name in {"amqp", "redis"}]
+
+
 def test_ports_are_kept(tmp_path: Path) -> None:
     """A second start takes the ports of the first, so that addresses in blocks and bookmarks hold."""
     assert bringup._ports(tmp_path) == bringup._ports(tmp_path)
