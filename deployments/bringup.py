@@ -307,7 +307,7 @@ def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> lis
     found.append(Step("catalogue", "Catalogue", partial(_migrate, settings)))
     parts = [provision(env), worker(settings, env, before), sensor(settings, env, before)]
     servers = {"amqp": settings.amqp_url, "redis": settings.redis_url}
-    return [*found, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url is not None)]
+    return [*found, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url)]
 
 
 def storage(s3: Embedded) -> Part:

@@ -12,6 +12,11 @@ from plateway.settings import Settings
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 COMPOSE = (DEPLOYMENTS / "compose.yaml").read_text()
 EXAMPLE = (DEPLOYMENTS / "site.example.env").read_text()
+SECRET = (
+    *("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
+    *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL"),
+)
+PARTS = {"provision", "sensor", "worker", "amqp", "redis"}
 OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 
@@ -29,14 +34,14 @@ def test_the_example_knows_the_settings() -> None:
 
 def test_the_example_holds_no_secret() -> None:
     """Passwords and keys are left for the site to fill in."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"):
-        assert re.search(rf"^{name}=$", EXAMPLE, re.MULTILINE), name
+    for name in SECRET:
+        assert re.search(rf"^#?{name}=$", EXAMPLE, re.MULTILINE), name
 
 
 def test_the_server_sees_no_key_of_the_bucket() -> None:
     """Only the parts that move images get the site's settings; ports are on loopback unless the site says otherwise."""
     services = yaml.safe_load(COMPOSE)["services"]
-    assert {name for name, service in services.items() if "env_file" in service} == {"provision", "sensor", "worker"}
+    assert {name for name, service in services.items() if "env_file" in service} == PARTS
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
     assert all(re.match(r"\$\{[A-Z]+_ADDRESS:-127\.0\.0\.1\}:", port) for port in published)
