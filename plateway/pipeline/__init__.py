@@ -15,6 +15,10 @@ from plateway.pipeline.evidence import verify as verify
 from plateway.pipeline.exports import due as due
 from plateway.pipeline.exports import export as export
 from plateway.pipeline.exports import sweep as sweep
+from plateway.pipeline.inbox import collect as collect
+from plateway.pipeline.inbox import read_archive as read_archive
+from plateway.pipeline.inbox import receive as receive
+from plateway.pipeline.inbox import settle as settle
 from plateway.pipeline.line import Line as Line
 from plateway.pipeline.line import Outcome as Outcome
 from plateway.pipeline.line import each as each
