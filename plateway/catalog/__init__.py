@@ -1,0 +1,34 @@
+"""The catalogue: the only SQL. It keeps facts and derives states; what to do about them is decided elsewhere.
+
+Every method is one transaction and may be called from any thread. Times arrive as ``now`` or ``at``.
+On SQLite a write begins by taking the one lock there is (``BEGIN IMMEDIATE``); on PostgreSQL it takes the row of the
+event that it is about, or, where new rows are at stake, an advisory lock. So writers take turns, and none finds a
+unique key violated that was free when it looked.
+What SQLAlchemy raises is translated at the door, and never shows the URL's password.
+
+    discovery    known register unsettled look seal unseal revise rekey quarantine replay
+    work         systems due newest get found ledger revisions ledgers · lease renew release
+    exports      note_export note_evidence note_damage set_back sample
+    purges       candidates siblings intend note_trashed note_gone note_restored going stage tally
+    figures      counts
+"""
+
+from __future__ import annotations
+
+from plateway.catalog.discovery import Discovery
+from plateway.catalog.engine import NETWORK, network_file_system
+from plateway.catalog.exports import Exports
+from plateway.catalog.figures import Figures
+from plateway.catalog.purges import Purges
+from plateway.catalog.values import DAY, Ledger, Ref, Seen, State
+from plateway.catalog.work import Work
+
+__all__ = ["DAY", "NETWORK", "Catalog", "Ledger", "Ref", "Seen", "State", "network_file_system"]
+
+
+class Catalog(Discovery, Work, Exports, Purges, Figures):
+    """The facts, in SQLite or PostgreSQL.
+
+    ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;
+    ``mounts``, the type of file system by mount point, what the machine says.
+    """

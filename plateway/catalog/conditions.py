@@ -1,0 +1,72 @@
+"""Columns of all tables, and conditions on them that several questions share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exists
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from plateway.catalog.values import Ref
+from plateway.records import ArchiveLocation, Event, EventFile, Export, Lease, Purge, Quarantine, Record, Setback
+
+EVENT, FILE, EXPORT, ARCHIVE, PURGE, QUARANTINE, SETBACK, LEASE = (
+    Record.metadata.tables[table.__tablename__].c
+    for table in (Event, EventFile, Export, ArchiveLocation, Purge, Quarantine, Setback, Lease)
+)
+
+
+def is_event(id_: Any, revision: Any) -> Any:
+    return sa.and_(EVENT.id == id_, EVENT.revision == revision)
+
+
+def among(refs: Sequence[Ref]) -> Any:
+    return sa.tuple_(EVENT.id, EVENT.revision).in_([tuple(ref) for ref in refs])
+
+
+def tied(table: Any, other: Any) -> Any:
+    """Tie a table's rows to an event's, or to those of another table about the same event."""
+    return sa.and_(table.event_id == (other.id if other is EVENT else other.event_id), table.revision == other.revision)
+
+
+def about(table: Any, other: Any, *conditions: Any) -> Any:
+    """Is there a row in a table that tells such a thing of the event?"""
+    return exists().where(tied(table, other), *conditions).correlate(other.revision.table)
+
+
+def in_quarantine() -> Any:
+    return about(QUARANTINE, EVENT, QUARANTINE.released_at.is_(None))
+
+
+def superseded() -> Any:
+    """Did the images change under the same announcement, so that a later revision is about them?"""
+    heir = aliased(Event)
+    same = sa.and_(col(heir.file) == EVENT.file, col(heir.announced_at) == EVENT.announced_at)
+    return exists().where(col(heir.id) == EVENT.id, col(heir.revision) > EVENT.revision, same).correlate(Event)
+
+
+def beyond(event: Event) -> Any:
+    """Everything that comes after an event in the order of ``Catalog.ledgers``."""
+    same_time = sa.or_(EVENT.id > event.id, sa.and_(EVENT.id == event.id, EVENT.revision > event.revision))
+    return sa.or_(EVENT.timestamp > event.timestamp, sa.and_(EVENT.timestamp == event.timestamp, same_time))
+
+
+def standing(now: datetime) -> Any:
+    """Say what ``Ledger.state`` says, of an event with its export and lease."""
+    purged = about(PURGE, EVENT, PURGE.place == "raw", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
+    exported = EXPORT.event_id.is_not(None)
+    return sa.case(
+        (EXPORT.damage.startswith("lost"), "lost"),
+        (EXPORT.damage.is_not(None), "changed"),
+        (in_quarantine(), "quarantined"),
+        (purged, "purged"),
+        (sa.and_(exported, about(ARCHIVE, EVENT)), "archived"),
+        (exported, "exported"),
+        (LEASE.expires_at > now, "exporting"),
+        (sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export")), "waiting"),
+        else_="ready",
+    )

@@ -1,0 +1,112 @@
+"""The database behind the catalogue: its tables, its clock, and transactions that wait for each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from plateway import migrations
+from plateway.catalog.engine import door, make_home, open_engine, pragmas
+from plateway.errors import Damaged
+
+LOCK = 0x706C6174  # of PostgreSQL's advisory locks: "plat"
+
+
+class Database:
+    """A database with our tables, in which each method is one transaction. The parts of ``Catalog`` build on it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        dice: random.Random | None = None,
+        mounts: Mapping[str, str] | None = None,
+    ) -> None:
+        self._engine = open_engine(url, mounts)
+        self._postgres = self._engine.dialect.name == "postgresql"
+        # one snapshot for the queries of a reader; SQLite's transactions are that anyway
+        self._reader = (
+            self._engine.execution_options(isolation_level="REPEATABLE READ") if self._postgres else self._engine
+        )
+        self._writer = self._engine.execution_options(writes=True)
+        self._clock = clock
+        self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    def now(self) -> datetime:
+        """Tell the time that all machines share: the database's on PostgreSQL, else this machine's."""
+        if self._clock is not None:
+            return self._clock()
+        if not self._postgres:
+            return datetime.now(UTC)
+        with self._reading() as session:
+            time: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+            return time.astimezone(UTC)
+
+    def head(self) -> str:
+        """Name the newest revision of the tables that this version knows."""
+        return migrations.head()
+
+    def current(self) -> str:
+        """Name the revision of the tables; empty when there are none."""
+        with self._reading() as session:
+            return migrations.current(session.connection())
+
+    def upgrade(self, revision: str = "head") -> None:
+        """Bring the tables up to date. May be repeated, and run by several processes at once.
+
+        Raises:
+            Misconfigured: a newer version has written this database.
+        """
+        if self._engine.url.database and not self._postgres:
+            make_home(Path(self._engine.url.database))
+        if revision == "head" and self.current() == self.head():
+            return  # without the lock, which others may need
+        with self._migrating() as connection:
+            migrations.upgrade(connection, revision)
+
+    def downgrade(self, revision: str) -> None:
+        """Take the tables back to an older revision, for an older version to run on."""
+        with self._migrating() as connection:
+            migrations.downgrade(connection, revision)
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Connection]:
+        """Hold the lock; keys that refer to a table are not watched while SQLite writes it anew, but checked after."""
+        with door(), self._writer.connect() as connection:
+            pragma = pragmas(connection)
+            pragma("foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    self._take_turn(connection)
+                    yield connection
+                    if pragma("foreign_key_check"):
+                        raise Damaged("the catalogue has rows that refer to nothing")
+            finally:
+                pragma("foreign_keys=ON")
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with door(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with door(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def _take_turn(self, session: Session | Connection) -> None:
+        """Wait until no other process adds events or alters tables; lasts to the end of the transaction."""
+        if self._postgres:
+            session.execute(select(func.pg_advisory_xact_lock(LOCK)))

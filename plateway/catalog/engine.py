@@ -1,0 +1,163 @@
+"""Connections to SQLite and PostgreSQL, and the door through which no foreign exception leaves.
+
+On SQLite every transaction begins where we say so, and one that writes by taking the one lock there is.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy as sa
+from sqlalchemy import event as hooks
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
+
+PATIENCE = 5  # seconds that a writer waits for SQLite's lock
+NETWORK = {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "fuse.sshfs"}
+MEANINGS: tuple[tuple[str, type[PlatewayError], str], ...] = (  # of what drivers say; all else may pass by waiting
+    (
+        r"no such (table|column)|(relation|column) .* does not exist",
+        Misconfigured,
+        "tables are missing or old, run `plateway db upgrade`",
+    ),
+    (r"(database|role) .* does not exist", Misconfigured, ""),
+    (r"not a database", Misconfigured, "the file is not an SQLite database"),
+    (r"authentication|pg_hba|permission denied|readonly database|read-only", Denied, ""),
+    (r"malformed", Damaged, ""),
+)
+
+
+def open_engine(url: str, mounts: Mapping[str, str] | None) -> Engine:
+    """Open the pool of connections; none is made yet.
+
+    Raises:
+        Misconfigured: the URL is wrong, or names a database on a network file system.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise Misconfigured("the database URL is not one, like postgresql://user@host/name") from None  # it has secrets
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed, mounts)
+    if parsed.get_backend_name() == "postgresql":
+        return _postgres(parsed)
+    raise Misconfigured(f"the catalogue lives in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
+
+
+def _postgres(url: URL) -> Engine:
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg").update_query_dict({"application_name": "plateway"}),
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=4,
+        max_overflow=8,
+        connect_args={} if "connect_timeout" in url.query else {"connect_timeout": 10},
+    )
+
+
+def _sqlite(url: URL, mounts: Mapping[str, str] | None) -> Engine:
+    database = url.database or ""
+    memory = database in {"", ":memory:"}
+    if not memory and (network := network_file_system(Path(database), mounts=mounts)):
+        raise Misconfigured(
+            f"the catalogue's directory is on a network file system ({network}), where SQLite loses data: "
+            "keep it on a local disk, or use PostgreSQL (PLATEWAY_DATABASE_URL)"
+        )
+    # one connection keeps a database in memory alive, and its users take turns
+    pool = {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 0} if memory else {}
+    connect = {"timeout": float(str(url.query.get("timeout", PATIENCE))), "check_same_thread": False}
+    engine = sa.create_engine(url, hide_parameters=True, connect_args=connect, **pool)
+
+    @hooks.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so
+        _write_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @hooks.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn on the write-ahead log. SQLite never waits for another process that does the same: it says "locked"."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def make_home(database: Path) -> None:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"the catalogue's directory cannot be made: {error.strerror}") from error
+
+
+def pragmas(connection: Connection) -> Callable[[str], list[Any]]:
+    """Say how to run a PRAGMA outside of SQLAlchemy's transactions; elsewhere than on SQLite there are none."""
+    raw: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        return lambda text: list(raw.execute(f"PRAGMA {text}"))
+    return lambda text: []
+
+
+def network_file_system(path: Path, *, mounts: Mapping[str, str] | None = None) -> str | None:
+    """Name the file system of a path if it is on another machine. ``mounts``: type by mount point."""
+    if mounts is None:
+        mounts = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    place = path.absolute().resolve()
+    nearest = next((str(one) for one in (place, *place.parents) if str(one) in mounts), None)
+    kind = mounts[nearest].lower() if nearest else ""
+    return kind if kind in NETWORK else None
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """Let no foreign exception out but those that tell of a mistake of ours."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        raise _ours(error) from error
+    except (OverflowError, UnicodeError) as error:
+        raise Rejected(f"cannot be recorded: {error}") from error
+
+
+def _ours(error: DBAPIError | PoolTimeout) -> PlatewayError:
+    said = _brief(error)
+    if isinstance(error, DataError):
+        return Rejected(f"cannot be recorded: {said}")
+    if isinstance(error, IntegrityError):
+        unknown = "foreign key" in said.lower()
+        return NotFound("no such event") if unknown else Conflict(f"the catalogue says otherwise: {said}")
+    for pattern, kind, meaning in MEANINGS:
+        if re.search(pattern, said):
+            return kind(f"the catalogue: {meaning or said}")
+    return Unavailable(f"the catalogue does not answer: {said}")
+
+
+def _brief(error: DBAPIError | PoolTimeout) -> str:
+    """Cut a driver's message down to one line without paths; it has no SQL, and so no values."""
+    if isinstance(error, PoolTimeout):
+        return "no connection came free"
+    return re.sub(r'"/[^"]*"', '"…"', str(error.orig).strip().partition("\n")[0])

@@ -1,0 +1,136 @@
+"""What is in the bucket, by what evidence, and what failed on the way there."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from plateway.catalog.conditions import EXPORT, SETBACK
+from plateway.catalog.database import Database
+from plateway.catalog.rows import CHUNK, fenced, let_go, own
+from plateway.catalog.values import DAY, Ref
+from plateway.errors import Busy
+from plateway.records import Export, Setback
+
+DELAYS = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))  # after the first, second, any later failure
+JITTER = 0.1
+SAME_ATTEMPT = timedelta(seconds=60)  # short retries in one task are one attempt
+
+
+class Exports(Database):
+    """Uploads, their evidence and their damage."""
+
+    def note_export(self, export: Export, *, fence: int) -> None:
+        """Note an upload that has arrived, without evidence yet, and let the event go. An older upload is forgotten.
+
+        The fence must be the last one granted. It may have expired: as long as nobody else was granted the lease,
+        nobody else has uploaded.
+
+        Raises:
+            Busy: somebody else was granted the lease since; nothing is noted.
+            Conflict: another event is at this key.
+        """
+        ref = Ref(export.event_id, export.revision)
+        facts = {name: getattr(export, name) for name in EXPORT.keys()}  # noqa: SIM118 - columns, not a dict
+        facts |= dict.fromkeys(("evidence", "evidence_at", "seen_etag", "read_back_at", "damage", "damaged_at"))
+        with self._writing() as session:
+            fenced(session, ref, fence)
+            session.merge(Export(**facts))
+            _clear(session, ref, "export", "verify")
+            let_go(session, ref, fence)  # here, because each transaction waits for the disk
+
+    def note_evidence(
+        self, ref: Ref, *, kind: str, at: datetime, seen_etag: str, sha256: str, uploaded_at: datetime, read_back: bool
+    ) -> None:
+        """Note that an upload was seen to be good. It dates from the first time; a read-back outranks a look.
+
+        Raises:
+            Busy: it is not that upload (``sha256``, ``uploaded_at``) any more.
+        """
+        with self._writing() as session:
+            export = _upload(session, ref, sha256, uploaded_at)
+            if read_back or export.read_back_at is None:
+                export.evidence = kind
+            export.evidence_at = export.evidence_at or at
+            export.seen_etag = seen_etag
+            export.read_back_at = at if read_back else export.read_back_at
+            export.damage = export.damaged_at = None
+            _clear(session, ref, "verify")
+
+    def note_damage(self, ref: Ref, *, damage: str, at: datetime, sha256: str, uploaded_at: datetime) -> None:
+        """Note that an upload is ``lost: …`` or ``changed: …``; this takes its evidence away.
+
+        Raises:
+            Busy: it is not that upload (``sha256``, ``uploaded_at``) any more.
+        """
+        with self._writing() as session:
+            export = _upload(session, ref, sha256, uploaded_at)
+            export.damage, export.damaged_at = damage, export.damaged_at or at
+            export.evidence = export.evidence_at = export.seen_etag = export.read_back_at = None
+            _clear(session, ref, "verify")
+
+    def set_back(self, ref: Ref, verb: str, *, reason: str, now: datetime) -> Setback:
+        """Note a failure and when to try again: after 10 min, 1 h, then every 6 h, give or take a tenth.
+
+        A failure within 60 s of the last one belongs to the same attempt.
+        """
+        with self._writing() as session:
+            own(session, ref)
+            row = session.get(Setback, (*ref, verb))
+            if row is None:
+                row = Setback(
+                    event_id=ref.id,
+                    revision=ref.revision,
+                    verb=verb,
+                    attempt=1,
+                    reason=reason,
+                    since=now,
+                    at=now,
+                    next_at=now,
+                )
+                session.add(row)
+            elif now - row.at > SAME_ATTEMPT:
+                row.attempt += 1
+            delay = DELAYS[min(row.attempt, len(DELAYS)) - 1] * self._dice.uniform(1 - JITTER, 1 + JITTER)
+            row.reason, row.at, row.next_at = reason, now, now + delay
+            return row
+
+    def sample(self, *, budget: int, now: datetime) -> list[Ref]:
+        """Choose good exports to read back, the longest unread first, within what is left of a day's budget of bytes.
+
+        None is read twice a day. One larger than the whole budget gets its turn when nothing else was read that day.
+        """
+        good, recent = EXPORT.evidence.is_not(None), EXPORT.read_back_at > now - DAY
+        query = (
+            select(EXPORT.event_id, EXPORT.revision, EXPORT.size)
+            .where(good, sa.or_(EXPORT.read_back_at.is_(None), ~recent))
+            .order_by(EXPORT.read_back_at.nulls_first(), EXPORT.uploaded_at, EXPORT.event_id, EXPORT.revision)
+            .execution_options(yield_per=CHUNK)
+        )
+        chosen: list[Ref] = []
+        with self._reading() as session:
+            used = int(session.scalar(select(func.coalesce(func.sum(EXPORT.size), 0)).where(good, recent)) or 0)
+            with session.execute(query) as rows:
+                for id_, revision, size in rows:
+                    if budget <= 0 or (used and used + size > budget):
+                        break
+                    used += size
+                    chosen.append(Ref(id_, revision))
+        return chosen
+
+
+def _upload(session: Session, ref: Ref, sha256: str, uploaded_at: datetime) -> Export:
+    """Fetch an export as long as it is that upload; Busy otherwise."""
+    own(session, ref)
+    export = session.get(Export, tuple(ref))
+    if export is None or (export.sha256, export.uploaded_at) != (sha256, uploaded_at):
+        raise Busy(f"{ref}: exported again meanwhile")
+    return export
+
+
+def _clear(session: Session, ref: Ref, *verbs: str) -> None:
+    mine = (SETBACK.event_id == ref.id, SETBACK.revision == ref.revision)
+    session.execute(delete(Setback).where(*mine, SETBACK.verb.in_(verbs)))

@@ -1,0 +1,139 @@
+"""What the catalogue takes and gives: events at a revision, what is known of them, and where they stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from plateway.errors import NotFound
+from plateway.events import ImagingEvent
+from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
+
+DAY = timedelta(days=1)
+
+
+class Ref(NamedTuple):
+    """One event at one revision."""
+
+    id: UUID
+    revision: int
+
+    def __str__(self) -> str:
+        return str(self.id) if self.revision == 1 else f"{self.id}-r{self.revision}"
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[UUID, int | None]:
+        """Read ``<uuid>`` (revision None: whatever is newest) or ``<uuid>-r2``.
+
+        Raises:
+            NotFound: no event is called that.
+        """
+        match = re.fullmatch(r"([0-9a-fA-F-]{32,36})(?:-r([1-9]\d{0,8}))?", text.strip())
+        try:
+            return UUID(match[1] if match else ""), int(match[2]) if match and match[2] else None
+        except ValueError as error:
+            raise NotFound(f"{text!r} is not the id of an event") from error
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One event file that was read: what it announces, or why it cannot be accepted."""
+
+    file: str
+    size: int
+    mtime_ns: int
+    announced_at: datetime
+    content: bytes
+    event: ImagingEvent | None
+    reason: str | None = None
+
+
+class State(NamedTuple):
+    """Where an event stands, and why."""
+
+    name: str  # waiting ready exporting exported archived purged · quarantined lost changed
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything the catalogue knows of one event."""
+
+    event: Event
+    export: Export | None = None
+    archives: tuple[ArchiveLocation, ...] = ()
+    purges: tuple[Purge, ...] = ()  # of both places, oldest first
+    quarantine: Quarantine | None = None  # the active one
+    setbacks: tuple[Setback, ...] = ()
+    lease: Lease | None = None  # the last one; it may have expired
+
+    @property
+    def ref(self) -> Ref:
+        """Which event, at which revision."""
+        return Ref(self.event.id, self.event.revision)
+
+    @property
+    def conflict(self) -> bool:
+        """Was the id announced, or were its images found, with other content before?"""
+        return self.event.revision > 1
+
+    @property
+    def raw_purged(self) -> bool:
+        """Are the raw images aside or gone?"""
+        purge = self.purge("raw")
+        return purge is not None and purge.trashed_at is not None
+
+    def purge(self, place: str) -> Purge | None:
+        """Find the purge of a place that was not taken back: going or gone."""
+        return next((p for p in reversed(self.purges) if p.place == place and p.restored_at is None), None)
+
+    def setback(self, verb: str) -> Setback | None:
+        """Find what holds a verb back."""
+        return next((one for one in self.setbacks if one.verb == verb), None)
+
+    def held(self, now: datetime) -> bool:
+        """Is somebody at work on it?"""
+        return self.lease is not None and self.lease.expires_at > now
+
+    def state(self, now: datetime) -> State:
+        """Derive where the event stands. ``Catalog.counts`` says the same in SQL."""
+        conflict = (f"conflict: revision {self.event.revision} of this id",) if self.conflict else ()
+        name, reasons = self._stands(now)
+        return State(name, (*reasons, *(_spoken(one, now) for one in self.setbacks), *conflict))
+
+    def _stands(self, now: datetime) -> tuple[str, tuple[str, ...]]:
+        if self.export and self.export.damage:
+            return _harm(self.export.damage), (self.export.damage,)
+        if self.quarantine:
+            return "quarantined", (self.quarantine.reason,)
+        if self.raw_purged:
+            return "purged", ()
+        if self.export:
+            unverified = ("not verified yet",) if self.export.evidence is None else ()
+            return "archived" if self.archives else "exported", unverified
+        if self.held(now):
+            return "exporting", ()
+        if self.event.sealed_at is None:
+            return "waiting", (_lacks(self.event),)
+        return ("waiting" if self.setback("export") else "ready"), ()
+
+
+def _harm(damage: str) -> str:
+    return "lost" if damage.startswith("lost") else "changed"
+
+
+def _lacks(event: Event) -> str:
+    if event.present is None:
+        return "no images seen yet"
+    if event.present != event.image_count:
+        return f"{event.present} of {event.image_count} images present"
+    return "images still changing"
+
+
+def _spoken(setback: Setback, now: datetime) -> str:
+    same_day = setback.next_at.date() == now.date()
+    after = "due" if setback.next_at <= now else f"next {setback.next_at:{'%H:%M' if same_day else '%Y-%m-%d %H:%M'}}"
+    return f"{setback.verb} failed (attempt {setback.attempt}, {after}): {setback.reason}"
