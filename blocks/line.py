@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
-from blocks.bucket import Bucket
+from blocks.bucket import Bucket, endpoint
 from blocks.instrument import Instrument
 from plateway import pipeline, settings
+from plateway.archive import Inbox, Poll, open_archive
 from plateway.pipeline import Line
 from plateway.settings import Settings
 
@@ -50,4 +52,15 @@ async def load_instruments() -> list[Instrument]:
 def put_together(known: Settings, bucket: Bucket | None, instruments: list[Instrument]) -> Line:
     """Turn blocks into library values."""
     values = {instrument.system: instrument.value() for instrument in instruments}
-    return pipeline.open_line(known, store=bucket.store() if bucket else None, instruments=values)
+    line = pipeline.open_line(known, store=bucket.store() if bucket else None, instruments=values)
+    if bucket is None or known.archive_target is None:
+        return line
+    return replace(line, archive=open_archive(known.archive_target, endpoint(bucket)))
+
+
+async def doors(known: Settings) -> tuple[Inbox | None, Poll | None]:
+    """Give the doors that archive manifests are fetched from: a directory anywhere, and a server."""
+    bucket = await load_bucket()
+    s3 = endpoint(bucket) if bucket else pipeline.endpoint(known)
+    inbox = Inbox(known.archive_inbox, s3) if known.archive_inbox else None
+    return inbox, Poll(known.archive_url, known.archive_token) if known.archive_url else None
