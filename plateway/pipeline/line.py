@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from plateway.archive import Archive, open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.errors import (
     NotFound,
@@ -36,6 +37,7 @@ class Line:
     instrument: Callable[[str], Instrument]
     owner: str  # who holds the leases
     lease: timedelta = timedelta(minutes=10)
+    archive: Archive | None = None  # the tape that we can reach; None: only its operators can
 
     def close(self) -> None:
         """Let go of the catalogue's connections."""
@@ -75,6 +77,7 @@ def open_line(
         instrument=lambda system: named.get(system) or settings.instrument(system),
         owner=f"{socket.gethostname()}:{os.getpid()}",
         lease=settings.lease,
+        archive=open_archive(settings.archive_target, endpoint(settings)) if settings.archive_target else None,
     )
 
 
