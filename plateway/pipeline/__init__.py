@@ -5,6 +5,7 @@ on the next run, because recovery reads only what is durable: the disk, the buck
 Flows and the command line call these; nothing here knows who calls, retries or waits.
 """
 
+from plateway.pipeline.archives import archive as archive
 from plateway.pipeline.copies import Copy as Copy
 from plateway.pipeline.copies import cat as cat
 from plateway.pipeline.copies import restore as restore
@@ -12,6 +13,9 @@ from plateway.pipeline.discovery import Registered as Registered
 from plateway.pipeline.discovery import register as register
 from plateway.pipeline.evidence import sample as sample
 from plateway.pipeline.evidence import verify as verify
+from plateway.pipeline.expiry import Caution as Caution
+from plateway.pipeline.expiry import expire as expire
+from plateway.pipeline.expiry import policy_warnings as policy_warnings
 from plateway.pipeline.exports import due as due
 from plateway.pipeline.exports import export as export
 from plateway.pipeline.exports import sweep as sweep
