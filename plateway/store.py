@@ -16,11 +16,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -179,6 +179,18 @@ def filesystem(url: str, endpoint: Endpoint | None = None) -> tuple[AbstractFile
     }
     found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url, **(options if url.startswith("s3://") else {}))
     return found
+
+
+def lifecycle(store: Store) -> Sequence[dict[str, Any]]:
+    """Read the rules by which a bucket deletes objects by itself, in the words of S3; a directory or memory has none.
+
+    They are about keys in the whole bucket, also where the store is a part of it.
+
+    Raises:
+        Denied, NotFound, Unavailable: as everywhere; also where an endpoint knows no such rules.
+    """
+    ask: Callable[[], Sequence[dict[str, Any]]] | None = getattr(store, "lifecycle", None)
+    return ask() if ask is not None else []
 
 
 def plain(key: str) -> str:
@@ -375,6 +387,17 @@ class S3:
         with door(self._at(upload.key)), suppress(self._client.exceptions.NoSuchUpload):
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.id)
 
+    def lifecycle(self) -> Sequence[dict[str, Any]]:
+        with door(self.name):
+            try:
+                found = self._client.get_bucket_lifecycle_configuration(Bucket=self.name)
+            except ClientError as error:
+                if error.response["Error"].get("Code") != "NoSuchLifecycleConfiguration":
+                    raise
+                return []
+        rules: Sequence[dict[str, Any]] = found.get("Rules", ())
+        return rules
+
     def _at(self, key: str) -> str:
         return f"{self.name}/{key}"
 
@@ -548,7 +571,7 @@ class ReadOnly:
     def __init__(self, store: Store) -> None:
         self.name = store.name
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
-        self.uploads = store.uploads
+        self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
 
     def put(
         self,
@@ -574,7 +597,7 @@ class DryRun:
     def __init__(self, store: Store) -> None:
         self.name = store.name
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
-        self.uploads = store.uploads
+        self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
 
     def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
         for _ in Feed(chunks, size, name=plain(key)):
@@ -622,6 +645,9 @@ class Prefixed:
 
     def abort(self, upload: Upload) -> None:
         self._store.abort(replace(upload, key=self._prefix + upload.key))
+
+    def lifecycle(self) -> Sequence[dict[str, Any]]:
+        return lifecycle(self._store)
 
     def _whole(self, key: str) -> str:
         return self._prefix + plain(key)
