@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple, TypeVar
+from uuid import UUID
 
 from plateway import events, folder
 from plateway.catalog import DAY, Account, Ledger, Ref
@@ -29,6 +30,7 @@ from plateway.pipeline.evidence import verify
 from plateway.pipeline.exports import export
 from plateway.pipeline.line import Line, Outcome, failed, leased, noted
 from plateway.pipeline.purges import EVENT_FILE, TRASH, take_back
+from plateway.pipeline.testimony import UNKNOWN, Announced, announced
 from plateway.reconcile import (
     HARMLESS,
     Finding,
@@ -187,7 +189,7 @@ class _Bench:
         if account.raw != "here" or not (account.sealed or account.export_bucket):
             return account
         instrument = self.instrument(account.system)
-        if instrument is None:
+        if instrument is None or account.path.startswith(f"{UNKNOWN}/"):
             return account._replace(raw="unknown")
         try:
             if folder.exists(instrument.root, account.path):
@@ -265,6 +267,7 @@ class _Run:
         self.bucket = line.store.name
         self.findings: list[Finding] = []
         self.outcomes: list[Outcome] = []
+        self._files: Mapping[UUID, Sequence[Announced]] | None = None
         self.sighted: Mapping[str, datetime] = {}
         self.stats: dict[str, Stat] = {}  # of the objects that were looked at again
 
@@ -463,9 +466,15 @@ class _Run:
             return self._outcome(finding, "waits", f"seen first today, adopted from {since:%Y-%m-%d %H:%M}")
         ledger = None if finding.ref is None else self.line.catalog.ledger(finding.ref)
         with leased(self.line, finding.ref) if finding.ref is not None else nullcontext():
-            export = adopt(self.line, finding.key, ledger, now=self.now)
+            export = adopt(self.line, finding.key, ledger, bench=self._announced, now=self.now)
         ref = Ref(export.event_id, export.revision)
         return replace(self._outcome(finding, "adopted"), ref=ref, size=export.size)
+
+    def _announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
+        """Find the event files on the bench that announce an event; they are read once, when first asked for."""
+        if self._files is None:
+            self._files = announced(self.line)
+        return self._files.get(id, ())
 
     def _bring_back(self, finding: Finding) -> Outcome:
         """Move images from the trash back to where they were."""
