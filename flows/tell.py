@@ -73,10 +73,15 @@ async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do") 
     """Leave the table and give the run its last word: Failed when an event failed."""
     if not outcomes:
         return Completed(message=nothing)
-    tally = Counter(outcome.result for outcome in outcomes)
-    summary = ", ".join(f"{count} {result}" for result, count in tally.most_common())
+    summary = ", ".join(tally(outcomes))
     await table([row(outcome) for outcome in sorted(outcomes, key=lambda one: one.result not in BAD)], summary)
-    return Failed(message=summary) if BAD & tally.keys() else Completed(message=summary)
+    bad = any(outcome.result in BAD for outcome in outcomes)
+    return Failed(message=summary) if bad else Completed(message=summary)
+
+
+def tally(outcomes: Sequence[Outcome]) -> list[str]:
+    """Count the results, the most frequent first."""
+    return [f"{count} {result}" for result, count in Counter(one.result for one in outcomes).most_common()]
 
 
 async def table(rows: Sequence[dict[str, object]], summary: str, *, picture: str = "") -> None:

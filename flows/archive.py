@@ -1,0 +1,36 @@
+"""Write the exports of past days to the archive, for sites without an archiver of their own."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from blocks import line as configured
+from flows import carry, tell
+from plateway import pipeline
+
+write = task(name="archive", cache_policy=NO_CACHE, persist_result=False)(pipeline.archive)
+
+
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+async def archive(before: date | None = None, dry_run: bool = False, unattended: bool = False) -> State[None]:
+    """Bundle verified exports into one tar per kind, experiment and day, and read each back before it counts.
+
+    Args:
+        before: only events acquired before this day (UTC); empty: before today
+        dry_run: say what would be written, and write nothing
+        unattended: leave it to the site's own archiver where manifests come from one
+    """
+    async with configured.opened() as (line, settings):
+        if line.archive is None:
+            return Completed(message="there is no archive: PLATEWAY_ARCHIVE_TARGET is not set")
+        if unattended and (settings.archive_inbox or settings.archive_url or settings.amqp_url):
+            return Completed(message="left to the archiver whose manifests come in")
+        outcomes = await carry.result(carry.start(write, line, before=before, dry_run=dry_run))
+    for outcome in outcomes:
+        tell.announce(outcome)
+    return await tell.close(outcomes)

@@ -1,0 +1,29 @@
+"""Let bucket copies go that the archive holds with proof, where the retention says so."""
+
+from __future__ import annotations
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from blocks import line as configured
+from flows import carry, tell
+from plateway import pipeline
+
+remove = task(name="expire", cache_policy=NO_CACHE, persist_result=False)(pipeline.expire)
+
+
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+async def expire(systems: list[str] | None = None, dry_run: bool = False, fraction: float | None = None) -> State[None]:
+    """Delete bucket copies whose archive copy has checksum evidence, and show the reason of every refusal.
+
+    Args:
+        systems: only these; empty: all whose policy allows it
+        dry_run: say what would go, and delete nothing
+        fraction: let this batch delete up to this part of a system's exports
+    """
+    async with configured.opened() as (line, _):
+        outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+    for outcome in outcomes:
+        tell.announce(outcome)
+    return await tell.close(outcomes)
