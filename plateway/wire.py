@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -70,3 +70,69 @@ class QuarantineEntry(BaseModel):
     last_seen: datetime
     size: int  # bytes kept of the announcement
     released_at: datetime | None
+
+
+class SystemReport(BaseModel):
+    """One system in the daily report; counts are of all its events, but for ``bytes_last_day``."""
+
+    system: str
+    events: int
+    exported: int
+    archived: int
+    purged: int
+    waiting: int
+    quarantined: int
+    lost: int  # or changed: what lies in the bucket is not what was sent
+    bytes_last_day: int  # of bundles that reached the bucket within the last 24 hours
+    oldest_waiting: datetime | None  # since when it waits
+
+
+class DayReport(BaseModel):
+    """One day (UTC): what was announced, exported and archived, and what was waiting at its end."""
+
+    day: date
+    events: int
+    exports: int
+    archived: int
+    waiting: int
+
+
+class StuckEvent(BaseModel):
+    """An event that has waited longer than its system allows."""
+
+    id: UUID
+    revision: int
+    system: str
+    state: str
+    since: datetime
+    reasons: list[str]
+
+
+class DiskReport(BaseModel):
+    """A disk that instruments write to, and when it will be full."""
+
+    systems: list[str]  # that share it
+    free: int | None  # bytes; None: the disk is not there
+    rate: int  # bytes written in the last 24 hours
+    seconds_left: float | None  # until it is full at that rate; None: nobody can say
+    safe_to_purge: int  # bytes of raw images whose export is verified
+    alert: bool  # it is not there, or will be full within a day
+    text: str  # aretha: 14 h left, 310 GB safe to purge
+
+
+class Alert(BaseModel):
+    """What somebody should look at."""
+
+    about: list[str]  # ``disk <systems>``, or the events that are stuck: tells whether somebody heard of it before
+    text: str
+
+
+class Report(BaseModel):
+    """The daily report."""
+
+    at: datetime
+    systems: list[SystemReport]
+    days: list[DayReport]  # the last 30, oldest first
+    stuck: list[StuckEvent]
+    disks: list[DiskReport]
+    alerts: list[Alert]  # empty: all is well
