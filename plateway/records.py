@@ -20,6 +20,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    String,
     Text,
     TypeDecorator,
     UniqueConstraint,
@@ -72,8 +73,9 @@ class Words(TypeDecorator[str]):
         return value and value.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
 
 
-# compares by bytes, so that a range finds everything below a path
+# compares and sorts by bytes, so that a range finds everything below a path, and keys come in the order of listings
 EXACTLY = Text().with_variant(Text(collation="C"), "postgresql")
+SORTED = String().with_variant(Text(collation="C"), "postgresql")  # the same, for columns that were strings before
 
 
 class Record(SQLModel):
@@ -124,7 +126,7 @@ class Event(Record, table=True):
     image_count: int = Field(sa_type=BigInteger)  # as announced
     details: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # metadata as announced
     digest: str  # SHA-256 of what was announced, or of the images when those changed under the same announcement
-    key: str = Field(unique=True)  # where in the bucket its bundle belongs
+    key: str = Field(unique=True, sa_type=SORTED)  # where in the bucket its bundle belongs
     file: str = Field(sa_type=FileName)  # name of the event file
     announced_at: datetime = Field(sa_type=UtcDateTime)  # mtime of the event file: the instrument's clock
     first_seen: datetime = Field(sa_type=UtcDateTime)  # our clock
@@ -163,8 +165,8 @@ class Export(Record, table=True):
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
-    bucket: str
-    key: str
+    bucket: str = Field(sa_type=SORTED)
+    key: str = Field(sa_type=SORTED)
     size: int = Field(sa_type=BigInteger)
     sha256: str  # of the whole bundle
     etag: str  # what the bytes we sent must have as ETag: md5(part md5s)-N, or md5 of a single part
@@ -182,8 +184,51 @@ class Export(Record, table=True):
     damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
+class ArchiveManifest(Record, table=True):
+    """The archiver sent this, through this door. Its bytes are kept."""
+
+    __tablename__: ClassVar[Any] = "archive_manifest"
+    __table_args__ = (Index("ix_archive_manifest_order", "received_at", "digest"),)
+
+    digest: str = Field(primary_key=True)  # SHA-256 of what it says, in whatever order; else of its bytes
+    door: str  # inbox | http | amqp | archive | rebuild
+    name: str = Field(sa_type=Words)  # of the file, the page or the message
+    content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    received_at: datetime = Field(sa_type=UtcDateTime)
+    last_at: datetime = Field(sa_type=UtcDateTime)  # when it was delivered again
+    job_id: str | None = Field(default=None, sa_type=Words)
+    date: datetime | None = Field(default=None, sa_type=UtcDateTime)  # as it says
+    accepted: bool  # it could be read, if perhaps not every entry of it
+    reason: str | None = Field(default=None, sa_type=Words)  # why it, or some of its entries, were refused
+
+
+class ArchiveEntry(Record, table=True):
+    """A manifest says this object is in this archive. Parked until an export is found that it agrees with."""
+
+    __tablename__: ClassVar[Any] = "archive_entry"
+    __table_args__ = (
+        ForeignKeyConstraint(["manifest"], ["archive_manifest.digest"]),
+        CheckConstraint("settled_at IS NULL OR refuted_at IS NULL", name="settled_or_refuted"),
+        Index("ix_archive_entry_key", "key", "path"),
+        Index("ix_archive_entry_unsettled", "key", "path", "manifest", **only("settled_at IS NULL")),
+    )
+
+    manifest: str = Field(primary_key=True)  # its digest
+    path: str = Field(primary_key=True, sa_type=EXACTLY)  # of the archive, relative to the archive target
+    key: str = Field(primary_key=True, sa_type=EXACTLY)  # of the object: <bucket>/<key>
+    job_id: str = Field(default="", sa_type=Words)
+    reported_at: datetime = Field(sa_type=UtcDateTime)
+    member: str | None = Field(default=None, sa_type=Text)
+    size: int | None = Field(default=None, sa_type=BigInteger)
+    checksum: str | None = None  # SHA-256 of the member
+    offset: int | None = Field(default=None, sa_type=BigInteger)  # of the member's bytes inside the archive
+    settled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # None: parked
+    refuted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # we read there, and found something else
+    reason: str | None = Field(default=None, sa_type=Words)  # why it is parked; None: nobody tried yet
+
+
 class ArchiveLocation(Record, table=True):
-    """Tape says this event's export is this member of this archive."""
+    """Tape says this event's export is this member of this archive: what all settled entries about it come to."""
 
     __tablename__: ClassVar[Any] = "archive_location"
     __table_args__ = (of_event(),)
@@ -192,20 +237,45 @@ class ArchiveLocation(Record, table=True):
     revision: int = Field(primary_key=True)
     path: str = Field(primary_key=True)
     member: str
-    job_id: str
+    job_id: str  # that named it first
     size: int | None = Field(default=None, sa_type=BigInteger)
     checksum: str | None = None
-    evidence: str  # name | size | checksum
-    reported_at: datetime = Field(sa_type=UtcDateTime)
+    offset: int | None = Field(default=None, sa_type=BigInteger)  # of the member's bytes inside the archive
+    evidence: str  # name | size | checksum: the strongest
+    reported_at: datetime = Field(sa_type=UtcDateTime)  # the first time
+    read_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when we read it there and found these bytes
+
+
+class Door(Record, table=True):
+    """What a door was like when it was last looked at, so that it is asked for what is new only."""
+
+    __tablename__: ClassVar[Any] = "door"
+
+    name: str = Field(primary_key=True)  # its URL, without secrets
+    etag: str | None = None
+    modified: str | None = None  # Last-Modified, as it was told
+    seen_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class DarkObject(Record, table=True):
+    """Nobody recorded this object. The row goes when somebody does, or when the object goes."""
+
+    __tablename__: ClassVar[Any] = "dark_object"
+
+    bucket: str = Field(primary_key=True, sa_type=EXACTLY)
+    key: str = Field(primary_key=True, sa_type=EXACTLY)
+    size: int = Field(sa_type=BigInteger)
+    etag: str
+    first_seen: datetime = Field(sa_type=UtcDateTime)  # with this size and ETag
 
 
 class Purge(Record, table=True):
-    """The raw images (or the staging copy) of this event went, or are going. Never deleted."""
+    """The raw images (or the staging copy, or the bucket copy) of this event went, or are going. Never deleted."""
 
     __tablename__: ClassVar[Any] = "purge"
     __table_args__ = (
         of_event(),
-        CheckConstraint("place IN ('raw', 'staging')", name="place"),
+        CheckConstraint("place IN ('raw', 'staging', 'bucket')", name="place"),
         CheckConstraint("gone_at IS NULL OR trashed_at IS NOT NULL", name="aside_first"),
         CheckConstraint("restored_at IS NULL OR reason IS NOT NULL", name="restored_why"),
         Index("ix_purge_going", "place", **only("gone_at IS NULL AND restored_at IS NULL")),
@@ -213,12 +283,12 @@ class Purge(Record, table=True):
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
-    place: str = Field(primary_key=True)  # raw | staging
+    place: str = Field(primary_key=True)  # raw | staging | bucket
     attempt: int = Field(primary_key=True)  # 1, and more when a purge was taken back
     proof: dict[str, Any] = Field(sa_type=JSON)  # object, evidence, manifest and files as they were proven
     intended_at: datetime = Field(sa_type=UtcDateTime)
-    trash: str = Field(sa_type=Text)  # relative to the place's root
-    trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    trash: str = Field(sa_type=Text)  # relative to the place's root; of a bucket nothing
+    trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of a bucket copy: when it was marked
     gone_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     restored_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     reason: str | None = Field(default=None, sa_type=Words)  # why it was taken back

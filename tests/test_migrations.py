@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ VALUES: dict[type[Any], Any] = {
     sa.Uuid: UUID(int=1),
     sa.String: "raw",
     sa.Integer: 1,
+    sa.Boolean: True,
     sa.DateTime: NOW,
     sa.JSON: {"a": [1, "é"]},
     sa.LargeBinary: b"\x00\xff",
@@ -56,6 +58,8 @@ def fill(connection: sa.Connection) -> dict[str, Any]:
         row = {column.name: next(v for k, v in VALUES.items() if isinstance(kind(column), k)) for column in table.c}
         if name == "export":
             row |= {"damage": None, "damaged_at": None}
+        if name == "archive_entry":
+            row |= {"refuted_at": None}
         connection.execute(table.insert().values(row))
         rows[name] = connection.execute(sa.select(table)).one()
     connection.commit()
@@ -122,6 +126,43 @@ def test_every_revision_goes_down_and_up_with_data(catalog: Catalog, connection:
     assert fill(connection) == rows
 
 
+def test_tape_goes_and_comes(catalog: Catalog, connection: sa.Connection) -> None:
+    """A step back forgets what only tape's tables knew; all older facts, and the rules about them, are as before."""
+    before, rows = definitions(connection), fill(connection)
+    purge, location = Record.metadata.tables["purge"], Record.metadata.tables["archive_location"]
+    expired = {**rows["purge"]._mapping, "place": "bucket", "trash": ""}
+    connection.execute(purge.insert().values(expired))
+    connection.commit()
+    catalog.downgrade("0001")
+    with pytest.raises(sa.exc.IntegrityError, match="place"):
+        connection.execute(purge.insert().values(expired))
+    connection.rollback()
+    catalog.upgrade()
+    assert definitions(connection) == before
+    assert connection.execute(sa.select(purge)).all() == [rows["purge"]]
+    forgotten = {**rows["archive_location"]._mapping, "offset": None, "read_at": None}
+    assert connection.execute(sa.select(location)).one()._mapping == forgotten
+    for name in ("archive_manifest", "archive_entry", "door", "dark_object"):
+        assert connection.execute(sa.select(Record.metadata.tables[name])).all() == []
+    for name in ("event", "event_file", "export", "quarantine", "setback", "lease"):
+        assert connection.execute(sa.select(Record.metadata.tables[name])).all() == [rows[name]]
+
+
+def definitions(connection: sa.Connection) -> dict[str, Any]:
+    """Read how tables and indexes are defined, with their conditions and what they are sorted by."""
+    if connection.dialect.name == "sqlite":
+        rows = connection.execute(sa.text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")).all()
+        return {name.strip('"'): sorted(re.findall(r"[^\s,]+", sql.replace('"', ""))) for name, sql in rows}
+    columns = sa.text(
+        "SELECT table_name, column_name, data_type, collation_name FROM information_schema.columns"
+        " WHERE table_schema = 'public'"
+    )
+    indexes = sa.text("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'")
+    checks = sa.text("SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype IN ('c', 'f')")
+    found = {str(row[:2]): tuple(row[2:]) for row in connection.execute(columns)}
+    return found | {str(row[0]): row[1] for query in (indexes, checks) for row in connection.execute(query)}
+
+
 def test_upgrade_again_changes_nothing(catalog: Catalog, connection: sa.Connection) -> None:
     """A catalogue that is up to date keeps its rows."""
     rows = fill(connection)
@@ -136,7 +177,7 @@ def test_newer_database_is_refused(catalog: Catalog, connection: sa.Connection) 
     """A version that does not know a revision leaves it alone and names it."""
     connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     connection.commit()
-    with pytest.raises(Misconfigured, match="'9999', newer than this version, which knows up to '0001'"):
+    with pytest.raises(Misconfigured, match="'9999', newer than this version, which knows up to '0002'"):
         catalog.upgrade()
     assert catalog.current() == "9999"
 

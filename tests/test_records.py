@@ -59,6 +59,8 @@ PURGE = {
     "intended_at": NOW,
     "trash": "t",
 }
+ENTRY = {"manifest": "m" * 64, "path": "images/x.tar", "key": "raw/images/1.tar", "job_id": "", "reported_at": NOW}
+DARK = {"bucket": "raw", "key": "é", "size": 1, "etag": "", "first_seen": NOW}
 QUARANTINE = {"system": "p", "name": "1.json", "reason": "no", "content": b"{", "first_seen": NOW, "last_seen": NOW}
 
 
@@ -147,9 +149,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "export",
         EXPORT | {"evidence": "etag", "evidence_at": NOW, "damage": "lost", "damaged_at": NOW},
     ),
-    "a purge of no place": ("purge", PURGE | {"place": "bucket"}),
+    "a purge of no place": ("purge", PURGE | {"place": "elsewhere"}),
     "gone before aside": ("purge", PURGE | {"gone_at": NOW}),
     "restored for no reason": ("purge", PURGE | {"restored_at": NOW}),
+    "an entry of no manifest": ("archive_entry", ENTRY),
+    "an object dark twice": ("dark_object", DARK),
 }
 
 
@@ -159,6 +163,8 @@ def test_database_refuses(connection: sa.Connection, what: str) -> None:
     table, row = REFUSED[what]
     if table == "setback":
         row |= {"revision": 1, "verb": "export", "attempt": 1, "reason": "no"}
+    if table == "dark_object":
+        add(connection, table, row)
     with pytest.raises(IntegrityError):
         add(connection, table, row)
 
