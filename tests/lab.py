@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plateway import pipeline, simulator
+from plateway.archive import Archive
 from plateway.catalog import Catalog, Ledger, Ref
 from plateway.pipeline import Line, Outcome
 from plateway.settings import Instrument, Policy
@@ -43,6 +44,7 @@ class Lab:
     policy: Policy = POLICY
     options: Mapping[str, Any] = field(default_factory=dict)  # of the instruments
     number: int = 0
+    archive: Archive | None = None
 
     @property
     def bench(self) -> Path:
@@ -54,7 +56,7 @@ class Lab:
 
     @property
     def line(self) -> Line:
-        return Line(self.catalog, self.store, self.bench, self.instrument, owner="test")
+        return Line(self.catalog, self.store, self.bench, self.instrument, owner="test", archive=self.archive)
 
     def acquire(self, system: str = "prince", fault: str = "none", *, images: int = 3, size: int = 32) -> Announced:
         """Let an instrument acquire one event, at the time the clock shows."""

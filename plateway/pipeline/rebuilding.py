@@ -1,19 +1,53 @@
-"""Rebuild an empty catalogue from the bucket and the archive's manifests."""
+"""Rebuild an empty catalogue from the bucket and the archive's manifests.
+
+What an object says of itself (label and manifest) and its bytes, every one of which is read and proven, become the
+rows again; how, is ``testimony``'s. Nothing is written but the catalogue. What only the catalogue knew is listed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+import itertools
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
-from plateway.pipeline.line import Line, Outcome
+from plateway import archive, bundle
+from plateway.catalog import Ledger, Ref
+from plateway.errors import Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable, Unsettled
+from plateway.folder import shown
+from plateway.pipeline import inbox, labels
+from plateway.pipeline.labels import Label
+from plateway.pipeline.line import Line, Outcome, noted
+from plateway.pipeline.testimony import SIDECARS, UNKNOWN, Announced, Found, announced, testify
+from plateway.store import Stat
+
+if TYPE_CHECKING:
+    from plateway.records import ArchiveEntry
+
+BATCH = 64  # objects looked up and worked at together
+PAGE = 500  # events of a catalogue that is not empty, compared at a time
+LOST = {  # tables of which nothing is left
+    "purge": "what went from the bench, when and by what proof; images that are gone are just not there",
+    "quarantine": "what is still refused on the bench is refused again by the next discover",
+    "setback": "what fails is noted when it fails again",
+    "lease": "nobody is at work",
+    "event_file": "the next discover reads every event file once more, and registers nothing twice",
+    "dark_object": "the next reconcile sights them for the first time",
+    "door": "archive manifests are asked for once more, and known already",
+}
 
 
 class Gap(NamedTuple):
     """What only the catalogue knew."""
 
     what: str  # a table or a column, like ``export.uploaded_at``
-    count: int | None  # of rows that have something else there now; None: nobody can say
+    rows: int | None  # that have something else there now; None: nobody can say
     instead: str  # what is there now
 
 
@@ -27,6 +61,34 @@ class Rebuilt:
     manifests: int  # of the archive, received
     refused: tuple[Outcome, ...]  # objects and manifests that could not be taken in, and why
     gaps: tuple[Gap, ...]
+
+
+@dataclass
+class _Work:
+    """What the threads of one rebuild share."""
+
+    line: Line
+    tell: Callable[[int], None] | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    read: int = 0
+    made_up: Counter[str] = field(default_factory=Counter)
+    bench: Mapping[UUID, Sequence[Announced]] | None = None
+
+    def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass chunks on and tell of them."""
+        for chunk in chunks:
+            with self.lock:
+                self.read += len(chunk)
+                if self.tell is not None:
+                    self.tell(self.read)
+            yield chunk
+
+    def announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
+        """Find the event files on the bench that announce an event; they are read once, when first asked for."""
+        with self.lock:
+            if self.bench is None:
+                self.bench = announced(self.line)
+            return self.bench.get(id, ())
 
 
 def rebuild(
@@ -46,4 +108,243 @@ def rebuild(
             archive names exports in it.
         Unavailable, Denied, NotFound: the bucket or the archive cannot be listed.
     """
-    raise NotImplementedError
+    _agree(line, workers)
+    told = [*_told(line), *manifests]
+    _witness(line, told)
+    work = _Work(line, beat)
+    outcomes = list(_objects(work, workers))
+    received = [inbox.receive(line, content, door="rebuild", name=name) for name, content in told]
+    inbox.settle(line)
+    from_tape = list(_from_tape(work))
+    inbox.settle(line)
+    outcomes += [*from_tape, *(one for one in received if one.result == "quarantined")]
+    results = Counter(one.result for one in outcomes)
+    return Rebuilt(
+        events=results["taken in"],
+        known=results["known"],
+        from_archive=sum(one.result == "taken in" for one in from_tape),
+        manifests=len({content for _, content in told}),
+        refused=tuple(one for one in outcomes if one.result in {"refused", "quarantined"}),
+        gaps=_gaps(work, results["taken in"]),
+    )
+
+
+def _told(line: Line) -> Iterator[tuple[str, bytes]]:
+    if line.archive is not None:
+        yield from line.archive.manifests()
+
+
+def _agree(line: Line, workers: int) -> None:
+    """Refuse a catalogue that has anything but what an earlier attempt may have left.
+
+    Raises:
+        Refused: names events that the bucket does not tell of.
+    """
+    if line.catalog.empty():
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for ledgers in _pages(line):
+            strange = [why for why in pool.map(partial(_strange, line), ledgers) if why]
+            if strange:
+                raise Refused("the catalogue is not empty, and knows more than the bucket tells", *strange[:5])
+
+
+def _pages(line: Line) -> Iterator[list[Ledger]]:
+    page = line.catalog.ledgers(limit=PAGE)
+    while page:
+        yield page
+        page = line.catalog.ledgers(limit=PAGE, after=page[-1].ref)
+
+
+def _strange(line: Line, ledger: Ledger) -> str | None:
+    export = ledger.export
+    if export is None:
+        return f"{ledger.ref} is not exported"
+    if export.bucket != line.store.name:
+        return f"{ledger.ref} is in bucket {export.bucket}"
+    if ledger.expired or export.damage:
+        return None
+    found = line.store.stat(export.key)
+    return None if found is not None and found.size == export.size else f"{ledger.ref}: {export.key} is not there"
+
+
+def _witness(line: Line, told: Iterable[tuple[str, bytes]]) -> None:
+    """Refuse an empty listing where tape names exports: it is no sign that nothing is there.
+
+    Raises:
+        Refused: says how many exports are named.
+    """
+    if next(iter(line.store.list()), None) is not None:
+        return
+    named = sum(entry.key.startswith(f"{line.store.name}/") for _, content in told for entry in _entries(content))
+    if named:
+        raise Refused(f"bucket {line.store.name} lists nothing, and tape names {named} exports in it: an empty listing "
+                      "proves nothing")  # fmt: skip
+
+
+def _entries(content: bytes) -> Sequence[archive.Entry]:
+    try:
+        return archive.parse(content).entries
+    except Rejected:
+        return ()
+
+
+# ---------------------------------------------------------------------------------------------------------- the bucket
+
+
+def _objects(work: _Work, workers: int) -> Iterator[Outcome]:
+    """Take in every object, a few at a time."""
+    listing = work.line.store.list()
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := list(itertools.islice(listing, BATCH)):
+            keys = [one.key for one in batch]
+            known = {one.event.key: one for one in work.line.catalog.ledgers(keys=keys)}
+            yield from pool.map(lambda one, known=known: _object(work, one, known.get(one.key)), batch)
+
+
+def _object(work: _Work, listed: Stat, ledger: Ledger | None) -> Outcome:
+    """Read one object whole, and record what it is."""
+    line, outcome = work.line, partial(Outcome, None, "", "rebuild", key=listed.key, size=listed.size)
+    try:
+        found = line.store.stat(listed.key)
+        if found is None:
+            raise Unsettled("vanished since it was listed")
+        if ledger is not None and _recorded(ledger, found):
+            return outcome("known")
+        parts = bundle.Parts(bundle.part_size(found.size))
+        walked = bundle.walk(work.counted(_summed(line.store.open(listed.key), parts)), keep=SIDECARS)
+        after = line.store.stat(listed.key)
+        if after is None or (after.size, after.etag) != (walked.size, found.etag):
+            raise Unavailable("was replaced while it was read")
+        now = line.catalog.now()
+        taken = _taken(work, walked, labels.read(found.metadata), key=listed.key, parts=parts, at=found.modified)
+        taken.export.evidence, taken.export.seen_etag = "read-back", found.etag
+        taken.export.evidence_at = taken.export.read_back_at = now
+        return _adopt(work, taken, outcome)
+    except PlatewayError as error:
+        return noted(outcome("refused", reasons=(_about(line, listed, error),)))
+
+
+def _taken(work: _Work, walked: bundle.Walked, label: Label, *, key: str, parts: bundle.Parts, at: datetime) -> Found:
+    return testify(work.line, walked, label, key=key, etag=parts.etag(), at=at, bench=work.announced)
+
+
+def _recorded(ledger: Ledger, found: Stat) -> bool:
+    export = ledger.export
+    return export is not None and export.read_back_at is not None and (
+        export.size, export.seen_etag
+    ) == (found.size, found.etag)  # fmt: skip
+
+
+def _summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
+    for chunk in chunks:
+        parts.update(chunk)
+        yield chunk
+
+
+def _about(line: Line, listed: Stat, error: PlatewayError) -> str:
+    """Say what is wrong with an object, and whose it would be where its end still tells."""
+    if not isinstance(error, Damaged):
+        return str(error)
+    try:
+        head = bundle.tail(lambda size: b"".join(line.store.open(listed.key, start=-size))).manifest.head
+        return f"{error}; its manifest says event {head['ref_id']}"
+    except (PlatewayError, KeyError):
+        return str(error)
+
+
+def _adopt(work: _Work, taken: Found, outcome: Callable[..., Outcome], **how: Any) -> Outcome:
+    event = taken.event
+    new = work.line.catalog.adopt(event, taken.export, now=work.line.catalog.now(), **how)
+    if new:
+        with work.lock:
+            work.made_up.update(taken.made_up)
+    told = outcome("taken in" if new else "known")
+    ref = Ref(event.id, event.revision)
+    return noted(Outcome(**{**vars(told), "ref": ref, "system": event.system}))
+
+
+# ------------------------------------------------------------------------------------------------------------ the tape
+
+
+def _from_tape(work: _Work) -> Iterator[Outcome]:
+    """Take in the exports that tape names and the bucket has not, by reading them there."""
+    line, prefix = work.line, f"{work.line.store.name}/"
+    wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
+    for entry in line.catalog.parked():
+        if entry.key.startswith(prefix):
+            wanted[entry.key.removeprefix(prefix)].append(entry)
+    for keys in _batches(sorted(wanted)):
+        known = {one.event.key for one in line.catalog.ledgers(keys=keys) if one.export is not None}
+        yield from (_taped(work, key, wanted[key]) for key in keys if key not in known)
+
+
+def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
+
+
+def _taped(work: _Work, key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
+    """Read one export from the first archive that has it."""
+    outcome, troubles = partial(Outcome, None, "", "rebuild", key=key), []
+    for entry in entries:
+        try:
+            taken = _read(work, key, entry)
+            there = work.line.store.stat(key)
+            if there is None:
+                return _adopt(work, taken, outcome, gone={"read_from": entry.path})
+            taken.export.damage = f"changed: {key} is not what tape has of it"
+            taken.export.damaged_at = work.line.catalog.now()
+            return _adopt(work, taken, outcome)
+        except PlatewayError as error:
+            troubles.append(f"{shown(entry.path)}: {error}")
+    return noted(outcome("refused", reasons=tuple(troubles)))
+
+
+def _read(work: _Work, key: str, entry: ArchiveEntry) -> Found:
+    """Read a bundle out of an archive.
+
+    Raises:
+        NotFound: there is no archive to read, or no such member. Damaged: it is other than the manifest says.
+    """
+    tape = work.line.archive
+    if tape is None:
+        raise NotFound("only tape has it, and no archive target is configured")
+    offset, size = _member(tape, key, entry)
+    parts = bundle.Parts(bundle.part_size(size))
+    chunks = _summed(tape.open(entry.path, start=offset, length=size), parts)
+    walked = bundle.walk(work.counted(chunks), keep=SIDECARS)
+    if entry.checksum is not None and walked.sha256 != entry.checksum:
+        raise Damaged(f"sha256 {walked.sha256}, reported as {entry.checksum}")
+    return _taken(work, walked, Label(), key=key, parts=parts, at=entry.reported_at)
+
+
+def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:
+    if entry.offset is not None and entry.size is not None:
+        return entry.offset, entry.size
+    names = {name.removeprefix("./") for name in (entry.member, key.rpartition("/")[2]) if name}
+    for member in tape.members(entry.path):
+        if member.name.removeprefix("./") in names:
+            return member.offset, member.size
+    raise NotFound(f"no member {' or '.join(sorted(names))}")
+
+
+def _gaps(work: _Work, taken: int) -> tuple[Gap, ...]:
+    """List what only the catalogue knew."""
+    instead = {
+        "event.path": f"a path below {UNKNOWN}, so that nothing is ever purged there",
+        "event.details": "the manifest's metadata without those that the images' own say equally",
+        "event.digest": "a digest of the bundle: announced again, the event becomes a new revision",
+        "event.file": "the event's id",
+        "event.announced_at": "the time of the event",
+        "event.first_seen": "the time of the announcement",
+        "event.sealed_at": "the time of the object",
+        "event.fingerprint": "none",
+        "event.staged_at": "the time of the object",
+    }
+    columns = [Gap(name, count, instead[name]) for name, count in sorted(work.made_up.items())]
+    always = [
+        Gap("export.uploaded_at", taken, "the time that the bucket has for the object"),
+        Gap("export.evidence", taken, "read-back, since now"),
+        Gap("event", None, "what was announced and not exported is announced again by the next discover"),
+    ]
+    return (*columns, *always, *(Gap(name, None, why) for name, why in LOST.items()))

@@ -1,0 +1,241 @@
+"""What a bundle that nobody has recorded says of its event: its label, its manifest, and the bytes themselves.
+
+An event file that is still on the bench says the rest. What neither tells is listed, not invented: where a column needs
+something, it gets what cannot do harm, like a path that no bench can have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from plateway import bundle, events, folder
+from plateway.bundle import Walked
+from plateway.catalog import Ref
+from plateway.errors import PlatewayError, Rejected
+from plateway.events import ImagingEvent
+from plateway.pipeline.labels import Label
+from plateway.pipeline.line import Line
+from plateway.records import Event, Export
+
+GUESSES = 1024  # ways tried to tell what was announced from what lay among the images
+UNKNOWN = ".plateway-unknown"  # below it no event can be announced: images there are never found, and never purged
+SIDECARS = ("source-metadata.json", "Img/metadata.json")  # the images' own, as their names are in a bundle
+
+
+class Announced(NamedTuple):
+    """An event file that is on the bench."""
+
+    said: ImagingEvent
+    file: str
+    at: datetime
+
+
+Bench = Callable[[UUID], Sequence[Announced]]  # finds the event files that announce an event
+
+
+class Found(NamedTuple):
+    """The rows of a bundle that was read whole, and which columns had to be made up."""
+
+    event: Event
+    export: Export
+    made_up: tuple[str, ...]
+
+
+def testify(line: Line, walked: Walked, label: Label, *, key: str, etag: str, at: datetime, bench: Bench) -> Found:
+    """Make the rows of a bundle from its label, its manifest, and the event file if that is still on the bench.
+
+    Raises:
+        Rejected: it is no event of ours, or lies at a key that is not its own.
+    """
+    said, hint, sure = _said(line, walked, label, bench)
+    revision = label.revision or _revision(key)
+    if not _own(key, said):
+        raise Rejected(f"its manifest says event {said.id}, which belongs at {events.key(said, revision=revision)}")
+    if label.id not in {None, said.id}:
+        raise Rejected(f"labelled as event {label.id}, its manifest says {said.id}")
+    announced_at = label.announced_at or (hint.at if hint else said.timestamp)
+    first_seen = label.first_seen or announced_at
+    unknown = hashlib.sha256(f"{said.digest}:{walked.sha256}".encode()).hexdigest()
+    event = Event(
+        id=said.id,
+        revision=revision,
+        system=said.system,
+        kind=said.kind,
+        experiment=said.experiment,
+        plate=said.plate,
+        timestamp=said.timestamp,
+        path=said.path,
+        image_count=said.image_count,
+        details=said.metadata,
+        digest=label.digest or (said.digest if hint else unknown),
+        key=key,
+        file=label.file or (hint.file if hint else f"{said.id}.json"),
+        announced_at=announced_at,
+        first_seen=first_seen,
+        waiting_since=label.waiting_since or first_seen,
+        fingerprint=label.fingerprint,
+        fingerprint_at=label.fingerprint_at,
+        present=said.image_count,
+        sealed_at=label.sealed_at or at,
+    )
+    staging = line.instrument(said.system).staging
+    staged = staging is not None and (staging / str(Ref(said.id, revision))).is_dir()
+    event.staged_at = at if staged else None
+    made_up = [
+        *["event.path"] * said.path.startswith(f"{UNKNOWN}/"),
+        *["event.details"] * (not sure),
+        *["event.digest"] * (label.digest is None and hint is None),
+        *["event.file"] * (label.file is None and hint is None),
+        *["event.announced_at"] * (label.announced_at is None and hint is None),
+        *["event.first_seen"] * (label.first_seen is None),
+        *["event.sealed_at"] * (label.sealed_at is None),
+        *["event.fingerprint"] * (label.fingerprint is None),
+        *["event.staged_at"] * staged,
+    ]
+    return Found(event, _export(line, event, walked, etag=etag, at=at), tuple(made_up))
+
+
+def _export(line: Line, event: Event, walked: Walked, *, etag: str, at: datetime) -> Export:
+    return Export(
+        event_id=event.id,
+        revision=event.revision,
+        bucket=line.store.name,
+        key=event.key,
+        size=walked.size,
+        sha256=walked.sha256,
+        etag=etag,
+        part_size=bundle.part_size(walked.size),
+        member_count=len(walked.manifest.members),
+        manifest_offset=walked.manifest_offset,
+        manifest_size=walked.manifest_size,
+        manifest_sha256=walked.manifest_sha256,
+        uploaded_at=at,
+    )
+
+
+def _said(line: Line, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
+    """Say what was announced, by which file on the bench it is still announced, and whether that is proven.
+
+    The manifest's metadata are the announcement's over the images' own. Which is which is found by the announcement's
+    digest, where that is known.
+    """
+    head = walked.manifest.head
+    counted = events.images(
+        [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.manifest.members],
+        line.instrument(_system(head)).patterns,
+    )
+    said = {
+        "ref_id": head.get("ref_id"),
+        "experiment_id": head.get("experiment_id"),
+        "timestamp": head.get("timestamp"),
+        "type": head.get("type"),
+        "system": head.get("system"),
+        "local_path": label.path or "unknown",
+        "img_count": label.image_count if label.image_count is not None else counted,
+    }
+    guess = next(_guesses(line, said, walked))
+    if label.digest is not None and label.path is not None:
+        for one in _guesses(line, said, walked):
+            if label.digest in _digests(one, walked):
+                return one, None, True
+        return guess, None, False
+    hint = _hint(bench(guess.id), guess, label, walked)
+    if hint is not None:
+        return hint.said, hint, True
+    path = label.path or f"{UNKNOWN}/{guess.id}"
+    return guess.model_copy(update={"path": path}), None, False
+
+
+def _system(head: Mapping[str, Any]) -> str:
+    name = head.get("system")
+    if not isinstance(name, str) or not name or name[0] == "." or "/" in name or not name.isprintable():
+        raise Rejected("its manifest names no system")
+    return name
+
+
+def _guesses(line: Line, said: Mapping[str, Any], walked: Walked) -> Iterator[ImagingEvent]:
+    """Yield what may have been announced: first without, then with what the images' own metadata say equally."""
+    merged = walked.manifest.head.get("metadata")
+    if not isinstance(merged, dict):
+        raise Rejected("its manifest has no metadata")
+    own = _sidecar(walked)
+    same = [name for name in merged if name in own and _written(merged[name]) == _written(own[name])]
+    sizes = [0, len(same), *range(1, len(same))] if same else [0]
+    ways = itertools.chain.from_iterable(itertools.combinations(same, size) for size in sizes)
+    for way in itertools.islice(ways, GUESSES):
+        details = {name: value for name, value in merged.items() if name not in same or name in way}
+        content = json.dumps({**said, "metadata": details}).encode()
+        yield events.parse(content, line.instrument(_system(walked.manifest.head)))
+
+
+def _sidecar(walked: Walked) -> dict[str, Any]:
+    """Read the images' own metadata.json, as the export did."""
+    for member in walked.manifest.members:
+        if (member.source or member.name) in {"metadata.json", "Img/metadata.json"} and member.name in walked.kept:
+            try:
+                return events.sidecar(walked.kept[member.name])
+            except Rejected:
+                return {}
+    return {}
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _digests(said: ImagingEvent, walked: Walked) -> set[str]:
+    """Say what digest an event may have that was announced so: that of the announcement, or of changed images."""
+    return {said.digest, hashlib.sha256(f"{said.digest}:{walked.sha256}".encode()).hexdigest()}
+
+
+def _hint(announced: Sequence[Announced], guess: ImagingEvent, label: Label, walked: Walked) -> Announced | None:
+    """Find the event file that announced a bundle: by the digest, or where that is unknown by all that must agree."""
+    for one in announced:
+        if label.digest is not None and label.digest in _digests(one.said, walked):
+            return one
+        same = ("system", "kind", "experiment", "timestamp", "plate", "image_count")
+        if label.digest is None and all(getattr(one.said, name) == getattr(guess, name) for name in same):
+            return one
+    return None
+
+
+def _own(key: str, said: ImagingEvent) -> bool:
+    """Tell whether a key is one that this event may have, at whatever revision."""
+    stems = {events.key(said, whole=whole).removesuffix(".tar") for whole in (False, True)}
+    return re.sub(r"(-r[0-9]+)?\.tar$", "", key) in stems
+
+
+def _revision(key: str) -> int:
+    match = re.search(r"-r([1-9][0-9]{0,8})\.tar$", key)
+    return int(match[1]) if match else 1
+
+
+def announced(line: Line) -> dict[UUID, list[Announced]]:
+    """Read every event file that is on the bench, as far as there is one, by the id that it announces."""
+    found: dict[UUID, list[Announced]] = defaultdict(list)
+    try:
+        names = events.systems(line.root)
+    except PlatewayError:
+        return {}
+    for name in names:
+        instrument = line.instrument(name)
+        try:
+            sightings = events.scan(instrument)
+        except PlatewayError:
+            continue
+        for sighting in sightings:
+            try:
+                said = events.parse(events.read(instrument, sighting), instrument)
+            except PlatewayError:
+                continue
+            at = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)
+            found[said.id].append(Announced(said, sighting.name, at))
+    return found
