@@ -20,10 +20,23 @@ from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import Exports
 from plateway.catalog.figures import Figures
 from plateway.catalog.purges import Purges
-from plateway.catalog.values import DAY, Ledger, Ref, Seen, State
+from plateway.catalog.values import DAY, Account, Day, Ledger, Ref, Seen, Settled, State, SystemFigures
 from plateway.catalog.work import Work
 
-__all__ = ["DAY", "NETWORK", "Catalog", "Ledger", "Ref", "Seen", "State", "network_file_system"]
+__all__ = [
+    "DAY",
+    "NETWORK",
+    "Account",
+    "Catalog",
+    "Day",
+    "Ledger",
+    "Ref",
+    "Seen",
+    "Settled",
+    "State",
+    "SystemFigures",
+    "network_file_system",
+]
 
 
 class Catalog(Discovery, Work, Exports, Purges, Figures):

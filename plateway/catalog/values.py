@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -65,7 +65,7 @@ class Ledger:
     event: Event
     export: Export | None = None
     archives: tuple[ArchiveLocation, ...] = ()
-    purges: tuple[Purge, ...] = ()  # of both places, oldest first
+    purges: tuple[Purge, ...] = ()  # of all places, oldest first
     quarantine: Quarantine | None = None  # the active one
     setbacks: tuple[Setback, ...] = ()
     lease: Lease | None = None  # the last one; it may have expired
@@ -85,6 +85,11 @@ class Ledger:
         """Are the raw images aside or gone?"""
         purge = self.purge("raw")
         return purge is not None and purge.trashed_at is not None
+
+    @property
+    def expired(self) -> bool:
+        """Did its bucket copy go because tape has it, or is it marked to go? Then nobody misses it."""
+        return self.purge("bucket") is not None
 
     def purge(self, place: str) -> Purge | None:
         """Find the purge of a place that was not taken back: going or gone."""
@@ -119,6 +124,65 @@ class Ledger:
         if self.event.sealed_at is None:
             return "waiting", (_lacks(self.event),)
         return ("waiting" if self.setback("export") else "ready"), ()
+
+
+class Account(NamedTuple):
+    """What the catalogue says of one event and its export, in plain values; without an export those are None."""
+
+    key: str
+    ref: Ref
+    system: str
+    path: str  # of the images, relative to the system's directory
+    sealed: bool
+    export_bucket: str | None
+    size: int | None
+    etag: str | None  # as the endpoint showed it when it was last looked at, else as it must be
+    sha256: str | None
+    uploaded_at: datetime | None
+    evidence: str | None
+    evidence_at: datetime | None
+    damage: str | None
+    archives: int  # in how many archives tape has it
+    raw: str  # here | aside | gone
+    expired: bool
+    held_until: datetime | None  # somebody is at work on it; may be past
+
+
+class Settled(NamedTuple):
+    """What became of archive entries that were tried."""
+
+    archived: tuple[Ref, ...]  # events that are on tape now and were not before
+    settled: int  # entries that found their export
+    parked: int  # entries that wait, those included that were not tried
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day (UTC) of the line."""
+
+    day: date
+    events: int  # first seen on it
+    exports: int  # sent on it, the last time
+    archived: int  # named by tape for the first time
+    waiting: int  # at its end, or now
+
+
+@dataclass(frozen=True)
+class SystemFigures:
+    """How many events of a system stand where. One event may be exported, archived and purged."""
+
+    system: str
+    events: int = 0
+    exported: int = 0  # and not damaged
+    archived: int = 0
+    purged: int = 0  # raw images aside or gone
+    waiting: int = 0  # not exported yet; without those in quarantine
+    quarantined: int = 0  # announcements, too
+    lost: int = 0  # or changed
+    bytes_last_day: int = 0  # of exports of the last 24 hours
+    oldest_waiting: datetime | None = None  # when it was first seen
+    safe_to_purge: int = 0  # bytes of verified exports whose raw images are here
+    safe_events: int = 0  # how many those are
 
 
 def _harm(damage: str) -> str:
