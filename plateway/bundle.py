@@ -450,7 +450,7 @@ class Scan:
         try:
             info = tarfile.TarInfo.frombuf(self.take(BLOCK), "utf-8", "surrogateescape")
             if info.type == tarfile.XHDTYPE and info.size <= MOST_PAX:
-                pax = dict(_records(self.take(padded(info.size))[: info.size]))
+                pax = dict(pax_records(self.take(padded(info.size))[: info.size]))
                 info = tarfile.TarInfo.frombuf(self.take(BLOCK), "utf-8", "surrogateescape")
             name = pax[b"path"].decode("utf-8", "surrogateescape") if b"path" in pax else info.name
             size = int(pax.get(b"size", info.size))
@@ -473,7 +473,7 @@ def modified(header: bytes) -> int:
         raise Damaged(f"header: {error}") from error
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Split a PAX header into its ``<length> <keyword>=<value>`` lines."""
     while data:
         length = int(data[: data.index(b" ")])

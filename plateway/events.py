@@ -123,7 +123,7 @@ def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
     Raises:
         Rejected: says which field is wrong and how.
     """
-    said = Fields(_object(_json(content), "an event"))
+    said = Fields(_object(read_json(content), "an event"))
     if ("timestep_id" in said) == ("ref_id" in said):
         raise Rejected("both timestep_id and ref_id" if "ref_id" in said else "neither timestep_id nor ref_id")
     read_dialect = _timestep if "timestep_id" in said else _imaging_event
@@ -132,7 +132,7 @@ def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
 
 def sidecar(content: bytes) -> dict[str, Any]:
     """Read the ``metadata.json`` among the images: an object, or a string holding one."""
-    return _unwrapped(_json(content), "metadata.json")
+    return _unwrapped(read_json(content), "metadata.json")
 
 
 def images(files: Iterable[File], patterns: Iterable[str]) -> int:
@@ -167,23 +167,21 @@ class Fields:
         if not values:
             raise Rejected(f"{' or '.join(spellings)}: missing")
         if any(not _equal(values[0], value) for value in values[1:]):
-            raise Rejected(f"{' and '.join(spellings)}: {' and '.join(map(_quoted, values))}")
+            raise Rejected(f"{' and '.join(spellings)}: {' and '.join(map(quoted, values))}")
         return values[0]
 
     def text(self, *spellings: str) -> str:
         """Take a string."""
         value = self.take(*spellings)
         if not isinstance(value, str) or not value:
-            raise Rejected(f"{' or '.join(spellings)}: {_quoted(value)} is not a text")
+            raise Rejected(f"{' or '.join(spellings)}: {quoted(value)} is not a text")
         return value
 
     def integer(self, *spellings: str, least: int = 0) -> int:
         """Take a whole number."""
         value = self.take(*spellings)
         if type(value) is not int or not least <= value <= LARGEST:
-            raise Rejected(
-                f"{' or '.join(spellings)}: {_quoted(value)} is not a whole number from {least} to {LARGEST}"
-            )
+            raise Rejected(f"{' or '.join(spellings)}: {quoted(value)} is not a whole number from {least} to {LARGEST}")
         return value
 
     def left(self) -> dict[str, Any]:
@@ -232,20 +230,20 @@ def _metadata(said: Fields) -> dict[str, Any]:
 
 def _system(said: Fields, instrument: Instrument) -> str:
     if "system" in said and (name := said.text("system")) != instrument.name:
-        raise Rejected(f"system: announced by {_quoted(name)} in the directory of {instrument.name!r}")
+        raise Rejected(f"system: announced by {quoted(name)} in the directory of {instrument.name!r}")
     return instrument.name
 
 
 def _kind(said: Fields, field: str) -> Kind:
     name = said.text(field) if field in said else "stitch"
     if name not in PREFIXES:
-        raise Rejected(f"{field}: {_quoted(name)} is none of {', '.join(PREFIXES)}")
+        raise Rejected(f"{field}: {quoted(name)} is none of {', '.join(PREFIXES)}")
     return cast("Kind", name)
 
 
 def _identity(text: str, field: str) -> UUID:
     if not IDENTITY.fullmatch(text):
-        raise Rejected(f"{field}: {_quoted(text)} is not a UUID like 2f1c5d0e-8a4b-4c3d-9e2f-1a2b3c4d5e6f")
+        raise Rejected(f"{field}: {quoted(text)} is not a UUID like 2f1c5d0e-8a4b-4c3d-9e2f-1a2b3c4d5e6f")
     return UUID(text)
 
 
@@ -261,17 +259,17 @@ def _experiment(said: Fields) -> str:
         else None
     )  # fmt: skip
     if wrong is not None:
-        raise Rejected(f"experiment_id: {_quoted(name)} {wrong}")
+        raise Rejected(f"experiment_id: {quoted(name)} {wrong}")
     return name
 
 
 def _path(text: str) -> str:
     """Check where the images are: below the system's directory, and not among the event files."""
     if WINDOWS.match(text):
-        raise Rejected(f"path {_quoted(text)} is one of Windows: relative, with slashes")
+        raise Rejected(f"path {quoted(text)} is one of Windows: relative, with slashes")
     parts = segments(text)
     if parts[0] == "events" or parts[0].startswith("."):
-        raise Rejected(f"path {_quoted(text)} is no place for images")
+        raise Rejected(f"path {quoted(text)} is no place for images")
     return "/".join(parts)
 
 
@@ -281,7 +279,7 @@ def _day(text: str) -> date:
             return date.fromisoformat(text)
     except ValueError:
         pass
-    raise Rejected(f"cross_date: {_quoted(text)} is not a day like 2024-05-17")
+    raise Rejected(f"cross_date: {quoted(text)} is not a day like 2024-05-17")
 
 
 def _compact(day: date) -> str:
@@ -298,7 +296,7 @@ def _moment(text: str, instrument: Instrument) -> datetime:
             return _placed(moment, instrument)
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise Rejected(f"timestamp: {_quoted(text)} is not a time like 2024-05-17T09:30:00+02:00") from None
+        raise Rejected(f"timestamp: {quoted(text)} is not a time like 2024-05-17T09:30:00+02:00") from None
 
 
 def _placed(moment: datetime, instrument: Instrument) -> datetime:
@@ -317,14 +315,18 @@ def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
     for part in parts:
         for name, value in part.items():
             if not _equal(joined.setdefault(name, value), value):
-                raise Rejected(f"{_quoted(name)}: {_quoted(joined[name])} and {_quoted(value)}")
+                raise Rejected(f"{quoted(name)}: {quoted(joined[name])} and {quoted(value)}")
     return joined
 
 
-def _json(content: bytes | str) -> Any:
-    """Read JSON as RFC 8259 means it, and refuse what Python would let pass."""
-    if len(content) > CAP:
-        raise Rejected(f"{len(content)} bytes: at most {CAP}")
+def read_json(content: bytes | str, *, cap: int = CAP) -> Any:
+    """Read JSON as RFC 8259 means it, and refuse what Python would let pass.
+
+    Raises:
+        Rejected: says what is wrong and where.
+    """
+    if len(content) > cap:
+        raise Rejected(f"{len(content)} bytes: at most {cap}")
     try:
         text = content.decode() if isinstance(content, bytes) else content
         if text.startswith("\ufeff"):
@@ -349,7 +351,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise Rejected(f"{_quoted(name)}: there twice")
+        raise Rejected(f"{quoted(name)}: there twice")
     return found
 
 
@@ -374,14 +376,14 @@ def _unwrapped(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, str):
         return _object(value, what)
     try:
-        return _object(_json(value), what)
+        return _object(read_json(value), what)
     except Rejected as error:
         raise Rejected(f"{what} in a string: {error}") from None
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Rejected(f"{what}: {_quoted(value)} is not an object")
+        raise Rejected(f"{what}: {quoted(value)} is not an object")
     return value
 
 
@@ -389,7 +391,7 @@ def _equal(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)  # 1, 1.0 and true differ
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Show a value as JSON, short and printable."""
     text = shown(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 80 else f"{text[:77]}..."

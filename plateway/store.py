@@ -163,10 +163,10 @@ def open_store(url: str, endpoint: Endpoint | None = None) -> Store:
     return ReadOnly(store) if endpoint.read_only else store
 
 
-def filesystem(url: str, endpoint: Endpoint | None = None) -> tuple[AbstractFileSystem, str]:
+def filesystem(url: str, endpoint: Endpoint | None = None, **more: Any) -> tuple[AbstractFileSystem, str]:
     """Open the same bucket the way notebooks and pandas know it: an fsspec filesystem, and the path of its root in it.
 
-    For people: nothing that becomes evidence passes here (it caches listings).
+    For people: unless ``more`` options of the filesystem say otherwise, it caches listings.
     """
     endpoint = endpoint or Endpoint()
     secret, token = endpoint.secret_access_key, endpoint.session_token
@@ -177,7 +177,8 @@ def filesystem(url: str, endpoint: Endpoint | None = None) -> tuple[AbstractFile
         "endpoint_url": endpoint.url,
         "client_kwargs": {"region_name": endpoint.region},
     }
-    found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url, **(options if url.startswith("s3://") else {}))
+    options = (options if url.startswith("s3://") else {}) | more
+    found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url, **options)
     return found
 
 
@@ -191,6 +192,16 @@ def lifecycle(store: Store) -> Sequence[dict[str, Any]]:
     """
     ask: Callable[[], Sequence[dict[str, Any]]] | None = getattr(store, "lifecycle", None)
     return ask() if ask is not None else []
+
+
+def tags(store: Store, key: str) -> dict[str, str]:
+    """Read an object's tags, where the store has such; anybody may set them, so they hint and prove nothing.
+
+    Raises:
+        NotFound: there is no such object, where the store has tags at all.
+    """
+    ask: Callable[[str], dict[str, str]] | None = getattr(store, "tags", None)
+    return ask(key) if ask is not None else {}
 
 
 def plain(key: str) -> str:
@@ -378,6 +389,17 @@ class S3:
         with door(self._at(key)):
             link = self._client.generate_presigned_url("get_object", where, int(expires.total_seconds()))
         return str(link)
+
+    def tags(self, key: str) -> dict[str, str]:
+        """Read an object's tags; endpoints that know of none have none."""
+        try:
+            with door(self._at(plain(key))):
+                found = self._client.get_object_tagging(Bucket=self.name, Key=key)
+        except Unavailable as error:
+            if "NotImplemented" in str(error):
+                return {}
+            raise
+        return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}
 
     def uploads(self) -> Iterator[Upload]:
         for found in self._pages("list_multipart_uploads", "Uploads"):
@@ -572,6 +594,7 @@ class ReadOnly:
         self.name = store.name
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
+        self.tags = partial(tags, store)
 
     def put(
         self,
@@ -598,6 +621,7 @@ class DryRun:
         self.name = store.name
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
+        self.tags = partial(tags, store)
 
     def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
         for _ in Feed(chunks, size, name=plain(key)):
@@ -648,6 +672,10 @@ class Prefixed:
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         return lifecycle(self._store)
+
+    def tags(self, key: str) -> dict[str, str]:
+        """Read an object's tags, where the store has such."""
+        return tags(self._store, self._whole(key))
 
     def _whole(self, key: str) -> str:
         return self._prefix + plain(key)

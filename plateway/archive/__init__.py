@@ -1,4 +1,4 @@
-"""The archive: what it says it has, the doors that its manifests come through, and the place itself where it is in reach.
+"""The archive: what it says it has, the doors by which its manifests come, and the place itself where it is in reach.
 
 A manifest is the archive's own account of one job: these keys are in these tars. It is read strictly, entry by entry,
 and comes from a directory of files (`Inbox`), over HTTP (`Poll`) or as a message. `Archive` is the place where the tars

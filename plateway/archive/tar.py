@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from plateway import bundle
+from plateway.bundle import BLOCK, padded
+from plateway.errors import Damaged
+from plateway.folder import shown
+
+MOST_EXTENSION = 1 << 20  # bytes of a long name or a PAX header
+SPARSE = 482  # where a GNU header says that another one follows; in the following ones it is
+SPARSE_FURTHER = 504
 
 
 class TarMember(NamedTuple):
@@ -17,7 +27,80 @@ class TarMember(NamedTuple):
 def members(read: Callable[[int, int], bytes], size: int) -> Iterator[TarMember]:
     """List the regular files of a tar of `size` bytes (plain, GNU or PAX); ``read(start, length)`` reads a slice.
 
+    Files with holes are left out, for their bytes are not in one piece.
+
     Raises:
         Damaged: after those that are whole, if the tar is cut or no tar.
     """
-    raise NotImplementedError
+    headers = _Headers(read, size)
+    while (info := headers.next()) is not None:
+        if info.type in tarfile.REGULAR_TYPES and not headers.sparse:
+            yield TarMember(info.name, info.size, headers.offset - padded(info.size))
+
+
+class _Headers:
+    """A tar's headers, one after the other; each read is past the bytes of the member before."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size = read, size
+        self.offset = 0  # of the next header
+        self.sparse = False
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Read the next member's header, with what was said before it; None at the end blocks."""
+        said: dict[str, str] = {}
+        while True:
+            start = self.offset
+            block = self._take(BLOCK)
+            if not any(block):
+                return None
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                if info.type in {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}:
+                    said |= _said(self._extension(info.size))
+                elif info.type == tarfile.XGLTYPE:
+                    self._extension(info.size)
+                elif info.type == tarfile.GNUTYPE_LONGNAME:
+                    said["path"] = _text(self._extension(info.size).rstrip(b"\0"))
+                elif info.type == tarfile.GNUTYPE_LONGLINK:
+                    self._extension(info.size)
+                else:
+                    return self._member(info, block, said)
+            except (tarfile.HeaderError, ValueError) as error:
+                raise Damaged(f"header at {start}: {error}") from error
+
+    def _member(self, info: tarfile.TarInfo, block: bytes, said: dict[str, str]) -> tarfile.TarInfo:
+        """Pass over a member's bytes, which must all be there."""
+        info.name = said.get("path", info.name)
+        info.size = int(said.get("size", info.size))
+        self.sparse = info.type == tarfile.GNUTYPE_SPARSE or any(name.startswith("GNU.sparse.") for name in said)
+        further = info.type == tarfile.GNUTYPE_SPARSE and block[SPARSE]
+        while further:
+            further = self._take(BLOCK)[SPARSE_FURTHER]
+        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+            if not 0 <= info.size <= self._size - self.offset:
+                raise Damaged(
+                    f"{shown(info.name)}: {info.size:,} bytes at {self.offset:,}, the tar ends at {self._size:,}"
+                )
+            self.offset += padded(info.size)
+        return info
+
+    def _extension(self, size: int) -> bytes:
+        if not 0 <= size <= MOST_EXTENSION:
+            raise Damaged(f"header at {self.offset - BLOCK}: an extension of {size:,} bytes")
+        return self._take(padded(size))[:size]
+
+    def _take(self, size: int) -> bytes:
+        data = self._read(self.offset, size) if self.offset + size <= self._size else b""
+        if len(data) < size:
+            raise Damaged(f"ends after {self._size:,} bytes, in or before the header at {self.offset:,}")
+        self.offset += size
+        return data
+
+
+def _said(data: bytes) -> dict[str, str]:
+    return {_text(keyword): _text(value) for keyword, value in bundle.pax_records(data)}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from plateway.archive import tar
+from plateway.archive.manifest import CAP
+from plateway.archive.place import Place
 from plateway.archive.tar import TarMember
-from plateway.store import Endpoint
+from plateway.errors import Conflict, NotFound
+from plateway.store import Endpoint, plain
+
+MANIFESTS = "manifests"
+AHEAD = 16 << 10  # bytes read at a time while looking for headers
 
 
 class Written(NamedTuple):
@@ -27,36 +34,38 @@ class Archive:
     """A directory of tars anywhere. Paths are relative to it, and plain.
 
     Raises, everywhere: `Unavailable` when it does not answer or cannot just now, `Denied`, `NotFound` when the
-    directory itself is not there, `Rejected` for a path that is not plain.
+    directory itself is not there, `Rejected` for a path that is not plain, `Misconfigured`.
     """
 
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """The place without secrets, for people."""
-        raise NotImplementedError
+        self._place = Place(url, endpoint)
+        self.name = self._place.name
 
     def size(self, path: str) -> int | None:
         """Say how long a file is; None if there is none."""
-        raise NotImplementedError
+        found = self._place.find(plain(path))
+        return found.size if found is not None and found.kind in {"file", "link"} else None
 
     def open(self, path: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice: from `start`, at most `length` bytes. `NotFound` comes at once."""
-        raise NotImplementedError
+        return self._place.open(plain(path), start=start, length=length)
 
     def write(self, path: str, chunks: Iterable[bytes]) -> Written:
         """Write a file aside, read it back, and give it its name; nothing is overwritten, nothing is visible half.
 
+        An error from `chunks` rises unchanged. What a write that was killed left aside is removed by a later one of
+        the same path, a day after.
+
         Raises:
             Conflict: there is one of that name. Damaged: what was read back is other than what was written.
         """
-        raise NotImplementedError
+        return Written(*self._place.write(plain(path), chunks))
 
     def list(self, prefix: str = "") -> Iterator[Filed]:
         """List the files whose path begins so, by path; what is being written is not among them."""
-        raise NotImplementedError
+        for found in self._place.walk(prefix.rpartition("/")[0]):
+            if found.name.startswith(prefix) and not found.name.rpartition("/")[2].startswith("."):
+                yield Filed(found.name, found.size)
 
     def members(self, path: str) -> Iterator[TarMember]:
         """List the regular files in a tar, by its headers alone.
@@ -64,7 +73,10 @@ class Archive:
         Raises:
             NotFound: no such tar. Damaged: after those that are whole, if it is cut or no tar.
         """
-        raise NotImplementedError
+        size = self.size(path)
+        if size is None:
+            raise NotFound(f"{self._place.at(path)}: no such archive")
+        return tar.members(_Window(self, path, size).read, size)
 
     def put_manifest(self, job_id: str, content: bytes) -> None:
         """Keep a manifest beside the tars, at ``manifests/<job_id>.json``; the same again is fine.
@@ -72,11 +84,34 @@ class Archive:
         Raises:
             Conflict: another is there.
         """
-        raise NotImplementedError
+        path = f"{MANIFESTS}/{job_id}.json"
+        try:
+            self.write(path, [content])
+        except Conflict:
+            if self._place.read(path, most=len(content) + 1) != content:
+                raise
 
     def manifests(self) -> Iterator[tuple[str, bytes]]:
         """Read the manifests that are kept there: name and content."""
-        raise NotImplementedError
+        for filed in self.list(f"{MANIFESTS}/"):
+            if filed.path.endswith(".json"):
+                yield filed.path, self._place.read(filed.path, most=CAP + 1)
+
+
+class _Window:
+    """The bytes around the last header, so that small members cost no read each."""
+
+    def __init__(self, archive: Archive, path: str, size: int) -> None:
+        self._archive, self._path, self._size = archive, path, size
+        self._start, self._kept = 0, b""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Read a slice; more is fetched than was asked for."""
+        at = start - self._start
+        if not 0 <= at <= len(self._kept) - length:
+            ahead = min(max(length, AHEAD), self._size - start)
+            self._start, self._kept, at = start, b"".join(self._archive.open(self._path, start=start, length=ahead)), 0
+        return self._kept[at : at + length]
 
 
 def open_archive(url: str, endpoint: Endpoint | None = None) -> Archive:
@@ -87,4 +122,4 @@ def open_archive(url: str, endpoint: Endpoint | None = None) -> Archive:
     Raises:
         Misconfigured: fsspec does not know such a URL.
     """
-    raise NotImplementedError
+    return Archive(url, endpoint)
