@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from datetime import date
 from html import escape
@@ -22,7 +23,7 @@ BARS = (Series("events", "#8b9db5"), Series("exports", "#2f81f7"), Series("archi
 LINE = Series("waiting", "#e3873b")
 WIDTH, HEIGHT = 860, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 40, 30
-STEPS = (1, 2, 3, 5)  # of the scale, times a power of ten
+STEPS = (1, 2, 5)  # between the lines, times a power of ten
 INK, GRID = "#57606a", "#d8dee4"
 
 
@@ -41,7 +42,7 @@ def summary(told: Sequence[DayReport]) -> str:
 
 def svg(told: Sequence[DayReport]) -> str:
     """Draw a group of bars for each day, and a line for what was waiting at its end."""
-    top = scale(max((getattr(day, series.name) for day in told for series in (*BARS, LINE)), default=0))
+    step, top = scale(max((getattr(day, series.name) for day in told for series in (*BARS, LINE)), default=0))
     slot = (WIDTH - LEFT - RIGHT) / max(len(told), 1)
     wide = min(max(slot * 0.8 / len(BARS), 1.0), 24.0)
     bars = [
@@ -57,7 +58,7 @@ def svg(told: Sequence[DayReport]) -> str:
             f"<title>{escape(summary(told))}</title>",
             f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#ffffff"/>',
             *legend(),
-            *grid(top),
+            *grid(step, top),
             *bars,
             f'<polyline points="{points}" fill="none" stroke="{LINE.colour}" stroke-width="2"/>',
             *dates([day.day for day in told], slot),
@@ -66,14 +67,10 @@ def svg(told: Sequence[DayReport]) -> str:
     )
 
 
-def scale(most: int) -> int:
-    """Choose the end of the scale: 4 round steps that hold the largest number."""
-    power = 1
-    while True:
-        for step in STEPS:
-            if 4 * step * power >= most:
-                return 4 * step * power
-        power *= 10
+def scale(most: int) -> tuple[int, int]:
+    """Choose the round step between lines and the end of the scale, at most five steps up."""
+    step = next(size * 10**power for power in itertools.count() for size in STEPS if size * 10**power * 5 >= most)
+    return step, max(1, -(-most // step)) * step
 
 
 def height(count: int, top: int) -> float:
@@ -102,13 +99,13 @@ def legend() -> list[str]:
     return [*entries, f'<text x="{WIDTH - RIGHT}" y="24" text-anchor="end" fill="{INK}">per day, UTC</text>']
 
 
-def grid(top: int) -> list[str]:
+def grid(step: int, top: int) -> list[str]:
     """Draw the scale."""
     return [
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height(count, top):.1f}" y2="{height(count, top):.1f}" '
         f'stroke="{GRID}"/><text x="{LEFT - 8}" y="{height(count, top) + 4:.1f}" text-anchor="end" '
         f'fill="{INK}">{count:,}</text>'
-        for count in range(0, top + 1, top // 4)
+        for count in range(0, top + 1, step)
     ]
 
 

@@ -85,9 +85,9 @@ def tally(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 async def table(rows: Sequence[dict[str, object]], summary: str, *, picture: str = "") -> None:
-    """Leave a table, with what it comes to and perhaps a picture above it."""
+    """Leave a table, with what it comes to and perhaps a picture."""
     key = f"plateway-{flow_run.flow_name}"
-    above = "\n\n".join(filter(None, [picture, f"{summary} · {flow_run.name}"]))
+    above = "\n\n".join(filter(None, [f"{summary} · {flow_run.name}", picture]))
     await acreate_table_artifact(table=list(rows[:ROWS]), key=key, description=above)
 
 
