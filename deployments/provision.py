@@ -40,10 +40,15 @@ KEPT = "provision.json"  # in the home
 QUEUES = {
     "discover": (1, 1),
     "export": (2, None),
-    "verify": (4, 1),
+    "restore": (2, None),
     "purge": (3, 1),
+    "reconcile": (3, 1),
+    "verify": (4, 1),
+    "archive": (4, 1),
+    "expire": (4, 1),
+    "report": (5, 1),
 }  # priority, runs at once
-FLOWS = ("discover", "export", "verify", "purge")
+FLOWS = tuple(QUEUES)  # each has a queue of its own
 PATIENCE = 300.0  # seconds for the server to come up
 logger = get_logger("plateway.provision")
 

@@ -35,5 +35,9 @@ from plateway.pipeline.purges import TRASH as TRASH
 from plateway.pipeline.purges import purge as purge
 from plateway.pipeline.rebuilding import Rebuilt as Rebuilt
 from plateway.pipeline.rebuilding import rebuild as rebuild
+from plateway.pipeline.reconciliation import Reconciled as Reconciled
+from plateway.pipeline.reconciliation import reconcile as reconcile
+from plateway.pipeline.reports import days as days
+from plateway.pipeline.reports import report as report
 from plateway.pipeline.views import detail as detail
 from plateway.pipeline.views import status as status

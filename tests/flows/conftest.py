@@ -96,6 +96,9 @@ def environment(home: Path, port: int) -> dict[str, str]:
         "PLATEWAY_BUCKET_URL": f"file://{home}/bucket",
         "PLATEWAY_SETTLE_SECONDS": "0",
         "PLATEWAY_PURGE_SYSTEMS": "prince",
+        "PLATEWAY_ARCHIVE_INBOX": str(home / "inbox"),
+        "PLATEWAY_ARCHIVE_TARGET": f"file://{home}/tape",
+        "PLATEWAY_NOTIFY": "custom-webhook/alerts",
     }
 
 
@@ -104,7 +107,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A provisioned Prefect server with a bench of one system and an empty bucket."""
     home = tmp_path_factory.mktemp("site")
     (home / "bench" / "prince" / "events").mkdir(parents=True)
-    (home / "bucket").mkdir()
+    for name in ("bucket", "inbox", "tape"):
+        (home / name).mkdir()
     port = free_port()
     here = Site(home, environment(home, port))
     Catalog(here.settings.catalog_url).upgrade()

@@ -14,10 +14,8 @@ from blocks import line as configured
 from blocks.bucket import Bucket, endpoint
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
-from deployments.provision import document
+from deployments.provision import FLOWS, document
 from tests.flows.conftest import Site, ask
-
-FLOWS = ("discover", "export", "verify", "purge")
 
 
 def automations() -> dict[str, str]:

@@ -1,0 +1,99 @@
+"""Take in what the archive says of itself, and hold bench, bucket, catalogue and tape against each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from blocks import line as configured
+from flows import carry, picture, tell
+from plateway import pipeline
+from plateway.pipeline import Line, Outcome, Reconciled
+from plateway.reconcile import Finding, Kind
+from plateway.settings import Settings
+
+once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+collect = task(name="collect manifests", **once)(pipeline.collect)
+settle = task(name="settle entries", **once)(pipeline.settle)
+compare = task(name="reconcile", **once)(pipeline.reconcile)
+read = task(name="read the archive", **once)(pipeline.read_archive)
+NEW = {"received", "archived", "quarantined"}  # what makes it worth while to compare everything
+TROUBLE = tell.BAD | {"later"}
+GRAVE = {Kind.LOST, Kind.CHANGED}  # findings that make a run fail, as verify does
+
+
+@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+async def reconcile(quick: bool = False, repair: bool = False, systems: list[str] | None = None) -> State[None]:
+    """Collect archive manifests, settle their entries, and compare what bench, bucket, catalogue and tape say.
+
+    Args:
+        quick: compare only if a manifest came in
+        repair: also do repairs that delete, move or write; without, they are told as `would …`
+        systems: look only at the disks of these; empty: of all
+    """
+    async with configured.opened() as (line, settings):
+        came = await taken_in(line, settings)
+        if quick and not any(one.result in NEW for one in came):
+            return await tell.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
+        options = {"within": settings.archive_within, "fraction": settings.reconcile_fraction}
+        found = await carry.result(carry.start(compare, line, repair=repair, systems=systems, **options))
+        proven = [] if quick else await carry.result(carry.start(read, line, budget=settings.read_archive_budget))
+        days = await asyncio.to_thread(pipeline.days, line)
+    for outcome in (*found.outcomes, *proven):
+        tell.announce(outcome)
+    return await close(found, [*came, *found.outcomes, *proven], picture.days(days))
+
+
+async def taken_in(line: Line, settings: Settings) -> list[Outcome]:
+    """Collect what lies at the doors, and settle what can be; tell others which events are archived now."""
+    inbox, poll = await configured.doors(settings)
+    came = await carry.result(carry.start(collect, line, inbox=inbox, poll=poll))
+    came = [*came, *await carry.result(carry.start(settle, line))]
+    for outcome in came:
+        tell.announce(outcome)
+    return came
+
+
+async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> State[None]:
+    """Leave the table of findings with the picture, and give the run its last word."""
+    counts = [f"{count:,} {kind}" for kind, count in found.counts.items() if count]
+    results = tell.tally(outcomes)
+    summary = ", ".join([*counts, *results]) or "everything agrees"
+    rows = [row(finding) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
+    troubles = [trouble(outcome) for outcome in outcomes if outcome.result in TROUBLE]
+    await tell.table([*troubles, *rows], summary, picture=image)
+    doubtful = found.stopped or any(one.result in tell.BAD for one in outcomes)
+    bad = doubtful or any(found.counts.get(kind) for kind in GRAVE)
+    return Failed(message=summary) if bad else Completed(message=summary)
+
+
+def row(finding: Finding) -> dict[str, object]:
+    """Write one finding as a line of the table."""
+    return {
+        "finding": str(finding.kind),
+        "system": finding.system,
+        "detail": finding.detail,
+        "repair": finding.repair or "a person has to look",
+        "done": finding.done,
+        "event": str(finding.ref or ""),
+        "key": finding.key,
+    }
+
+
+def trouble(outcome: Outcome) -> dict[str, object]:
+    """Write what could not be done as a line of the same table."""
+    return {
+        "finding": f"{outcome.verb} {outcome.result}",
+        "system": outcome.system,
+        "detail": "; ".join(outcome.reasons),
+        "repair": "",
+        "done": "",
+        "event": str(outcome.ref or ""),
+        "key": outcome.key,
+    }
