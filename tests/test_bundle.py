@@ -585,3 +585,83 @@ def test_same_names_are_not_two_members() -> None:
     """Two files of one name cannot be told apart afterwards."""
     with pytest.raises(ValueError, match="twice"):
         plan([file("a", 1), replace(file("a", 1), size=2)], HEAD)
+
+
+# --------------------------------------------------------------------------------------------------- from the end
+
+
+def packed_of(contents: Mapping[str, bytes]) -> tuple[bytes, Packed]:
+    """Make a bundle and tell of it."""
+    packed: list[Packed] = []
+    content = b"".join(packing(contents, seal=packed.append))
+    return content, packed[0]
+
+
+class Ending:
+    """A bundle of which only the end can be read, and that counts the reads."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.reads = content, list[int]()
+
+    def __call__(self, size: int) -> bytes:
+        self.reads.append(size)
+        return self.content[-size:]
+
+
+@pytest.mark.parametrize(("count", "reads"), [(0, 1), (1, 1), (250, 1), (2_000, 2), (15_000, 3)])
+def test_a_manifest_is_found_from_the_end(count: int, reads: int) -> None:
+    """Nothing else is known of the bundle: one read is enough in the normal case, few where the manifest is large."""
+    content, packed = packed_of({f"Img/Img_{n:06d}.tif": b"pixels" for n in range(count)})
+    end = Ending(content)
+    found = bundle.tail(end)
+    assert len(end.reads) == reads
+    assert found.manifest == read_manifest(content[packed.manifest_offset :][: packed.manifest_size])
+    assert (found.size, found.sha256) == (packed.manifest_size, packed.manifest_sha256)
+    assert len(content) - found.behind == packed.manifest_offset
+
+
+def test_images_that_look_like_a_manifest_do_not_deceive() -> None:
+    """A whole bundle as a file inside another, right before its end."""
+    inner, _ = packed_of({"a.tif": b"inner"})
+    content, packed = packed_of({"b.tif": b"outer", "z.tar": inner})
+    assert bundle.tail(Ending(content)).sha256 == packed.manifest_sha256
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 1024, 1536, 10_240])
+def test_what_ends_otherwise_is_no_bundle(size: int) -> None:
+    """Zeros, nothing, odd lengths: damage, after one read."""
+    for content in (bytes(size), b"x" * size):
+        end = Ending(content)
+        with pytest.raises(Damaged):
+            bundle.tail(end)
+        assert len(end.reads) == 1
+
+
+def test_a_bundle_without_its_end_is_damaged() -> None:
+    """However much is cut off, from the end or from the beginning of the manifest."""
+    content, packed = packed_of({"a.tif": b"pixels" * 500})
+    for cut in (1, 512, 1024, 1536, len(content) - packed.manifest_offset):
+        with pytest.raises(Damaged):
+            bundle.tail(Ending(content[:-cut]))
+    with pytest.raises(Damaged, match=r"no metadata\.json"):
+        bundle.tail(Ending(content[packed.manifest_offset :]))
+
+
+def test_a_walk_keeps_what_was_asked_for() -> None:
+    """Small members on request, and where the manifest lies."""
+    content, packed = packed_of({"a.tif": b"pixels", "metadata.json": b"{}", "large.tif": bytes(MIB + 1)})
+    walked = walk([content], keep=["source-metadata.json", "large.tif", "other"])
+    assert walked.kept == {"source-metadata.json": b"{}"}
+    facts = (packed.manifest_offset, packed.manifest_size, packed.manifest_sha256, packed.size, packed.sha256)
+    assert facts == (
+        walked.manifest_offset, walked.manifest_size, walked.manifest_sha256, walked.size, walked.sha256
+    )  # fmt: skip
+
+
+def test_the_header_before_a_file_tells_its_time() -> None:
+    """In whole seconds; anything else is no header."""
+    content, packed = packed_of({"a.tif": b"pixels", "é" * 120: b"long"})
+    for member in packed.members:
+        assert bundle.modified(content[member.offset - 512 : member.offset]) == 1_767_268_800
+    with pytest.raises(Damaged, match="header"):
+        bundle.modified(b"x" * 512)
