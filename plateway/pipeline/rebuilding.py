@@ -217,7 +217,8 @@ def _object(work: _Work, listed: Stat, ledger: Ledger | None) -> Outcome:
         if after is None or (after.size, after.etag) != (walked.size, found.etag):
             raise Unavailable("was replaced while it was read")
         now = line.catalog.now()
-        taken = _taken(work, walked, labels.read(found.metadata), key=listed.key, parts=parts, at=found.modified)
+        sent = min(found.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
+        taken = _taken(work, walked, labels.read(found.metadata), key=listed.key, parts=parts, at=sent)
         taken.export.evidence, taken.export.seen_etag = "read-back", found.etag
         taken.export.evidence_at = taken.export.read_back_at = now
         return _adopt(work, taken, outcome)
