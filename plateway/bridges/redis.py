@@ -1,14 +1,76 @@
-"""Imaging events from Redis streams, as instruments that speak DLM v2 write them."""
+"""Imaging events from Redis streams, as instruments that speak DLM v2 write them.
+
+Owns the consumer group and when an entry is acknowledged: after its event file is durable on the bench. From there on
+it is an event like any other: whether it makes sense is found by the discovery, and what does not is quarantined
+there, with the reason. An entry that cannot be written yet stays pending and is tried again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import re
+import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from plateway import events, folder
+from plateway.bridges.running import Patience, rest, stopping
+from plateway.errors import Denied, Misconfigured, PlatewayError, Unavailable, Unsettled
+from plateway.folder import shown
+
+try:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import (
+        AuthenticationError,
+        AuthorizationError,
+        NoPermissionError,
+        RedisError,
+        ResponseError,
+    )
+    from redis.retry import Retry
+except ImportError as error:
+    raise Misconfigured("the Redis bridge needs redis-py: pip install 'plateway[redis]'") from error
 
 STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # as DLM v2's code and as its README has it
 GROUP = "plateway"
+SYSTEM = "prince"  # DLM v2 takes an event that names no system for one of this
+STRANGE = "redis-bridge"  # a system of our own: what names no possible system is quarantined as an event of this one
+ASIDE = ".bridge"  # in the directory of event files, for those half written
+BATCH = 16
+BLOCK = 250  # milliseconds that a read waits for something new, and a stop for a read
+PATIENT = 5.0  # seconds after which a silent server is taken for dead
+
+NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
+HEX = re.compile(r"[0-9a-f]{32}", re.ASCII | re.IGNORECASE)
+CONSUMER = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """One entry of a stream as Redis gives it."""
+
+    stream: str
+    id: str
+    fields: tuple[tuple[bytes, bytes], ...] | None  # None: it was trimmed or deleted meanwhile
+
+
+class Announcement(NamedTuple):
+    """What an entry becomes."""
+
+    system: str
+    name: str  # of its event file, without .json
+    content: bytes
 
 
 def run(
@@ -18,13 +80,311 @@ def run(
     streams: Sequence[str] = STREAMS,
     group: str = GROUP,
     consumer: str | None = None,
+    start: str = "0",
     idle: timedelta = timedelta(minutes=1),
     stop: threading.Event | None = None,
 ) -> None:
     """Turn stream entries into event files on the bench until ``stop`` is set, or SIGTERM or SIGINT comes.
 
+    Streams and group are made where they are missing, the group so that it begins after the entry ``start`` (``$``:
+    with what comes from now on). ``consumer`` says who we are, and must stay the same over restarts; default: the
+    host's name. Entries that wait longer than ``idle`` are tried again, those of dead consumers among them.
+    Without ``stop``, call it from the main thread.
+
     Raises:
-        Misconfigured: the URL is none, redis-py is not installed, or the server or a stream is of another kind.
+        Misconfigured: the URL is none, or the server or a stream is of another kind.
         Denied: the server does not let us in.
     """
-    raise NotImplementedError
+    client = connect(url)
+    bridge = Bridge(client, root, tuple(streams), group, _consumer(consumer), start, idle)
+    where = _where(client)
+    patience = Patience()
+    with stopping(stop) as asked, closing(client):
+        while not asked.is_set():
+            try:
+                bridge.join()
+                log.info("%s: reading %s as %s of group %s", where, ", ".join(streams), bridge.consumer, group)
+                patience.calm()
+                bridge.serve(asked)
+            except RedisError as error:
+                pause = patience.pause()
+                log.warning("%s: %s; trying again in %.1f s", where, _waits(error), pause)
+                rest(asked, pause)
+        log.info("%s: stopped", where)
+
+
+@dataclass
+class Bridge:
+    """The streams on one side, the bench on the other."""
+
+    client: Redis
+    root: Path
+    streams: tuple[str, ...]
+    group: str
+    consumer: str
+    start: str
+    idle: timedelta
+    missed: dict[str, int] = field(default_factory=dict)  # entries by stream that went before we read them
+
+    def join(self) -> None:
+        """Make streams and group where they are missing."""
+        for stream in self.streams:
+            try:
+                self.client.xgroup_create(stream, self.group, id=self.start, mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def serve(self, stop: threading.Event) -> None:
+        """Begin with what we had not acknowledged; then take what is new, and at times what nobody finished."""
+        for stream in self.streams:
+            self.note_missed(stream)
+            self.take_all(self.pending(stream), stop)
+        look = 0.0
+        while not stop.is_set():
+            if time.monotonic() >= look:
+                for stream in self.streams:
+                    self.note_missed(stream)
+                    self.take_all(self.abandoned(stream), stop)
+                look = time.monotonic() + self.idle.total_seconds() / 2
+            self.take_all(self.read(dict.fromkeys(self.streams, ">"), block=BLOCK), stop)
+
+    def pending(self, stream: str) -> Iterator[Entry]:
+        """Yield what was given to us and not acknowledged, each once."""
+        last = "0"
+        while batch := self.read({stream: last}):
+            yield from batch
+            last = batch[-1].id
+
+    def abandoned(self, stream: str) -> Iterator[Entry]:
+        """Claim what nobody, we included, acknowledged for too long; each once, for claimed it is young again."""
+        cursor = "0-0"
+        idle = int(self.idle.total_seconds() * 1000)
+        while True:
+            found = self.ask("XAUTOCLAIM", stream, self.group, self.consumer, idle, cursor, "COUNT", BATCH)
+            yield from _entries(stream, found[1])
+            yield from (Entry(stream, gone.decode(), None) for gone in (found[2] if len(found) > 2 else ()))
+            cursor = found[0].decode()
+            if cursor == "0-0":
+                return
+
+    def read(self, after: Mapping[str, str], *, block: int | None = None) -> list[Entry]:
+        wait = () if block is None else ("BLOCK", block)
+        batch = ("COUNT", BATCH, *wait, "STREAMS", *after, *after.values())
+        found = self.ask("XREADGROUP", "GROUP", self.group, self.consumer, *batch)
+        return [entry for stream, entries in found or () for entry in _entries(stream.decode(), entries)]
+
+    def ask(self, *command: str | int) -> Any:
+        return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def take_all(self, entries: Iterator[Entry] | Sequence[Entry], stop: threading.Event) -> None:
+        for entry in entries:
+            if stop.is_set():
+                return
+            if self.take(entry):
+                self.client.xack(entry.stream, self.group, entry.id)
+
+    def take(self, entry: Entry) -> bool:
+        """Write an entry's event file; whether it may be acknowledged, for it is durable or no longer there."""
+        if entry.fields is None:
+            log.warning("- %s: entry %s was trimmed or deleted before it was read", entry.stream, entry.id)
+            return True
+        said = announcement(entry)
+        system = shown(said.system)
+        try:
+            file = keep(self.root, said)
+        except PlatewayError as error:
+            log.warning("%s %s: waits in %s, entry %s: %s", said.name, system, entry.stream, entry.id, error)
+            return False
+        log.info("%s %s: %s from %s, entry %s", said.name, system, file, entry.stream, entry.id)
+        return True
+
+    def note_missed(self, stream: str) -> None:
+        """Tell of entries that were trimmed before we read them; servers older than Redis 7 do not count them."""
+        info: Any = self.client.xinfo_stream(stream)
+        group: Any = next(each for each in self.client.xinfo_groups(stream) if each["name"].decode() == self.group)
+        first, last = info["first-entry"], group["last-delivered-id"]
+        added, read = info.get("entries-added"), 0 if last == b"0-0" else group.get("entries-read")
+        if added is None or read is None:
+            return
+        unread = first is None or _order(first[0]) > _order(last)
+        missed = added - info["length"] - read if unread else 0
+        if missed > 0 and missed != self.missed.get(stream):
+            log.warning("- %s: %d entries were trimmed or deleted before they were read", stream, missed)
+        self.missed[stream] = missed
+
+
+def announcement(entry: Entry) -> Announcement:
+    """Write an entry as an event file has it.
+
+    Entries have flat fields, or one field ``data`` with a JSON object. What is no event is written as it came, bytes
+    that are no UTF-8 included, so that the discovery refuses it for what is wrong with it.
+    """
+    fields = entry.fields or ()
+    if [name for name, _ in fields] == [b"data"]:
+        content, said = _unpacked(fields[0][1])
+    else:
+        pairs = [(_text(name), _text(value)) for name, value in fields]
+        content, said = _bytes("{" + ", ".join(map(_member, pairs)) + "}"), dict(pairs)
+    system = said.get("system", SYSTEM)
+    return Announcement(
+        system=system if isinstance(system, str) else "", name=_identity(said) or entry.id, content=content
+    )
+
+
+def keep(root: Path, said: Announcement) -> str:
+    """Write an event file durably below its system, and return its path below the bench.
+
+    May be repeated: an equal file is left alone. Another one of the same name stays too, and ours gets a longer name.
+
+    Raises:
+        Unsettled: the system has no directory for event files right now, or the bench has none at all.
+        Unavailable: no space.
+    """
+    system = _place(root, said.system)
+    digest = hashlib.sha256(said.content).hexdigest()
+    directory = f"{system}/events"
+    with folder.land(root, directory, aside=f"{directory}/{ASIDE}") as landing:
+        name = f"{said.name}.json"
+        if landing.digest(name) not in {None, digest}:
+            name = f"{said.name}-{digest}.json"
+        landing.write(name, [said.content], sha256=digest, mtime_ns=time.time_ns())
+    return f"{directory}/{name}"
+
+
+def _place(root: Path, system: str) -> str:
+    """Choose the directory for an event: its system's, ours for a name that no system can have.
+
+    A system without a directory for event files is waited for: on a disk that is not mounted, a file would be lost.
+    """
+    known = set(events.systems(root)) - {STRANGE}
+    if system in known:
+        return system
+    if not known:
+        raise Unsettled("no system on the bench has a directory called events: is it mounted?")
+    if system != STRANGE and _possible(system):
+        raise Unsettled(f"{system}: has no directory called events on the bench")
+    return STRANGE
+
+
+def _possible(system: str) -> bool:
+    if not system or system[0] == "." or "/" in system or not system.isprintable():
+        return False
+    return len(system.encode()) <= 255
+
+
+def _unpacked(data: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    """Read a JSON object in one field; what DLM v1 nests in ``src_dir_info`` comes up where DLM v2 has it."""
+    try:
+        said = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return data, {}
+    if not isinstance(said, dict):
+        return data, {}
+    nested = said.get("src_dir_info")
+    if not isinstance(nested, dict) or nested.keys() & said.keys():
+        return data, said
+    said = {name: value for name, value in (said | nested).items() if name != "src_dir_info"}
+    if "raw_metadata" in said and "metadata" not in said:
+        said["metadata"] = said.pop("raw_metadata")
+    return _bytes(json.dumps(said, ensure_ascii=False)), said
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _identity(said: Mapping[str, Any]) -> str | None:
+    """Return the event's id as a file name, None when it has none that may be one."""
+    text = said.get("ref_id")
+    if isinstance(text, str) and (events.IDENTITY.fullmatch(text) or HEX.fullmatch(text)):
+        return str(UUID(text))
+    return None
+
+
+def _member(pair: tuple[str, str]) -> str:
+    """Write a field as JSON: numbers as such, and an id with its dashes, which Redis clients may leave out."""
+    name, value = pair
+    if name == "img_count" and NUMBER.fullmatch(value):
+        return f'"img_count": {int(value)}'
+    if name == "ref_id":
+        value = _identity({name: value}) or value
+    return f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    """Encode; half a surrogate pair that stands for no byte keeps its JSON escape."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")
+
+
+def _entries(stream: str, raw: Any) -> Iterator[Entry]:
+    for item in raw:
+        if item is None:  # Redis 6.2 has nothing more to say of a claimed entry that is gone
+            continue
+        name, flat = item
+        pairs = None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True))
+        yield Entry(stream, name.decode(), pairs)
+
+
+def _order(entry: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def connect(url: str) -> Redis:
+    """Prepare a connection that gives stream entries as they are: a name that is there twice is there twice."""
+    try:
+        client = Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=BLOCK / 1000 + PATIENT,
+            socket_connect_timeout=PATIENT,
+            socket_keepalive=True,
+            health_check_interval=30,
+            retry=Retry(NoBackoff(), 0),  # we do that ourselves
+        )
+    except (ValueError, TypeError):  # its message may quote the password
+        raise Misconfigured("the Redis URL is none: redis://:password@host:6379/0, or rediss://…") from None
+    for command in ("XREADGROUP", "XAUTOCLAIM"):
+        client.set_response_callback(command, lambda raw, **_: raw)
+    return client
+
+
+def _where(client: Redis) -> str:
+    at = client.get_connection_kwargs()
+    return shown(str(at.get("path") or f"{at.get('host')}:{at.get('port')}"))
+
+
+def _consumer(name: str | None) -> str:
+    name = name or socket.gethostname()
+    if not CONSUMER.fullmatch(name):
+        raise Misconfigured(f"consumer {shown(name)[:80]!r}: letters, digits and . _ : @ - only, at most 128")
+    return name
+
+
+def _waits(error: RedisError) -> Unavailable:
+    """Say why a server is to be waited for.
+
+    Raises:
+        Denied, Misconfigured: waiting does not help.
+    """
+    said = shown(str(error)) or type(error).__name__
+    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+        raise Denied(f"the Redis server refuses: {said}") from error
+    if isinstance(error, ResponseError) and said.lower().startswith(("wrongtype", "unknown command", "invalid stream")):
+        raise Misconfigured(f"the Redis server says: {said}") from error
+    return Unavailable(said)
