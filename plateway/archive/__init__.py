@@ -7,6 +7,7 @@ are. What an account is worth is the catalogue's and ``pipeline``'s to say.
 
 from plateway.archive.inbox import Delivery as Delivery
 from plateway.archive.inbox import Inbox as Inbox
+from plateway.archive.manifest import CAP as CAP
 from plateway.archive.manifest import Entry as Entry
 from plateway.archive.manifest import Notice as Notice
 from plateway.archive.manifest import dump as dump
