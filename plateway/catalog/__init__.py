@@ -10,16 +10,20 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
     work         systems due newest get found ledger revisions ledgers · lease renew release
     exports      note_export note_evidence note_damage set_back sample
     purges       candidates siblings intend note_trashed note_gone note_restored going stage tally
-    figures      counts
+    tape         receive manifests settle parked note_location note_misplaced unarchived door note_door
+    accounts     accounts export_count sight_dark clear_dark adopt empty
+    figures      counts figures history stuck
 """
 
 from __future__ import annotations
 
+from plateway.catalog.accounts import Accounts
 from plateway.catalog.discovery import Discovery
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import Exports
 from plateway.catalog.figures import Figures
 from plateway.catalog.purges import Purges
+from plateway.catalog.tape import Tape
 from plateway.catalog.values import DAY, Account, Day, Ledger, Ref, Seen, Settled, State, SystemFigures
 from plateway.catalog.work import Work
 
@@ -39,7 +43,7 @@ __all__ = [
 ]
 
 
-class Catalog(Discovery, Work, Exports, Purges, Figures):
+class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures):
     """The facts, in SQLite or PostgreSQL.
 
     ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;

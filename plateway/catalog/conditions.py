@@ -12,11 +12,28 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from plateway.catalog.values import Ref
-from plateway.records import ArchiveLocation, Event, EventFile, Export, Lease, Purge, Quarantine, Record, Setback
+from plateway.records import (
+    ArchiveEntry,
+    ArchiveLocation,
+    ArchiveManifest,
+    DarkObject,
+    Event,
+    EventFile,
+    Export,
+    Lease,
+    Purge,
+    Quarantine,
+    Record,
+    Setback,
+)
 
-EVENT, FILE, EXPORT, ARCHIVE, PURGE, QUARANTINE, SETBACK, LEASE = (
+EVENT, FILE, EXPORT, PURGE, QUARANTINE, SETBACK, LEASE = (
     Record.metadata.tables[table.__tablename__].c
-    for table in (Event, EventFile, Export, ArchiveLocation, Purge, Quarantine, Setback, Lease)
+    for table in (Event, EventFile, Export, Purge, Quarantine, Setback, Lease)
+)
+ARCHIVE, MANIFEST, ENTRY, DARK = (
+    Record.metadata.tables[table.__tablename__].c
+    for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject)
 )
 
 
@@ -49,6 +66,16 @@ def superseded() -> Any:
     return exists().where(col(heir.id) == EVENT.id, col(heir.revision) > EVENT.revision, same).correlate(Event)
 
 
+def raw_away() -> Any:
+    """Are the raw images aside or gone?"""
+    return about(PURGE, EVENT, PURGE.place == "raw", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
+
+
+def expired(other: Any) -> Any:
+    """Say in SQL what ``Ledger.expired`` says."""
+    return about(PURGE, other, PURGE.place == "bucket", PURGE.restored_at.is_(None))
+
+
 def beyond(event: Event) -> Any:
     """Everything that comes after an event in the order of ``Catalog.ledgers``."""
     same_time = sa.or_(EVENT.id > event.id, sa.and_(EVENT.id == event.id, EVENT.revision > event.revision))
@@ -57,16 +84,22 @@ def beyond(event: Event) -> Any:
 
 def standing(now: datetime) -> Any:
     """Say what ``Ledger.state`` says, of an event with its export and lease."""
-    purged = about(PURGE, EVENT, PURGE.place == "raw", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
     exported = EXPORT.event_id.is_not(None)
     return sa.case(
         (EXPORT.damage.startswith("lost"), "lost"),
         (EXPORT.damage.is_not(None), "changed"),
         (in_quarantine(), "quarantined"),
-        (purged, "purged"),
+        (raw_away(), "purged"),
         (sa.and_(exported, about(ARCHIVE, EVENT)), "archived"),
         (exported, "exported"),
         (LEASE.expires_at > now, "exporting"),
         (sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export")), "waiting"),
         else_="ready",
     )
+
+
+def day_of(column: Any, *, postgres: bool) -> Any:
+    """Say on which day (UTC) a time was, as YYYY-MM-DD."""
+    if postgres:
+        return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD")
+    return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 10)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import EXPORT, SETBACK
+from plateway.catalog.conditions import EVENT, EXPORT, PURGE, SETBACK, expired, is_event
 from plateway.catalog.database import Database
-from plateway.catalog.rows import CHUNK, fenced, let_go, own
+from plateway.catalog.rows import CHUNK, doubt, fenced, let_go, own
 from plateway.catalog.values import DAY, Ref
 from plateway.errors import Busy
-from plateway.records import Export, Setback
+from plateway.records import Export, Purge, Setback
 
 DELAYS = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))  # after the first, second, any later failure
 JITTER = 0.1
@@ -27,7 +27,8 @@ class Exports(Database):
         """Note an upload that has arrived, without evidence yet, and let the event go. An older upload is forgotten.
 
         The fence must be the last one granted. It may have expired: as long as nobody else was granted the lease,
-        nobody else has uploaded.
+        nobody else has uploaded. Where other bytes were before, tape's copies are not of this upload until entries are
+        settled again; a bucket copy that had expired is one again.
 
         Raises:
             Busy: somebody else was granted the lease since; nothing is noted.
@@ -38,7 +39,11 @@ class Exports(Database):
         facts |= dict.fromkeys(("evidence", "evidence_at", "seen_etag", "read_back_at", "damage", "damaged_at"))
         with self._writing() as session:
             fenced(session, ref, fence)
+            before = session.get(Export, tuple(ref))
+            if before is not None and before.sha256 != export.sha256:
+                doubt(session, ref, f"{before.bucket}/{before.key}")
             session.merge(Export(**facts))
+            _unexpire(session, ref, export.uploaded_at)
             _clear(session, ref, "export", "verify")
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
 
@@ -63,11 +68,15 @@ class Exports(Database):
     def note_damage(self, ref: Ref, *, damage: str, at: datetime, sha256: str, uploaded_at: datetime) -> None:
         """Note that an upload is ``lost: …`` or ``changed: …``; this takes its evidence away.
 
+        Nothing is noted of one that has expired: it is meant to be gone.
+
         Raises:
             Busy: it is not that upload (``sha256``, ``uploaded_at``) any more.
         """
         with self._writing() as session:
             export = _upload(session, ref, sha256, uploaded_at)
+            if session.scalar(select(EVENT.id).where(is_event(*ref), expired(EVENT))):
+                return
             export.damage, export.damaged_at = damage, export.damaged_at or at
             export.evidence = export.evidence_at = export.seen_etag = export.read_back_at = None
             _clear(session, ref, "verify")
@@ -103,7 +112,7 @@ class Exports(Database):
 
         None is read twice a day. One larger than the whole budget gets its turn when nothing else was read that day.
         """
-        good, recent = EXPORT.evidence.is_not(None), EXPORT.read_back_at > now - DAY
+        good, recent = sa.and_(EXPORT.evidence.is_not(None), ~expired(EXPORT)), EXPORT.read_back_at > now - DAY
         query = (
             select(EXPORT.event_id, EXPORT.revision, EXPORT.size)
             .where(good, sa.or_(EXPORT.read_back_at.is_(None), ~recent))
@@ -129,6 +138,12 @@ def _upload(session: Session, ref: Ref, sha256: str, uploaded_at: datetime) -> E
     if export is None or (export.sha256, export.uploaded_at) != (sha256, uploaded_at):
         raise Busy(f"{ref}: exported again meanwhile")
     return export
+
+
+def _unexpire(session: Session, ref: Ref, at: datetime) -> None:
+    mine = (PURGE.event_id == ref.id, PURGE.revision == ref.revision, PURGE.place == "bucket")
+    back = {"restored_at": at, "reason": "exported again"}
+    session.execute(update(Purge).where(*mine, PURGE.restored_at.is_(None)).values(back))
 
 
 def _clear(session: Session, ref: Ref, *verbs: str) -> None:

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import PurePosixPath
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import EVENT, PURGE, about, among, is_event
+from plateway.catalog.conditions import ARCHIVE, EVENT, EXPORT, PURGE, about, among, expired, is_event, raw_away
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers, own
 from plateway.catalog.values import Ledger, Ref
 from plateway.errors import NotFound, Refused
 from plateway.records import Event, Export, Purge
 
+WHAT = {"raw": "raw images", "bucket": "bucket copy"}
+
 
 class Purges(Database):
     """Purges, from the intention to the tombstone."""
 
     def candidates(self, system: str, place: str) -> list[Ledger]:
-        """List the events whose images at a place (``raw`` or ``staging``) are not going or gone."""
+        """List the events whose images at a place (``raw`` ``staging`` ``bucket``) are not going or gone.
+
+        Of bucket copies only those that are verified, and that tape has with the same checksum.
+        """
         standing = [PURGE.place == place, PURGE.restored_at.is_(None)]
         where = [EVENT.system == system]
         if place == "staging":  # may be staged, and purged, again
             where.append(EVENT.staged_at.is_not(None))
             standing.append(PURGE.gone_at.is_(None))
+        if place == "bucket":
+            where += [about(EXPORT, EVENT, EXPORT.evidence.is_not(None)), about(ARCHIVE, EVENT, _same_bytes())]
         with self._reading() as session:
             return fetch_ledgers(session, [*where, ~about(PURGE, EVENT, *standing)])
 
@@ -45,7 +53,8 @@ class Purges(Database):
         One that is under way already is returned as it was noted: its ``trash`` is where the images may be.
 
         Raises:
-            Refused: there is no evidence (any more) for the export, or the raw images are gone already.
+            Refused: there is no evidence (any more) for the export, the raw images or the bucket copy are gone
+                already, or a bucket copy is to go that tape does not have with the same checksum.
         """
         ref = Ref(purge.event_id, purge.revision)
         with self._writing() as session:
@@ -55,10 +64,12 @@ class Purges(Database):
             if last is not None and last.restored_at is None:
                 if last.gone_at is None:
                     return last
-                if purge.place == "raw":
-                    raise Refused(f"{ref}: the raw images went at {last.gone_at:%Y-%m-%d %H:%M}")
+                if purge.place != "staging":
+                    raise Refused(f"{ref}: the {WHAT[purge.place]} went at {last.gone_at:%Y-%m-%d %H:%M}")
             if export is None or export.evidence is None:
                 raise Refused(f"{ref}: no evidence for its export")
+            if purge.place == "bucket" and not session.scalar(_on_tape(ref, export)):
+                raise Refused(f"{ref}: no archive has it with the checksum of its export")
             row = Purge(**purge.model_dump(exclude={"attempt"}), attempt=last.attempt + 1 if last else 1)
             session.add(row)
             return row
@@ -88,8 +99,12 @@ class Purges(Database):
                 event.staged_at = event.staged_at or at
 
     def going(self, place: str | None = None) -> list[tuple[Ledger, Purge]]:
-        """List the purges that were intended and are neither done nor taken back, oldest first."""
-        where = [PURGE.gone_at.is_(None), PURGE.restored_at.is_(None), *([PURGE.place == place] if place else [])]
+        """List the purges that were intended and are neither done nor taken back, oldest first.
+
+        Without a place, those of the disks: a bucket copy that is marked to go is nothing that the bench has to finish.
+        """
+        here = PURGE.place == place if place else PURGE.place != "bucket"
+        where = [PURGE.gone_at.is_(None), PURGE.restored_at.is_(None), here]
         with self._reading() as session:
             rows = session.scalars(select(Purge).where(*where).order_by(PURGE.intended_at, PURGE.event_id)).all()
             refs = [Ref(row.event_id, row.revision) for row in rows]
@@ -103,9 +118,32 @@ class Purges(Database):
 
     def tally(self, system: str) -> int:
         """Count the events of a system whose raw images are on the bench."""
-        away = about(PURGE, EVENT, PURGE.place == "raw", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
         with self._reading() as session:
-            return session.scalar(select(func.count()).select_from(Event).where(EVENT.system == system, ~away)) or 0
+            return (
+                session.scalar(select(func.count()).select_from(Event).where(EVENT.system == system, ~raw_away())) or 0
+            )
+
+    def stored(self, system: str) -> int:
+        """Count the events of a system that have a bucket copy."""
+        query = select(func.count()).select_from(Event).where(EVENT.system == system, _stored())
+        with self._reading() as session:
+            return session.scalar(query) or 0
+
+
+def _stored() -> Any:
+    """Has it a bucket copy, as far as anybody knows a good one?"""
+    return sa.and_(about(EXPORT, EVENT, EXPORT.damage.is_(None)), ~expired(EVENT))
+
+
+def _same_bytes() -> Any:
+    """Does tape have the bytes of the export? It said so with a checksum, or they were read there."""
+    same = about(EXPORT, ARCHIVE, EXPORT.sha256 == ARCHIVE.checksum)
+    return sa.and_(ARCHIVE.evidence == "checksum", same)
+
+
+def _on_tape(ref: Ref, export: Export) -> Any:
+    mine = (ARCHIVE.event_id == ref.id, ARCHIVE.revision == ref.revision)
+    return select(ARCHIVE.path).where(*mine, ARCHIVE.evidence == "checksum", ARCHIVE.checksum == export.sha256).limit(1)
 
 
 def _last(session: Session, ref: Ref, place: str) -> Purge | None:

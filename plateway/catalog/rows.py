@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import select, update
+import sqlalchemy as sa
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import ARCHIVE, EVENT, EXPORT, LEASE, PURGE, QUARANTINE, SETBACK, is_event, tied
+from plateway.catalog.conditions import ARCHIVE, ENTRY, EVENT, EXPORT, LEASE, PURGE, QUARANTINE, SETBACK, is_event, tied
 from plateway.catalog.values import Ledger, Ref
 from plateway.errors import Busy, NotFound
-from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
+from plateway.records import ArchiveEntry, ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # a lease that was let go has expired then
 CHUNK = 500  # names or refs in one statement
@@ -44,6 +45,14 @@ def fenced(session: Session, ref: Ref, fence: int) -> Lease:
 def let_go(session: Session, ref: Ref, fence: int) -> None:
     mine = (LEASE.event_id == ref.id, LEASE.revision == ref.revision, LEASE.fence == fence)
     session.execute(update(Lease).where(*mine, LEASE.expires_at > EPOCH).values(expires_at=EPOCH))
+
+
+def doubt(session: Session, ref: Ref, key: str) -> None:
+    """Park what tape names as an event's, because ``<bucket>/<key>`` has other bytes now: it is tried again."""
+    session.execute(delete(ArchiveLocation).where(ARCHIVE.event_id == ref.id, ARCHIVE.revision == ref.revision))
+    tried = sa.or_(ENTRY.settled_at.is_not(None), ENTRY.refuted_at.is_not(None))
+    fresh = {"settled_at": None, "refuted_at": None, "reason": None}
+    session.execute(update(ArchiveEntry).where(ENTRY.key == key, tried).values(fresh))
 
 
 def fetch_ledgers(session: Session, where: Sequence[Any], *, limit: int | None = None) -> list[Ledger]:

@@ -17,6 +17,7 @@ from plateway.catalog.conditions import (
     about,
     among,
     beyond,
+    expired,
     in_quarantine,
     is_event,
     superseded,
@@ -43,7 +44,7 @@ class Work(Database):
         if verb == "verify":
             query = (
                 select(EXPORT.event_id, EXPORT.revision)
-                .where(EXPORT.evidence.is_(None), EXPORT.damage.is_(None))
+                .where(EXPORT.evidence.is_(None), EXPORT.damage.is_(None), ~expired(EXPORT))
                 .where(~about(SETBACK, EXPORT, SETBACK.verb == verb, SETBACK.next_at > now))
                 .order_by(EXPORT.uploaded_at, EXPORT.event_id, EXPORT.revision)
             )

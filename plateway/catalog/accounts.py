@@ -1,0 +1,180 @@
+"""The whole account: every event in the order of its key, objects that nobody recorded, and those taken back in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from plateway.catalog.conditions import ARCHIVE, DARK, EVENT, EXPORT, LEASE, PURGE, SETBACK, expired, tied
+from plateway.catalog.database import Database
+from plateway.catalog.rows import chunks
+from plateway.catalog.values import Account, Ref
+from plateway.errors import Busy, Conflict
+from plateway.records import DarkObject, Event, Export, Lease, Setback
+
+PAGE = 10_000  # events in one transaction
+
+
+class Sight(Protocol):
+    """An object in a bucket: ``Stat`` is one."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def etag(self) -> str: ...
+
+
+class Accounts(Database):
+    """The catalogue's side of a comparison with the bucket, and what comes of it."""
+
+    def accounts(self, *, bucket: str | None = None) -> Iterator[Account]:
+        """Give one account for each event, by key in the order of its bytes; ``bucket``: of exports there only.
+
+        Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after.
+        """
+        query = _accounts(bucket)
+        after = ""
+        while True:
+            with self._reading() as session:
+                page = session.execute(query, {"after": after}).all()
+            for row in page:
+                yield Account._make((row[0], Ref(row[1], row[2]), *row[3:]))
+            if len(page) < PAGE:
+                return
+            after = page[-1][0]
+
+    def export_count(self, bucket: str) -> int:
+        """Count the exports that should be in a bucket."""
+        query = select(func.count()).select_from(Export).where(EXPORT.bucket == bucket, ~expired(EXPORT))
+        with self._reading() as session:
+            return session.scalar(query) or 0
+
+    def sight_dark(self, objects: Sequence[Sight], *, bucket: str, now: datetime) -> dict[str, datetime]:
+        """Note which objects nobody recorded; say since when each was seen as it is. Others stay noted."""
+        seen = {one.key: one for one in objects}
+        first: dict[str, datetime] = {}
+        with self._reading() as session:
+            for some in chunks(sorted(seen)):
+                noted = session.scalars(select(DarkObject).where(DARK.bucket == bucket, DARK.key.in_(some)))
+                same = [row for row in noted if (row.size, row.etag) == (seen[row.key].size, seen[row.key].etag)]
+                first |= {row.key: row.first_seen for row in same}
+        new = [one for key, one in sorted(seen.items()) if key not in first]
+        if new:
+            with self._writing() as session:
+                self._take_turn(session)
+                _undark(session, bucket, [one.key for one in new])
+                rows = [{"bucket": bucket, "key": one.key, "size": one.size, "etag": one.etag} for one in new]
+                session.execute(insert(DarkObject), [row | {"first_seen": now} for row in rows])
+        return {key: first.get(key, now) for key in seen}
+
+    def clear_dark(self, *, bucket: str, keep: Iterable[str]) -> None:
+        """Forget the dark objects of a bucket but these."""
+        with self._reading() as session:
+            known = set(session.scalars(select(DARK.key).where(DARK.bucket == bucket)))
+        if gone := sorted(known - set(keep)):
+            with self._writing() as session:
+                _undark(session, bucket, gone)
+
+    def adopt(self, event: Event, export: Export | None, *, now: datetime) -> bool:
+        """Take in an event, and its export with its evidence, as they were read from the bucket; say if any is new.
+
+        What is known already stays as it is.
+
+        Raises:
+            Conflict: another event, or another export of this one, is at this key; or the id has other content.
+            Busy: somebody is at work on the event.
+        """
+        ref = Ref(event.id, event.revision)
+        with self._writing() as session:
+            self._take_turn(session)
+            known = session.get(Event, tuple(ref), with_for_update={"key_share": True})
+            if known is None:
+                _unclaimed(session, event)
+                session.add(Event(**event.model_dump()))
+                session.flush()
+            elif (known.digest, known.key) != (event.digest, event.key):
+                raise Conflict(f"{ref}: known with other content, or at {known.key}")
+            new = export is not None and _adopt(session, ref, export, now)
+            return known is None or new
+
+    def empty(self) -> bool:
+        """Was no event ever noted?"""
+        with self._reading() as session:
+            return session.scalar(select(EVENT.id).limit(1)) is None
+
+
+def _accounts(bucket: str | None) -> Any:
+    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref."""
+    raw = sa.and_(tied(PURGE, EVENT), PURGE.place == "raw", PURGE.restored_at.is_(None))
+    archives = select(func.count()).select_from(ARCHIVE.path.table).where(tied(ARCHIVE, EVENT)).correlate(Event)
+    away = sa.case((PURGE.gone_at.is_not(None), "gone"), (PURGE.trashed_at.is_not(None), "aside"), else_="here")
+    query = (
+        select(
+            EVENT.key,
+            EVENT.id,
+            EVENT.revision,
+            EVENT.system,
+            EVENT.path,
+            EVENT.sealed_at.is_not(None),
+            EXPORT.bucket,
+            EXPORT.size,
+            func.coalesce(EXPORT.seen_etag, EXPORT.etag),
+            EXPORT.sha256,
+            EXPORT.uploaded_at,
+            EXPORT.evidence,
+            EXPORT.evidence_at,
+            EXPORT.damage,
+            archives.scalar_subquery(),
+            away,
+            sa.type_coerce(_expired_copy(), sa.Boolean),
+            LEASE.expires_at,
+        )
+        .select_from(Event)
+        .outerjoin(Export, tied(EXPORT, EVENT))
+        .outerjoin(Lease, tied(LEASE, EVENT))
+        .outerjoin(PURGE.place.table, raw)
+        .where(EVENT.key > sa.bindparam("after"))
+        .order_by(EVENT.key)
+        .limit(PAGE)
+    )
+    return query if bucket is None else query.where(EXPORT.bucket == bucket)
+
+
+def _expired_copy() -> Any:
+    """Say what ``conditions.expired`` says, where purges are joined already."""
+    purge = PURGE.place.table.alias("expiry").c
+    return sa.exists().where(tied(purge, EVENT), purge.place == "bucket", purge.restored_at.is_(None)).correlate(Event)
+
+
+def _undark(session: Session, bucket: str, keys: Sequence[str]) -> None:
+    for some in chunks(keys):
+        session.execute(delete(DarkObject).where(DARK.bucket == bucket, DARK.key.in_(some)))
+
+
+def _unclaimed(session: Session, event: Event) -> None:
+    """Make sure that no other event has what this one brings."""
+    same = sa.or_(EVENT.key == event.key, sa.and_(EVENT.id == event.id, EVENT.digest == event.digest))
+    other = session.execute(select(EVENT.id, EVENT.revision, EVENT.key).where(same)).first()
+    if other is not None:
+        raise Conflict(f"{Ref(event.id, event.revision)}: {Ref(*other[:2])} is at {other.key} already")
+
+
+def _adopt(session: Session, ref: Ref, export: Export, now: datetime) -> bool:
+    known = session.get(Export, tuple(ref))
+    if known is not None:
+        if (known.bucket, known.key, known.sha256) != (export.bucket, export.key, export.sha256):
+            raise Conflict(f"{ref}: exported to {known.bucket}/{known.key} already, with SHA-256 {known.sha256}")
+        return False
+    lease = session.get(Lease, tuple(ref))
+    if lease is not None and lease.expires_at > now:
+        raise Busy(f"{ref}: {lease.owner} is at it")
+    session.add(Export(**export.model_dump()))
+    session.execute(delete(Setback).where(SETBACK.event_id == ref.id, SETBACK.revision == ref.revision))
+    return True
