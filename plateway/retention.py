@@ -1,16 +1,18 @@
-"""Whether images may go. Pure: a ledger and a policy in, a verdict with its reasons out; no clock, no disk, no bucket.
+"""Whether images, or copies of them, may go. Pure: ledger and policy in, verdict and reasons out; no clock, no disk.
 
-A yes here is only permission to look: ``pipeline.purge`` proves the copy again, on the real bytes, right before it
-moves anything. The reasons are what a person reads in the command line, in the run's artifact and in the API.
+A yes here is only permission to look: ``pipeline.purge`` and ``pipeline.expire`` prove the copy that stays once more,
+on the real bytes, right before anything goes. The reasons are what a person reads in the command line, in the run's
+artifact and in the API.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from plateway.catalog import Ledger
+from plateway.records import ArchiveLocation
 from plateway.settings import Policy, spoken
 
 ON_REQUEST = "restored on request"  # the reason of a purge that was taken back because somebody wants the images
@@ -46,6 +48,31 @@ def judge_staging(ledger: Ledger, policy: Policy, now: datetime) -> Verdict:
     return Verdict(not reasons, tuple(reasons))
 
 
+def judge_bucket(ledger: Ledger, policy: Policy, now: datetime, *, siblings: Sequence[Ledger] = ()) -> Verdict:
+    """Say whether the bucket copy of an event may go, with every reason why it may not.
+
+    Age counts from when tape first named it, by our clock. ``siblings`` are other events on the same images. A copy
+    that is marked already is judged as if it were not.
+    """
+    unmarked = tuple(one for one in ledger.purges if one.place != "bucket" or one.gone_at is not None)
+    ledger = replace(ledger, purges=unmarked)
+    reasons = [*_safety(ledger, now), *_on_tape(ledger), *_needed(ledger, policy, siblings)]
+    if policy.bucket_lifespan is None:
+        reasons.insert(0, f"{ledger.event.system} keeps its bucket copies")
+    else:
+        reasons += _tape_age(ledger, policy.bucket_lifespan, now)
+    return Verdict(not reasons, tuple(reasons))
+
+
+def proven(ledger: Ledger) -> tuple[ArchiveLocation, ...]:
+    """Find the places on tape that have an event's export by its checksum."""
+    export = ledger.export
+    if export is None:
+        return ()
+    same = (one for one in ledger.archives if one.evidence == "checksum" and one.checksum == export.sha256)
+    return tuple(one for one in same if one.size in {None, export.size})
+
+
 def halt(leaving: int, *, present: int, policy: Policy) -> str | None:
     """Say why a whole batch must stop and ask: it would remove too large a part of what a system has on its bench."""
     if leaving <= SMALL or leaving <= policy.fraction * present:
@@ -70,6 +97,8 @@ def _safety(ledger: Ledger, now: datetime) -> list[str]:
     export = ledger.export
     if export is None:
         return [*reasons, "not exported"]
+    if ledger.expired:
+        return [*reasons, "the bucket copy has expired"]
     if export.damage is not None:
         reasons.append(f"bucket copy damaged: {export.damage}")
     if export.evidence is None or export.evidence_at is None:
@@ -88,6 +117,47 @@ def _age(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
     if age < lifespan:
         return [f"verified {timedelta(seconds=int(age.total_seconds()))} ago, kept for {spoken(lifespan)}"]
     return []
+
+
+def _on_tape(ledger: Ledger) -> list[str]:
+    if ledger.export is None or proven(ledger):
+        return []
+    if not ledger.archives:
+        return ["no archive has it"]
+    return [
+        f"{one.path} is known to have it by its {one.evidence} only"
+        if one.evidence != "checksum"
+        else f"{one.path} is told to have something else"
+        for one in ledger.archives
+    ]
+
+
+def _tape_age(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
+    ages = [now - one.reported_at for one in proven(ledger)]
+    if not ages:
+        return []
+    if min(ages) < timedelta(0):
+        return ["archived in the future: a clock went back"]
+    if max(ages) < lifespan:
+        return [f"archived {timedelta(seconds=int(max(ages).total_seconds()))} ago, kept for {spoken(lifespan)}"]
+    return []
+
+
+def _needed(ledger: Ledger, policy: Policy, siblings: Sequence[Ledger]) -> list[str]:
+    """Keep a bucket copy as long as the purge of something else will want to be proven against it."""
+    reasons = []
+    raw, staging = ledger.purge("raw"), ledger.purge("staging")
+    if raw is not None and raw.gone_at is None:
+        reasons.append("the raw images are in the trash, and not purged yet")
+    elif raw is None and policy.purge:
+        reasons.append("the raw images are on the bench, and wait to be purged")
+    if ledger.event.staged_at is not None or (staging is not None and staging.gone_at is None):
+        reasons.append("a staging copy waits to be purged")
+    for other in siblings:
+        purge = other.purge("raw")
+        if policy.purge and (purge is None or purge.gone_at is None):
+            reasons.append(f"shares its images with {other.ref}, which waits to be purged")
+    return reasons
 
 
 def _wanted(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:

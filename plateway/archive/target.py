@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import NamedTuple
 
 from plateway.archive import tar
@@ -13,6 +15,7 @@ from plateway.errors import Conflict, NotFound
 from plateway.store import Endpoint, plain
 
 MANIFESTS = "manifests"
+ASIDE = re.compile(r"\..+\.part-[0-9a-f]{12}")  # what a write is called until it is whole
 AHEAD = 16 << 10  # bytes read at a time while looking for headers
 
 
@@ -66,6 +69,17 @@ class Archive:
         for found in self._place.walk(prefix.rpartition("/")[0]):
             if found.name.startswith(prefix) and not found.name.rpartition("/")[2].startswith("."):
                 yield Filed(found.name, found.size)
+
+    def sweep(self, directory: str, *, before: datetime) -> Iterator[str]:
+        """Remove what writes below a directory left aside when they were cut off, and nobody touched since ``before``.
+
+        Says what was removed.
+        """
+        for found in self._place.walk(directory):
+            aside = ASIDE.fullmatch(found.name.rpartition("/")[2])
+            if aside and found.modified is not None and found.modified < before:
+                self._place.remove(found.name)
+                yield found.name
 
     def members(self, path: str) -> Iterator[TarMember]:
         """List the regular files in a tar, by its headers alone.

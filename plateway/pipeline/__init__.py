@@ -13,9 +13,7 @@ from plateway.pipeline.discovery import Registered as Registered
 from plateway.pipeline.discovery import register as register
 from plateway.pipeline.evidence import sample as sample
 from plateway.pipeline.evidence import verify as verify
-from plateway.pipeline.expiry import Caution as Caution
 from plateway.pipeline.expiry import expire as expire
-from plateway.pipeline.expiry import policy_warnings as policy_warnings
 from plateway.pipeline.exports import due as due
 from plateway.pipeline.exports import export as export
 from plateway.pipeline.exports import sweep as sweep
@@ -23,6 +21,8 @@ from plateway.pipeline.inbox import collect as collect
 from plateway.pipeline.inbox import read_archive as read_archive
 from plateway.pipeline.inbox import receive as receive
 from plateway.pipeline.inbox import settle as settle
+from plateway.pipeline.lifecycle import Caution as Caution
+from plateway.pipeline.lifecycle import policy_warnings as policy_warnings
 from plateway.pipeline.line import Line as Line
 from plateway.pipeline.line import Outcome as Outcome
 from plateway.pipeline.line import each as each

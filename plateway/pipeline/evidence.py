@@ -21,12 +21,14 @@ from plateway.pipeline.line import Line, Outcome, noted, set_back
 from plateway.records import Export
 from plateway.store import Store
 
+EXPIRED = "the bucket copy has expired"
+
 
 def verify(line: Line, ref: Ref, *, read_back: bool = False) -> Outcome:
     """Look at what arrived, by another way than it was sent, and note the evidence or the damage.
 
     Size and ETag are compared with what the sent bytes must have. Where an endpoint's ETag is no MD5 of the parts, or
-    with ``read_back``, the object is read, its tar walked and every SHA-256 compared.
+    with ``read_back``, the object is read, its tar walked and every SHA-256 compared. An expired copy is let be.
 
     Raises:
         NotFound: it was never exported.
@@ -38,6 +40,8 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False) -> Outcome:
     if export is None:
         raise NotFound(f"{ref} is not exported yet")
     outcome = partial(Outcome, ref, ledger.event.system, "verify", key=export.key, size=export.size)
+    if ledger.expired:
+        return outcome("expired", reasons=(EXPIRED,))
     try:
         at_hand(line, export)
         kind, etag = _look_at(line.store, export, read_back=read_back)
@@ -99,10 +103,12 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
     """Read the manifest from inside the object, which must be the one that was verified.
 
     Raises:
-        Refused: the object is not the one recorded; noted as damage.
+        Refused: the object is not the one recorded; noted as damage. Or it has expired.
     """
     export = ledger.export
     assert export is not None
+    if ledger.expired:
+        raise Refused(EXPIRED)
     at_hand(line, export)
     try:
         found = line.store.stat(export.key)
