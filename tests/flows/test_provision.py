@@ -8,6 +8,7 @@ from typing import Any
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import WorkQueue
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.actions import RunDeployment
 from pydantic import SecretStr
 
 from blocks import line as configured
@@ -113,3 +114,18 @@ def test_names_of_blocks_tell_systems_apart() -> None:
     assert document("prince") == "prince"
     assert document("Are_tha") != document("are-tha")
     assert document("Are_tha").startswith("are-tha-")
+
+
+def test_schedules_and_automations_have_their_parameters(site: Site) -> None:
+    """What runs often only looks for something new; what writes to the archive at night gives way to others."""
+
+    def scheduled(flow: str) -> dict[str | None, dict[str, Any]]:
+        return {one.slug: one.parameters for one in deployments()[flow].schedules}
+
+    assert scheduled("reconcile") == {"nightly": {}, "manifests": {"quick": True}}
+    assert scheduled("archive") == {"nightly": {"unattended": True}}
+    assert scheduled("report") == {"daily": {}, "alerts": {"alerts_only": True}}
+    found = {one.name: one for one in ask(lambda client: client.read_automations())}
+    (action,) = found["plateway: reconcile announced archive manifests"].actions
+    assert isinstance(action, RunDeployment)
+    assert action.parameters == {"quick": True}
