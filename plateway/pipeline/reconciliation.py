@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from plateway.pipeline.adoption import adopt
 from plateway.pipeline.discovery import EVENTS
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.exports import export
+from plateway.pipeline.inbox import settle
 from plateway.pipeline.line import Line, Outcome, failed, leased, noted
 from plateway.pipeline.purges import EVENT_FILE, TRASH, take_back
 from plateway.pipeline.testimony import UNKNOWN, Announced, announced
@@ -270,13 +271,14 @@ class _Run:
         self._files: Mapping[UUID, Sequence[Announced]] | None = None
         self.sighted: Mapping[str, datetime] = {}
         self.stats: dict[str, Stat] = {}  # of the objects that were looked at again
+        self.dark: list[str] = []  # keys of objects that still are when all is mended
 
     # ---------------------------------------------------------------------------------------------------- looking
 
     def survey(self) -> _Survey:
         """Compare everything once."""
         survey = _Survey()
-        self.line.catalog.settle(now=self.now)  # what is parked and fits now is no finding
+        self._settle()  # what is parked and fits now is no finding
         with ExitStack() as stack:
             objects = _in_order(self.line.store.list(), stack)
             accounts = self._counted(self.line.catalog.accounts(), survey)
@@ -285,6 +287,9 @@ class _Run:
             for finding in compare(accounts, listed, parked, bucket=self.bucket, now=self.now, within=self.within):
                 survey.take(finding)
         return survey
+
+    def _settle(self) -> None:
+        self.outcomes += [one for one in settle(self.line, now=self.now) if one.result == "archived"]
 
     def _counted(self, accounts: Iterable[Account], survey: _Survey) -> Iterator[Account]:
         for account in accounts:
@@ -358,24 +363,24 @@ class _Run:
 
     def mend(self, suspects: _Suspects, *, whole: bool) -> None:
         """Repair what may be repaired; ``whole``: all that was suspected is among the suspects."""
-        self._sight(suspects, whole=whole)
+        self._sight(suspects)
         for key, found in suspects.keys.items():
             self.findings += self._mend(key, found)
+        if whole:
+            self.line.catalog.clear_dark(bucket=self.bucket, keep=self.dark)
         for finding in suspects.others:
             done = self._act(finding)[0] if self._may(finding) else ""
             self.findings.append(self._would(replace(finding, done=done)))
         if any(one.result in {"adopted", "exported"} for one in self.outcomes):
-            self.line.catalog.settle(now=self.now)
+            self._settle()
         self._hint()
         self._strays()
 
-    def _sight(self, suspects: _Suspects, *, whole: bool) -> None:
-        """Note which objects are dark today, and forget those that are not any more."""
+    def _sight(self, suspects: _Suspects) -> None:
+        """Note which objects are dark today."""
         dark = [key for key, found in suspects.keys.items() if any(one.kind is Kind.DARK for one in found)]
         stats = [self.stats[key] for key in dark if key in self.stats]
         self.sighted = self.line.catalog.sight_dark(stats, bucket=self.bucket, now=self.now)
-        if whole:
-            self.line.catalog.clear_dark(bucket=self.bucket, keep=[stat.key for stat in stats])
 
     def _mend(self, key: str, found: Sequence[Finding]) -> list[Finding]:
         """Repair one key step by step, each time by what is there then."""
@@ -392,7 +397,10 @@ class _Run:
             done, go_on = self._act(todo)
             told[todo.kind] = replace(told[todo.kind], done=_then(told[todo.kind].done, done))
             found = self.look(key, next(ledger for _, ledger in self._ledgers([key])))
-        return [self._would(one) if one.kind in {left.kind for left in found} else one for one in told.values()]
+        left = {one.kind for one in found}
+        if Kind.DARK in left:
+            self.dark.append(key)
+        return [self._would(one) if one.kind in left else one for one in told.values()]
 
     def _may(self, finding: Finding) -> bool:
         if finding.repair is Repair.NONE:
@@ -465,8 +473,7 @@ class _Run:
             since = (first or self.now) + DAY
             return self._outcome(finding, "waits", f"seen first today, adopted from {since:%Y-%m-%d %H:%M}")
         ledger = None if finding.ref is None else self.line.catalog.ledger(finding.ref)
-        with leased(self.line, finding.ref) if finding.ref is not None else nullcontext():
-            export = adopt(self.line, finding.key, ledger, bench=self._announced, now=self.now)
+        export = adopt(self.line, finding.key, ledger, bench=self._announced, now=self.now)
         ref = Ref(export.event_id, export.revision)
         return replace(self._outcome(finding, "adopted"), ref=ref, size=export.size)
 
