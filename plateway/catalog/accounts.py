@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks
 from plateway.catalog.values import Account, Ref
 from plateway.errors import Busy, Conflict
-from plateway.records import DarkObject, Event, Export, Lease, Setback
+from plateway.records import DarkObject, Event, Export, Lease, Purge, Setback
 
 PAGE = 10_000  # events in one transaction
 
@@ -82,10 +82,13 @@ class Accounts(Database):
             with self._writing() as session:
                 _undark(session, bucket, gone)
 
-    def adopt(self, event: Event, export: Export | None, *, now: datetime) -> bool:
+    def adopt(
+        self, event: Event, export: Export | None, *, now: datetime, gone: Mapping[str, Any] | None = None
+    ) -> bool:
         """Take in an event, and its export with its evidence, as they were read from the bucket; say if any is new.
 
-        What is known already stays as it is.
+        What is known already stays as it is. ``gone`` is for an export that was read from tape because the bucket
+        has it no more: the proof that its new tombstone keeps.
 
         Raises:
             Conflict: another event, or another export of this one, is at this key; or the id has other content.
@@ -102,6 +105,9 @@ class Accounts(Database):
             elif (known.digest, known.key) != (event.digest, event.key):
                 raise Conflict(f"{ref}: known with other content, or at {known.key}")
             new = export is not None and _adopt(session, ref, export, now)
+            if new and gone is not None:
+                session.flush()
+                session.add(_tombstone(ref, gone, now))
             return known is None or new
 
     def empty(self) -> bool:
@@ -164,6 +170,13 @@ def _unclaimed(session: Session, event: Event) -> None:
     other = session.execute(select(EVENT.id, EVENT.revision, EVENT.key).where(same)).first()
     if other is not None:
         raise Conflict(f"{Ref(event.id, event.revision)}: {Ref(*other[:2])} is at {other.key} already")
+
+
+def _tombstone(ref: Ref, proof: Mapping[str, Any], now: datetime) -> Purge:
+    times = {"intended_at": now, "trashed_at": now, "gone_at": now}
+    return Purge(
+        event_id=ref.id, revision=ref.revision, place="bucket", attempt=1, proof=dict(proof), trash="", **times
+    )
 
 
 def _adopt(session: Session, ref: Ref, export: Export, now: datetime) -> bool:

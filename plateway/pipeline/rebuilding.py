@@ -292,7 +292,7 @@ def _taped(work: _Work, key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
             taken = _read(work, key, entry)
             there = work.line.store.stat(key)
             if there is None:
-                return _adopt(work, taken, outcome, gone={"read_from": entry.path})
+                return _adopt(work, taken, outcome, gone={"read_from": entry.path, "sha256": taken.export.sha256})
             taken.export.damage = f"changed: {key} is not what tape has of it"
             taken.export.damaged_at = work.line.catalog.now()
             return _adopt(work, taken, outcome)
