@@ -17,7 +17,15 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column, Table
 
 from plateway import __version__, pipeline, settings
@@ -156,16 +164,30 @@ def finish(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     """Show what came of it and end with the exit code that sums it up."""
     if as_json:
         print_json({"outcomes": [pipeline.told(one) for one in outcomes]})
-    elif outcomes:
-        table = Table(Column("event", no_wrap=True), "system", "verb", "result", "size", "key / reason")
-        for one in outcomes:
-            event = str(one.ref) if one.ref else "-"
-            table.add_row(event, one.system, one.verb, one.result, size(one.size), "; ".join(one.reasons) or one.key)
-        out.print(table)
     else:
-        out.print("Nothing to do.")
+        show_outcomes(outcomes)
     if code := verdict(outcomes):
         raise typer.Exit(code)
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Draw what was done, and to what."""
+    if not outcomes:
+        return out.print("Nothing to do.")
+    table = Table(Column("event", no_wrap=True), "system", "verb", "result", "size", "key / reason")
+    for one in outcomes:
+        event = str(one.ref) if one.ref else "-"
+        table.add_row(event, one.system, one.verb, one.result, size(one.size), "; ".join(one.reasons) or one.key)
+    return out.print(table)
+
+
+@contextmanager
+def measured(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar of bytes on a terminal; what it gives is told how many there are so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda done: progress.update(bar, completed=done)
 
 
 def print_json(value: Any) -> None:

@@ -113,6 +113,25 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
     return None
 
 
+@app.command()
+def report(home: Home = None, as_json: Json = False) -> None:
+    """Tell what came, went and waits for each instrument, what is stuck, and how long each disk will last."""
+    with working(home) as (line, config):
+        told = pipeline.report(line, stuck_after=config.stuck_after)
+    if as_json:
+        return print_json(told)
+    fields = ("events", "exported", "archived", "purged", "waiting", "quarantined", "lost")
+    table = Table("system", *(Column(field, justify="right") for field in fields), Column("last day", justify="right"))
+    for one in told.systems:
+        table.add_row(one.system, *(f"{getattr(one, field):,}" for field in fields), size(one.bytes_last_day))
+    out.print(table)
+    for disk in told.disks:
+        out.print(disk.text, style="red" if disk.alert else "")
+    for alert in told.alerts:
+        out.print(alert.text, style="red")
+    return None
+
+
 @quarantine_app.command("list")
 def quarantine_list(
     *,

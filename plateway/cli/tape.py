@@ -1,0 +1,388 @@
+"""Commands about the archive: what is on tape, what does not agree, and the ways back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+from rich.table import Column, Table
+
+from plateway import pipeline, settings
+from plateway.archive import Inbox, Poll
+from plateway.catalog import Ref
+from plateway.cli.app import (
+    Experiment,
+    Home,
+    Ids,
+    Json,
+    Since,
+    System,
+    Until,
+    app,
+    chosen,
+    finish,
+    measured,
+    out,
+    parsed,
+    print_json,
+    show_outcomes,
+    verdict,
+    when,
+    working,
+)
+from plateway.errors import Misconfigured, NotFound, PlatewayError
+from plateway.pipeline import Line, Outcome
+from plateway.pipeline.copies import Where
+from plateway.reconcile import Finding
+from plateway.records import ArchiveManifest
+
+EVERYTHING = 1 << 62  # bytes: no budget
+
+manifest_app = typer.Typer(no_args_is_help=True, help="What the archive says it has.")
+policy_app = typer.Typer(no_args_is_help=True, help="The bucket's own lifecycle rules.")
+bridge_app = typer.Typer(no_args_is_help=True, help="Bridges to RabbitMQ and Redis; each runs until Ctrl-C.")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(policy_app, name="bucket-policy")
+app.add_typer(bridge_app, name="bridge")
+
+Source = Annotated[
+    Where | None, typer.Option("--from", help="Read this copy only; default: the bucket's, else the archive's.")
+]
+Systems = Annotated[list[str] | None, typer.Option("--system", help="Only these instruments.")]
+Fraction = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Allow a batch that removes up to this part of a system's copies.")
+]
+
+
+@app.command()
+def reconcile(
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair/--dry-run", help="Carry out repairs that delete, move or write."),
+    ] = False,
+    read_archive: Annotated[
+        bool, typer.Option("--read-archive", help="Read members of the archive back and compare their SHA-256.")
+    ] = False,
+    budget: Annotated[str | None, typer.Option(help="Read back so many bytes at most, like 50GiB.")] = None,
+    system: Systems = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Take in what the archive told, and hold bench, bucket, catalogue and tape against each other."""
+    most = bytes_of(budget)
+    with working(home) as (line, config):
+        outcomes = [*collected(line, config), *pipeline.settle(line)]
+        told = pipeline.reconcile(
+            line,
+            repair=repair,
+            systems=system,
+            within=config.archive_within,
+            fraction=config.reconcile_fraction,
+        )
+        outcomes += told.outcomes
+        if read_archive:
+            outcomes += pipeline.read_archive(line, budget=most)
+    if as_json:
+        findings = [told_finding(one) for one in told.findings]
+        print_json({"findings": findings, "counts": told.counts, "outcomes": [pipeline.told(one) for one in outcomes]})
+    else:
+        show_findings(told.findings, told.counts)
+        if outcomes:
+            show_outcomes(outcomes)
+    if code := verdict(outcomes):
+        raise typer.Exit(code)
+
+
+def collected(line: Line, config: settings.Settings) -> list[Outcome]:
+    """Look behind the doors that are configured."""
+    inbox = Inbox(config.archive_inbox, pipeline.endpoint(config)) if config.archive_inbox else None
+    poll = Poll(config.archive_url, config.archive_token) if config.archive_url else None
+    return pipeline.collect(line, inbox=inbox, poll=poll)
+
+
+def told_finding(finding: Finding) -> dict[str, Any]:
+    """Say a finding in words that JSON takes."""
+    return {
+        "kind": finding.kind,
+        "key": finding.key,
+        "id": str(finding.ref) if finding.ref else None,
+        "system": finding.system,
+        "detail": finding.detail,
+        "repair": finding.repair,
+        "done": finding.done,
+    }
+
+
+def show_findings(findings: Sequence[Finding], counts: Any) -> None:
+    if not findings:
+        return out.print("Bench, bucket, catalogue and tape agree.")
+    table = Table("finding", Column("key", overflow="fold"), Column("what", overflow="fold"), "repair", "done")
+    for one in findings:
+        table.add_row(one.kind, one.key, one.detail, one.repair or "look at it", one.done)
+    out.print(table)
+    return out.print(", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
+
+
+def bytes_of(text: str | None) -> int:
+    """Read a number of bytes as settings do."""
+    if text is None:
+        return EVERYTHING
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is not a number of bytes like 50GiB", param_hint="--budget") from error
+
+
+@app.command()
+def archive(
+    *,
+    before: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only what was imaged before this day (UTC).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go into which tar.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write what is verified, and not on tape yet, to the archive: one tar for each kind, experiment and day."""
+    with working(home) as (line, _):
+        on_tape(line)
+        day = before.date() if before else line.catalog.now().astimezone(UTC).date()
+        outcomes = pipeline.archive(line, before=day, dry_run=dry_run)
+    finish(outcomes, as_json=as_json)
+
+
+@app.command()
+def expire(
+    *,
+    system: Systems = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and prove, delete nothing.")] = False,
+    fraction: Fraction = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Delete bucket copies of what is on tape with proof, after PLATEWAY_BUCKET_LIFESPAN; refusals say why."""
+    with working(home) as (line, _):
+        outcomes = pipeline.expire(line, systems=system, dry_run=dry_run, fraction=fraction)
+    finish(outcomes, as_json=as_json)
+
+
+def on_tape(line: Line) -> None:
+    if line.archive is None:
+        raise Misconfigured("no archive is named: set PLATEWAY_ARCHIVE_TARGET")
+
+
+# -------------------------------------------------------------------------------------------------------- bringing back
+
+
+@app.command()
+def restore(
+    *,
+    ids: Ids = None,
+    to: Annotated[Path | None, typer.Option(help="Into this directory, one below it for each event.")] = None,
+    to_bench: Annotated[bool, typer.Option("--to-bench", help="To their place on the instrument's disk.")] = False,
+    source: Source = None,
+    since: Since = None,
+    until: Until = None,
+    system: System = None,
+    experiment: Experiment = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Bring events back, each file compared with its SHA-256; what is there already is kept."""
+    if (to is None) == (not to_bench):
+        raise typer.BadParameter("say where to: --to DIR or --to-bench")
+    with working(home) as (line, _):
+        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
+        if refs is None:
+            raise typer.BadParameter("name events, or select them with --since, --until, --system or --experiment")
+        outcomes = [restored(line, ref, to=to, to_bench=to_bench, source=source) for ref in refs]
+    finish(outcomes, as_json=as_json)
+
+
+def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
+    """Restore one event behind a bar of its bytes; a failure becomes an outcome."""
+    try:
+        _, export = line.catalog.found(ref)
+        with measured(f"restore {ref}", export.size if export else None) as beat:
+            return pipeline.restore(line, ref, to=to, to_bench=to_bench, source=source, beat=beat)
+    except PlatewayError as error:
+        return pipeline.failed(line, ref, "restore", error)
+
+
+@app.command()
+def cat(
+    *,
+    id: Annotated[str, typer.Argument(help="An event id.")],  # noqa: A002
+    name: Annotated[str, typer.Argument(help="An image, as `plateway show` names it.")],
+    source: Source = None,
+    home: Home = None,
+) -> None:
+    """Write one image to standard output, read out of the bundle with one ranged read."""
+    if sys.stdout.isatty():
+        raise typer.BadParameter("an image is not for a terminal: send it to a file or another program")
+    with working(home) as (line, _):
+        uuid, revision = parsed(id)
+        ref = line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+        for chunk in pipeline.cat(line, ref, name, source=source):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def rebuild(
+    *,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Objects read at a time.")] = 4,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fill an empty catalogue from the bucket and the archive's manifests, and list what only the old one knew."""
+    with working(home) as (line, config), measured("rebuild", None) as beat:
+        kept = Inbox(config.archive_inbox, pipeline.endpoint(config)).accepted() if config.archive_inbox else ()
+        told = pipeline.rebuild(line, workers=workers, manifests=kept, beat=beat)
+    if as_json:
+        facts = {field: getattr(told, field) for field in ("events", "known", "from_archive", "manifests")}
+        refused, gaps = map(pipeline.told, told.refused), (gap._asdict() for gap in told.gaps)
+        print_json({**facts, "refused": list(refused), "gaps": list(gaps)})
+    else:
+        out.print(
+            f"{told.events} events taken in, {told.from_archive} of them from the archive; {told.known} were known; "
+            f"{told.manifests} archive manifests"
+        )
+        if told.refused:
+            show_outcomes(told.refused)
+        table = Table("what only the old catalogue knew", "rows", "instead", title="not as before")
+        for gap in told.gaps:
+            table.add_row(gap.what, "?" if gap.rows is None else str(gap.rows), gap.instead)
+        out.print(table)
+    if told.refused:
+        raise typer.Exit(3)
+
+
+# ------------------------------------------------------------------------------------------------------------ manifests
+
+
+@manifest_app.command("list")
+def manifest_list(
+    *,
+    refused: Annotated[bool, typer.Option("--refused", help="Only those that were refused, or partly.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List the archive manifests that came in."""
+    with working(home) as (line, _):
+        rows = [told_manifest(one) for one in line.catalog.manifests(refused=refused)]
+    if as_json:
+        return print_json(rows)
+    table = Table(
+        "digest", "door", Column("name", overflow="fold"), "job", "received", Column("refused", overflow="fold")
+    )
+    for row in rows:
+        cells = (row["digest"][:12], row["door"], row["name"], row["job_id"] or "", when(row["received_at"]))
+        table.add_row(*cells, row["reason"] or "")
+    return out.print(table if rows else "No manifests.")
+
+
+@manifest_app.command("show")
+def manifest_show(
+    id: Annotated[str, typer.Argument(help="The beginning of its digest.")],  # noqa: A002
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show one manifest with its bytes as they came."""
+    with working(home) as (line, _):
+        found = [one for one in line.catalog.manifests() if one.digest.startswith(id)]
+    if len(found) != 1:
+        raise NotFound(f"{len(found)} manifests have a digest that begins with {id}")
+    if as_json:
+        return print_json({**told_manifest(found[0]), "content": found[0].content.decode("utf-8", "backslashreplace")})
+    out.print(f"{found[0].door} {found[0].name}: {found[0].reason or 'accepted'}")
+    sys.stdout.buffer.write(found[0].content + b"\n")
+    return None
+
+
+@manifest_app.command("parked")
+def manifest_parked(home: Home = None, as_json: Json = False) -> None:
+    """List what the archive says it has and nobody can place yet, with the reason."""
+    fields = ("path", "key", "job_id", "reported_at", "reason")
+    with working(home) as (line, _):
+        rows = [{field: getattr(one, field) for field in fields} for one in line.catalog.parked()]
+    if as_json:
+        return print_json(rows)
+    table = Table(Column("key", overflow="fold"), Column("archive", overflow="fold"), "job", "reported", "reason")
+    for row in rows:
+        table.add_row(row["key"], row["path"], row["job_id"], when(row["reported_at"]), row["reason"] or "")
+    return out.print(table if rows else "Nothing is parked.")
+
+
+@manifest_app.command("receive")
+def manifest_receive(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Manifests, as JSON files.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Take in manifests from files; those that were taken in before change nothing."""
+    with working(home) as (line, _):
+        outcomes = [pipeline.receive(line, one.read_bytes(), door="file", name=one.name) for one in files]
+        outcomes += pipeline.settle(line)
+    finish(outcomes, as_json=as_json)
+
+
+def told_manifest(row: ArchiveManifest) -> dict[str, Any]:
+    return row.model_dump(exclude={"content", "last_at"})
+
+
+# --------------------------------------------------------------------------------------------------- policy and bridges
+
+
+@policy_app.command("check")
+def policy_check(home: Home = None, as_json: Json = False) -> None:
+    """Warn of every lifecycle rule of the bucket that could delete what tape does not have."""
+    with working(home) as (line, _):
+        warnings = pipeline.policy_warnings(line)
+    if as_json:
+        print_json([vars(one) for one in warnings])
+    elif warnings:
+        table = Table("rule", "prefix", "after", "exports", "first", Column("what it could do", overflow="fold"))
+        for one in warnings:
+            first = when(one.first) if one.first else ""
+            table.add_row(one.rule, one.prefix, one.after, f"{one.exports:,}", first, one.text)
+        out.print(table)
+    else:
+        out.print("No rule of the bucket deletes what tape does not have.")
+    if warnings:
+        raise typer.Exit(1)
+
+
+@bridge_app.command("amqp")
+def bridge_amqp(
+    *,
+    exchange: Annotated[str, typer.Option(help="The fanout exchange of the archiver.")] = "surf-data-archive",
+    queue: Annotated[str, typer.Option(help="Our durable queue.")] = "plateway",
+    home: Home = None,
+) -> None:
+    """Take archive manifests from RabbitMQ until Ctrl-C; each is acknowledged when it is durable."""
+    from plateway.bridges import amqp  # noqa: PLC0415  an extra
+
+    with working(home) as (line, config):
+        if config.amqp_url is None:
+            raise Misconfigured("no RabbitMQ is named: set PLATEWAY_AMQP_URL")
+        amqp.run(line, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
+
+
+@bridge_app.command("redis")
+def bridge_redis(
+    *, group: Annotated[str, typer.Option(help="Our consumer group.")] = "plateway", home: Home = None
+) -> None:
+    """Turn events that DLM v2's instruments put into Redis into event files, until Ctrl-C."""
+    from plateway.bridges import redis  # noqa: PLC0415  an extra
+
+    config = settings.load(home=home)
+    if config.redis_url is None:
+        raise Misconfigured("no Redis is named: set PLATEWAY_REDIS_URL")
+    redis.run(config.root, config.redis_url.get_secret_value(), group=group)
