@@ -162,7 +162,7 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 def test_every_command_and_option_is_told(name: str) -> None:
     """Each command has a section that names each of its options."""
     sections = re.split(r"^#{2,3} ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)
-    (section,) = [text for text in sections if re.match(rf"`{name}(?: \[?ID\]?…?)?`\n", text)]
+    (section,) = [text for text in sections if re.match(rf"`{name}(?: \[?ID\]?…?)?(?: NAME)?`\n", text)]
     options = {opt for param in COMMANDS[name].params for opt in param.opts if opt.startswith("--")} - {"--help"}
     assert {option for option in options if not re.search(rf"`{option}\b", section)} == set()
 
@@ -170,7 +170,7 @@ def test_every_command_and_option_is_told(name: str) -> None:
 def test_no_command_is_told_that_is_not_there() -> None:
     """Sections name commands that exist."""
     told = re.findall(
-        r"^### `(plateway [a-z ]+?)(?: \[?ID\]?…?)?`$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE
+        r"^### `(plateway [a-z -]+?)(?: \[?ID\]?…?)?(?: NAME)?`$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE
     )
     assert sorted(told) == sorted(COMMANDS)
 
