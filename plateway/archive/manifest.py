@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
@@ -155,8 +155,11 @@ class _Reading:
     def _take(self, entry: Entry, where: str) -> None:
         """Add an entry to what was said of the same key before; both fall if they contradict each other."""
         at = entry.path, entry.key
+        if at not in self._entries:
+            self._entries[at] = entry
+            return
         try:
-            self._entries[at] = _joined(self._entries.get(at, entry), entry)
+            self._entries[at] = _joined(self._entries[at], entry)
         except Rejected as error:
             self._entries[at] = None
             self.refused.append(f"{where}: {error}")
@@ -184,8 +187,9 @@ def _digest(
 ) -> str:
     digest = hashlib.sha256()
     whole = [job_id, moment.isoformat(), sorted(paths), sorted(refused)]
-    for said in (whole, *map(astuple, entries)):
-        digest.update(json.dumps(said).encode())
+    digest.update(json.dumps(whole).encode())
+    for one in entries:
+        digest.update(json.dumps((one.path, one.key, one.member, one.size, one.sha256, one.offset)).encode())
     return digest.hexdigest()
 
 
