@@ -311,13 +311,13 @@ def killed(act: Callable[[Callable[[int], None]], object], *, at: int) -> bool:
 def test_a_restore_that_is_killed_at_any_file_goes_on(lab: Lab, to_bench: bool) -> None:
     """Kill -9 at each file in turn: what has its name is whole, and in the end all is there."""
     announced, ref = lab.exported("aretha", images=6)
-    place = {"to": None, "to_bench": True} if to_bench else {"to": lab.home / "to", "to_bench": False}
+    place: dict[str, Any] = {"to": None if to_bench else lab.home / "to", "to_bench": to_bench}
     there = lab.bench / "aretha" / ".plateway-trash" / f"{ref}.back" / "images" if to_bench else lab.home / f"to/{ref}"
     if to_bench:
         gone(lab, ref)
     lab.catalog.close()
     for at in range(20):
-        if not killed(lambda beat: pipeline.restore(lab.line, ref, beat=beat, **place), at=at):  # type: ignore[arg-type]
+        if not killed(lambda beat: pipeline.restore(lab.line, ref, beat=beat, **place), at=at):
             break
         for name in (str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()):
             assert hashlib.sha256((there / name).read_bytes()).hexdigest() == announced.files[name]
@@ -456,28 +456,28 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("names", HOSTILE, ids=lambda names: repr(names[0])[:20])
 @pytest.mark.parametrize("to_bench", [False, True])
-def test_a_hostile_manifest_writes_nothing_outside(lab: Lab, names: list[str], to_bench: bool) -> None:
+def test_a_hostile_manifest_writes_nothing_outside(lab: Lab, to_bench: bool) -> None:
     """Names that climb, are absolute, or could mean one file twice are refused, or at least stay inside."""
     announced, ref = lab.exported()
     if to_bench:
         gone(lab, ref)
-    plant(lab, ref, names)
     inside = announced.images if to_bench else lab.home / "to"
-    with pytest.raises(PlatewayError):
-        pipeline.restore(lab.line, ref, to=None if to_bench else inside, to_bench=to_bench)
-    assert not [path for path in lab.home.rglob("*evil*") if inside not in path.parents]
-    assert not Path("/tmp/evil").exists()
+    for names in HOSTILE:
+        plant(lab, ref, names)
+        with pytest.raises(PlatewayError):
+            pipeline.restore(lab.line, ref, to=None if to_bench else inside, to_bench=to_bench)
+        assert not [path for path in lab.home.rglob("*evil*") if inside not in path.parents]
+        assert not Path("/tmp/evil").exists()
 
 
-@pytest.mark.parametrize(("field", "value"), [("size", -1), ("offset", 9), ("offset", 99999), ("size", 9999)])
-def test_a_manifest_that_lies_of_places_is_refused(lab: Lab, field: str, value: int) -> None:
+def test_a_manifest_that_lies_of_places_is_refused(lab: Lab) -> None:
     """Files lie within the bundle, or they are no files of it."""
     _, ref = lab.exported()
-    plant(lab, ref, ["image-with-a-long-name.tif", "b.tif"], **{field: value})
-    with pytest.raises(PlatewayError):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+    for wrong in ({"size": -1}, {"offset": 9}, {"offset": 99999}, {"size": 9999}):
+        plant(lab, ref, ["image-with-a-long-name.tif", "b.tif"], **wrong)
+        with pytest.raises(PlatewayError):
+            pipeline.restore(lab.line, ref, to=lab.home / "to")
 
 
 def test_no_link_in_the_way_is_followed(lab: Lab) -> None:

@@ -173,9 +173,16 @@ def _unclaimed(session: Session, event: Event) -> None:
 
 
 def _tombstone(ref: Ref, proof: Mapping[str, Any], now: datetime) -> Purge:
-    times = {"intended_at": now, "trashed_at": now, "gone_at": now}
     return Purge(
-        event_id=ref.id, revision=ref.revision, place="bucket", attempt=1, proof=dict(proof), trash="", **times
+        event_id=ref.id,
+        revision=ref.revision,
+        place="bucket",
+        attempt=1,
+        proof=dict(proof),
+        trash="",
+        intended_at=now,
+        trashed_at=now,
+        gone_at=now,
     )
 
 
