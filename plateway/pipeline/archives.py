@@ -84,6 +84,7 @@ def archive(
     run = _Run(line, line.archive, dry_run=dry_run)
     if not dry_run:
         run.tidy(now - ABANDONED)
+        run.settle()  # what a run that was cut off has told
     run.all(datetime.combine(min(before or today, today), time(), UTC))
     return run.outcomes
 
@@ -120,6 +121,12 @@ class _Run:
         except PlatewayError as error:
             self._note(Outcome(None, "", "archive", "later", reasons=(str(error),)))
 
+    def settle(self) -> None:
+        """Note the events that tape has now."""
+        archived = [one for one in settle(self.line) if one.result == "archived"]
+        self.outcomes += archived
+        self.left -= {one.ref for one in archived if one.ref is not None}
+
     def _pages(self, before: datetime) -> Iterator[list[Ledger]]:
         """Look up what is due, whole days at a time where they fit."""
         for _ in range(ROUNDS):
@@ -147,7 +154,7 @@ class _Run:
         free = (path for path in paths if self.target.size(path) is None)
         while ledgers:
             path = next(free)
-            slots = _lay(path, ledgers)
+            slots = lay(path, ledgers)
             for ledger, export, *_ in slots:
                 event = ledger.event
                 into = (f"into {path}",)
@@ -180,7 +187,7 @@ class _Run:
         """Write one tar; return what is in it, None when somebody else was quicker, and the exports that are good."""
         good = [one for one in ledgers if not self._suspect(one) or self._sound(one)]
         for _ in range(TRIES):
-            slots = _lay(path, good)
+            slots = lay(path, good)
             if not slots:
                 return [], good
             try:
@@ -261,9 +268,7 @@ class _Run:
         received = receive(self.line, content, door="archive", name=f"{job}.json")
         if received.result not in {"received", "known"}:
             self.outcomes.append(received)
-        archived = [one for one in settle(self.line) if one.result == "archived"]
-        self.outcomes += archived
-        self.left -= {one.ref for one in archived if one.ref is not None}
+        self.settle()
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes.append(noted(outcome))
@@ -292,7 +297,7 @@ def _without(ledgers: Sequence[Ledger], refs: set[Ref]) -> list[Ledger]:
     return [ledger for ledger in ledgers if ledger.ref not in refs]
 
 
-def _lay(path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
+def lay(path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
     """Lay out a tar of these exports, by name; of those that have the same name, the first by key."""
     first = {_name(ledger): ledger for ledger in sorted(ledgers, key=lambda one: _export(one).key, reverse=True)}
     slots, position = [], 0

@@ -56,13 +56,13 @@ def expire(
 
 def _judged(line: Line, system: str, policy: Policy, now: datetime) -> Iterator[Ledger | Outcome]:
     """Judge every bucket copy of a system that tape has; the batch as a whole may be stopped as well."""
-    ledgers = [one for one in line.catalog.candidates(system, "bucket") if not one.expired]
-    if not ledgers:
+    stored = line.catalog.stored(system)
+    if not stored:
         return
     if policy.bucket_lifespan is None:
         yield Outcome(None, system, "expire", "refused", reasons=(f"{system} keeps its bucket copies",))
         return
-    stored = line.catalog.stored(system)
+    ledgers = [one for one in line.catalog.candidates(system, "bucket") if not one.expired]
     if others := stored - len(ledgers):
         without = f"{others} bucket cop{'ies' if others > 1 else 'y'}, of which tape is not known to have the bytes"
         yield Outcome(None, system, "expire", "refused", reasons=(without,))
