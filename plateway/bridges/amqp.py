@@ -14,11 +14,9 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-from plateway.bridges.running import NAP, Patience, rest, stopping
 from plateway.errors import Denied, Misconfigured, PlatewayError, Transient
-from plateway.folder import shown
-from plateway.pipeline import Line, inbox
 
 try:
     import pika
@@ -33,6 +31,10 @@ try:
     )
 except ImportError as error:
     raise Misconfigured("the AMQP bridge needs pika: pip install 'plateway[amqp]'") from error
+
+from plateway.bridges.running import NAP, Patience, rest, stopping
+from plateway.folder import shown
+from plateway.pipeline import Line, inbox
 
 EXCHANGE = "surf-data-archive"
 QUEUE = "plateway"
@@ -90,10 +92,12 @@ def run(
 
 def _parameters(url: str, heartbeat: int) -> pika.URLParameters:
     try:
+        if urlsplit(url).scheme not in {"amqp", "amqps"}:  # pika takes any
+            raise ValueError
         parameters = pika.URLParameters(url)
         if parameters.heartbeat is None:
             parameters.heartbeat = heartbeat
-    except (ValueError, TypeError, AttributeError):  # its message may quote the password
+    except (ValueError, TypeError, LookupError):  # its message may quote the password
         raise Misconfigured("the AMQP URL is none: amqp://user:password@host:5672/vhost, or amqps://…") from None
     parameters.connection_attempts = 1
     parameters.blocked_connection_timeout = 60

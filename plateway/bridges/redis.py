@@ -22,10 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from plateway import events, folder
-from plateway.bridges.running import Patience, rest, stopping
 from plateway.errors import Denied, Misconfigured, PlatewayError, Unavailable, Unsettled
-from plateway.folder import shown
 
 try:
     from redis import Redis
@@ -40,6 +37,10 @@ try:
     from redis.retry import Retry
 except ImportError as error:
     raise Misconfigured("the Redis bridge needs redis-py: pip install 'plateway[redis]'") from error
+
+from plateway import events, folder
+from plateway.bridges.running import Patience, rest, stopping
+from plateway.folder import shown
 
 STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # as DLM v2's code and as its README has it
 GROUP = "plateway"
@@ -244,6 +245,7 @@ def keep(root: Path, said: Announcement) -> str:
     system = _place(root, said.system)
     digest = hashlib.sha256(said.content).hexdigest()
     directory = f"{system}/events"
+    # aside lies in the directory itself: opening it syncs the directory, and so a name that a crash left unsynced
     with folder.land(root, directory, aside=f"{directory}/{ASIDE}") as landing:
         name = f"{said.name}.json"
         if landing.digest(name) not in {None, digest}:
