@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -104,6 +105,12 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
         if value not in (None, [], ""):
             facts.add_row(field, "; ".join(map(str, value)) if isinstance(value, list) else str(value))
     out.print(facts)
+    tape = Table(Column("archive", overflow="fold"), Column("member", overflow="fold"), "job", "evidence", "reported")
+    for location in told.ledger["archives"]:
+        reported = when(datetime.fromisoformat(location["reported_at"]))
+        tape.add_row(location["path"], location["member"], location["job_id"], location["evidence"], reported)
+    if tape.row_count:
+        out.print(tape)
     files = Table(
         Column("image", overflow="fold"), "bytes", Column("SHA-256", overflow="fold"), "offset", title="in the bundle"
     )

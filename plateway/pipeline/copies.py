@@ -192,6 +192,15 @@ def _account(search: _Search, export: Export) -> Manifest:
     raise search.failure(f"{export.key}: no copy has its manifest")
 
 
+def contents(line: Line, ledger: Ledger) -> Manifest:
+    """Read the manifest of an event's bundle from the first copy that has it.
+
+    Raises:
+        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none has it.
+    """
+    return _account(*_search(line, ledger, None))
+
+
 def cat(line: Line, ref: Ref, name: str, *, source: Where | None = None) -> Iterator[bytes]:
     """Read one image, by its name on the bench or in the bundle, with one ranged read.
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from plateway import folder, wire
 from plateway.catalog import Ledger
-from plateway.errors import (
-    PlatewayError,
-)
-from plateway.pipeline.evidence import at_hand, read_manifest
+from plateway.errors import PlatewayError
+from plateway.pipeline.copies import contents
 from plateway.pipeline.line import Line
 from plateway.records import Event
 
@@ -21,13 +19,11 @@ def status(line: Line, ledger: Ledger) -> wire.EventStatus:
 
 
 def detail(line: Line, ledger: Ledger) -> wire.EventDetail:
-    """Tell all that is known of one event, with the manifest as it lies in the bucket."""
+    """Tell all that is known of one event, with the manifest as it lies in the first copy that can be read."""
     manifest, error = None, None
     if ledger.export is not None:
         try:
-            at_hand(line, ledger.export)
-            members = read_manifest(line, ledger.export).members
-            manifest = [wire.ManifestFile(**asdict(member)) for member in members]
+            manifest = [wire.ManifestFile(**asdict(member)) for member in contents(line, ledger).members]
         except PlatewayError as problem:
             error = str(problem)
     rows = {
