@@ -242,6 +242,7 @@ class ArchiveLocation(Record, table=True):
     checksum: str | None = None
     offset: int | None = Field(default=None, sa_type=BigInteger)  # of the member's bytes inside the archive
     evidence: str  # name | size | checksum: the strongest
+    evidence_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when it is known by that
     reported_at: datetime = Field(sa_type=UtcDateTime)  # the first time
     read_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when we read it there and found these bytes
 

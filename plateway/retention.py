@@ -51,8 +51,8 @@ def judge_staging(ledger: Ledger, policy: Policy, now: datetime) -> Verdict:
 def judge_bucket(ledger: Ledger, policy: Policy, now: datetime, *, siblings: Sequence[Ledger] = ()) -> Verdict:
     """Say whether the bucket copy of an event may go, with every reason why it may not.
 
-    Age counts from when tape first named it, by our clock. ``siblings`` are other events on the same images. A copy
-    that is marked already is judged as if it were not.
+    Age counts from when tape was first known to have its bytes, by our clock. ``siblings`` are other events on the
+    same images. A copy that is marked already is judged as if it were not.
     """
     unmarked = tuple(one for one in ledger.purges if one.place != "bucket" or one.gone_at is not None)
     ledger = replace(ledger, purges=unmarked)
@@ -133,7 +133,7 @@ def _on_tape(ledger: Ledger) -> list[str]:
 
 
 def _tape_age(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
-    ages = [now - one.reported_at for one in proven(ledger)]
+    ages = [now - (one.evidence_at or one.reported_at) for one in proven(ledger)]
     if not ages:
         return []
     if min(ages) < timedelta(0):

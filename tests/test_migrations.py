@@ -140,7 +140,7 @@ def test_tape_goes_and_comes(catalog: Catalog, connection: sa.Connection) -> Non
     catalog.upgrade()
     assert definitions(connection) == before
     assert connection.execute(sa.select(purge)).all() == [rows["purge"]]
-    forgotten = {**rows["archive_location"]._mapping, "offset": None, "read_at": None}
+    forgotten = {**rows["archive_location"]._mapping, "offset": None, "evidence_at": None, "read_at": None}
     assert connection.execute(sa.select(location)).one()._mapping == forgotten
     for name in ("archive_manifest", "archive_entry", "door", "dark_object"):
         assert connection.execute(sa.select(Record.metadata.tables[name])).all() == []

@@ -128,6 +128,7 @@ class Tape(Database):
                 raise Conflict(f"{ref}: {path} has {size:,} bytes with SHA-256 {checksum}, which is not its export")
             location = session.get(ArchiveLocation, (*ref, path)) or _believe(session, ref, export, path, read_at)
             location.member, location.offset, location.size, location.checksum = member, offset, size, checksum
+            location.evidence_at = location.evidence_at if location.evidence == "checksum" else read_at
             location.evidence = "checksum"
             location.read_at = max(location.read_at or read_at, read_at)
 
@@ -318,7 +319,7 @@ def _locate(session: Session, found: dict[str, Ref]) -> list[Ref]:
         if location is None:
             session.add(ArchiveLocation(event_id=ref.id, revision=ref.revision, path=path, **facts))
             continue
-        read = {"member", "size", "checksum", "offset", "evidence"} if location.read_at is not None else set()
+        read = {"member", "size", "checksum", "offset", "evidence", "evidence_at"} if location.read_at else set()
         for name in facts.keys() - read:
             if getattr(location, name) != facts[name]:
                 setattr(location, name, facts[name])
@@ -339,6 +340,7 @@ def _come_to(entries: Sequence[Any]) -> dict[str, Any]:
         "job_id": first.job_id,
         "reported_at": first.reported_at,
         "evidence": EVIDENCE[_strength(ranked[0])],
+        "evidence_at": min(one.reported_at for one in entries if _strength(one) == _strength(ranked[0])),
     }
 
 

@@ -111,7 +111,8 @@ def upgrade() -> None:
     for create in (archive_manifest, archive_entry, door, dark_object):
         create()
     op.add_column("archive_location", sa.Column("offset", sa.BigInteger(), nullable=True))
-    op.add_column("archive_location", sa.Column("read_at", sa.DateTime(timezone=True), nullable=True))
+    for name in ("evidence_at", "read_at"):
+        op.add_column("archive_location", sa.Column(name, sa.DateTime(timezone=True), nullable=True))
     places("place IN ('raw', 'staging', 'bucket')")
     for table, column in KEYS if postgres() else ():  # SQLite compares by bytes anyway
         op.alter_column(table, column, type_=sa.Text(collation="C"), existing_nullable=False)
@@ -124,6 +125,7 @@ def downgrade() -> None:
     places("place IN ('raw', 'staging')")
     with op.batch_alter_table("archive_location") as location:
         location.drop_column("read_at")
+        location.drop_column("evidence_at")
         location.drop_column("offset")
     for name in ("dark_object", "door", "archive_entry", "archive_manifest"):
         op.drop_table(name)
