@@ -147,7 +147,7 @@ class Rabbit(Server):
         seaweed.stop(self.epmd)
 
 
-def wait_until(true: Callable[[], object], *, within: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], *, within: float = 60.0) -> None:
     """Wait for what other processes bring about."""
     end = time.monotonic() + within
     while not true():

@@ -113,7 +113,7 @@ def bridged(line: Line, archiver: Archiver, *, url: str | None = None, **options
         yield
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -274,7 +274,7 @@ def test_a_signal_ends_it_cleanly(lab: Lab, archiver: Archiver) -> None:
         archiver.publish(one := manifest(TAPE))
         wait_until(lambda: kept(lab.line, one))
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert archiver.waiting() == 0
 
 

@@ -85,7 +85,7 @@ def bridged(lab: Lab, server: RedisServer, **options: Any) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -373,7 +373,7 @@ def test_a_signal_ends_it_cleanly(lab: Lab, redis_server: RedisServer, streams: 
     with subprocess.Popen([sys.executable, "-c", script, str(lab.bench), redis_server.url]) as process:
         settled(streams)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert len(event_files(lab)) == 1
 
 
