@@ -19,7 +19,7 @@ import pytest
 from plateway import pipeline
 from plateway.catalog import Account, Catalog, Ref
 from plateway.errors import Refused, Unavailable
-from plateway.pipeline import Reconciled
+from plateway.pipeline import Reconciled, reconciliation
 from plateway.reconcile import Finding, Kind, Repair, compare, limit
 from plateway.records import Export
 from plateway.store import KEPT, Memory, Stat, open_store
@@ -657,3 +657,19 @@ def test_a_listing_in_another_order_is_brought_into_order(lab: Lab) -> None:
     assert [one.key for one in lab.store.list()] != sorted(one.key for one in lab.store.list())
     done = pipeline.reconcile(lab.line)
     assert [one.key for one in done.findings] == ["a-b/1", "a.b/1", "a/1", "a/10"]
+
+
+def test_a_long_listing_is_sorted_on_disk(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long and in whatever order it comes, each key comes once and in its place."""
+    monkeypatch.setattr(reconciliation, "RUN", 10)
+
+    class Restless(Memory):
+        def list(self, prefix: str = "") -> Iterator[Stat]:
+            found = [*super().list(prefix)]
+            return itertools.chain(found[50:], found[:25], found[20:50])
+
+    lab.store = Restless("raw")
+    keys = [f"k/{number:03}" for number in range(99)]
+    for key in keys:
+        put(lab, key, b"")
+    assert [one.key for one in pipeline.reconcile(lab.line).findings] == keys

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
+import marshal
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,21 +116,24 @@ def _in_order(objects: Iterable[Stat], stack: ExitStack) -> Iterator[_Row]:
     batch = sorted(itertools.islice(rows, RUN))
     if len(batch) < RUN:
         return _once(batch)
-    files: list[IO[str]] = []
+    files: list[IO[bytes]] = []
     last = ""
     while batch:
         if not files or batch[0].key < last:
-            file = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - the stack closes it
+            file = TemporaryFile()  # noqa: SIM115 - the stack closes it
             files.append(stack.enter_context(file))
-        files[-1].writelines(f"{json.dumps(row)}\n" for row in batch)
+        for some in _chunks(batch):
+            marshal.dump([tuple(row) for row in some], files[-1])
         last = batch[-1].key
         batch = sorted(itertools.islice(rows, RUN))
     return _once(heapq.merge(*map(_rows, files)))
 
 
-def _rows(file: IO[str]) -> Iterator[_Row]:
+def _rows(file: IO[bytes]) -> Iterator[_Row]:
+    end = file.tell()
     file.seek(0)
-    return (_Row(*json.loads(line)) for line in file)
+    while file.tell() < end:
+        yield from itertools.starmap(_Row, marshal.load(file))  # noqa: S302 - written by us, just now
 
 
 def _once(rows: Iterable[_Row]) -> Iterator[_Row]:
