@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -372,12 +373,19 @@ def bridge_amqp(
     with working(home) as (line, config):
         if config.amqp_url is None:
             raise Misconfigured("no RabbitMQ is named: set PLATEWAY_AMQP_URL")
+        speak()
         amqp.run(line, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
 
 
 @bridge_app.command("redis")
 def bridge_redis(
-    *, group: Annotated[str, typer.Option(help="Our consumer group.")] = "plateway", home: Home = None
+    *,
+    group: Annotated[str, typer.Option(help="Our consumer group.")] = "plateway",
+    consumer: Annotated[str | None, typer.Option(help="Our name in it; default: this machine's.")] = None,
+    start: Annotated[
+        str, typer.Option(help="Where a new group begins: 0 is the oldest entry, $ after the newest.")
+    ] = "0",
+    home: Home = None,
 ) -> None:
     """Turn events that DLM v2's instruments put into Redis into event files, until Ctrl-C."""
     from plateway.bridges import redis  # noqa: PLC0415  an extra
@@ -385,4 +393,11 @@ def bridge_redis(
     config = settings.load(home=home)
     if config.redis_url is None:
         raise Misconfigured("no Redis is named: set PLATEWAY_REDIS_URL")
-    redis.run(config.root, config.redis_url.get_secret_value(), group=group)
+    speak()
+    redis.run(config.root, config.redis_url.get_secret_value(), group=group, consumer=consumer, start=start)
+
+
+def speak() -> None:
+    """Show on standard error what a command does that runs until it is told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
