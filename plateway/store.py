@@ -15,15 +15,19 @@ import json
 import math
 import os
 import re
+import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from hashlib import sha256
+from heapq import heapify, heappop, heappush
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
@@ -66,6 +70,10 @@ RETRY: RetryConfig = {  # of one request; whole verbs are tried again by whoever
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 LOADER = Loader()  # what botocore reads of its service descriptions; 0.15 s the first time
+LISTED = 1000  # keys that S3 tells at a time
+LARGE_FOLDER = 1000  # names from which on a directory store keeps them in mind
+LARGE_FOLDERS = 32
+SETTLED = 2_000_000_000  # nanoseconds after which a folder that looks the same is the same
 KEPT = ".plateway"  # in a directory store: what S3 would know of objects and uploads
 UNPLAIN = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -115,11 +123,14 @@ class Store(Protocol):
     def name(self) -> str:
         """The bucket's name, for people and rows."""
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         """Store exactly `size` bytes, replacing what is there. Atomic: readers see all of it or what was there before.
 
         Parts of `part_size` bytes give the ETag of `bundle.etag`; up to one part is a single PUT. An error from
         `chunks` rises unchanged, fewer or more bytes are `Unsettled`: nothing is stored, and no upload stays open.
+        Returns the ETag of what arrived where the answer tells it; that is the uploader's word.
         """
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -142,6 +153,33 @@ class Store(Protocol):
 
     def abort(self, upload: Upload) -> None:
         """End an upload; one that is not open any more is fine."""
+
+
+class Objects(Store, Protocol):
+    """A store of objects that come and go, looked at and listed often; each that `open_store` opens is one."""
+
+    def look(self, key: str) -> Stat | None:
+        """Look as `stat` does, but quickly: nothing is read, so the ETag only tells one version from another."""
+
+    def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
+        """Read as `open` does, and tell what is read: both are of one version. `Damaged`: it ends before `start`."""
+
+    def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
+        """List at most so many objects in the order of their keys' bytes, from the first one beyond `after` on.
+
+        `after` need not be there. The cost depends on the page, not on what lies before or behind it.
+        """
+
+
+def objects(store: Store) -> Objects:
+    """Take a store for one of objects.
+
+    Raises:
+        Misconfigured: it is none.
+    """
+    if not hasattr(store, "page"):
+        raise Misconfigured(f"{store.name}: cannot be used for objects")
+    return cast("Objects", store)
 
 
 def open_store(url: str, endpoint: Endpoint | None = None) -> Store:
@@ -280,6 +318,7 @@ class S3:
     def __init__(self, bucket: str, endpoint: Endpoint) -> None:
         self.name = bucket
         self._seen = -math.inf  # monotonic seconds when the bucket was last known to be there
+        self._by_folder = False  # it lists folder by folder: `a/b` before `a-b`
         if endpoint.url and not re.match(r"https?://[^/]", endpoint.url):
             raise Misconfigured("the S3 endpoint is an http:// or https:// address")
         with door(bucket):
@@ -288,27 +327,29 @@ class S3:
             self._reads = _mover(bucket, endpoint, session, timeout="1d", read_timeout="30s")
             self._writes = _mover(bucket, endpoint, session, timeout="1m")
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         feed = Feed(chunks, size, name=plain(key))
         try:
             with door(self._at(key)), closing(feed):
                 if size <= part_size:
-                    self._put(key, b"".join(feed), attributes=dict(metadata), use_multipart=False)
-                elif part_size > LARGEST_BUFFERED:
-                    self._stream(key, feed, size=size, part_size=part_size, metadata=metadata)
-                else:
-                    abreast = IN_FLIGHT // part_size
-                    limits = {"use_multipart": True, "chunk_size": part_size, "max_concurrency": abreast}
-                    self._put(key, feed, attributes=dict(metadata), **limits)
+                    return self._put(key, b"".join(feed), attributes=dict(metadata), use_multipart=False)
+                if part_size > LARGEST_BUFFERED:
+                    return self._stream(key, feed, size=size, part_size=part_size, metadata=metadata)
+                abreast = IN_FLIGHT // part_size
+                limits = {"use_multipart": True, "chunk_size": part_size, "max_concurrency": abreast}
+                return self._put(key, feed, attributes=dict(metadata), **limits)
         except PlatewayError:
             if feed.error is not None:
                 raise feed.error from None
             raise
 
-    def _put(self, key: str, content: bytes | Feed, **how: Any) -> None:
-        obstore.put(self._writes, key, content, **how)
+    def _put(self, key: str, content: bytes | Feed, **how: Any) -> str | None:
+        told = obstore.put(self._writes, key, content, **how)["e_tag"]
+        return told and told.strip('"')
 
-    def _stream(self, key: str, feed: Feed, *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def _stream(self, key: str, feed: Feed, *, size: int, part_size: int, metadata: Mapping[str, str]) -> str | None:
         """Send one part after the other without holding any in memory; one that fails ends the upload."""
         begun = self._client.create_multipart_upload(Bucket=self.name, Key=key, Metadata=dict(metadata))
         upload = {"Bucket": self.name, "Key": key, "UploadId": begun["UploadId"]}
@@ -321,7 +362,8 @@ class S3:
                 )
                 parts.append({"PartNumber": number, "ETag": sent["ETag"]})
             feed.read(1)  # nothing; but what follows the last byte happens now, or raises
-            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            done = self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            return str(done.get("ETag", "")).strip('"') or None
         except BaseException:
             with suppress(ClientError, BotoCoreError):  # what stays open is found by `uploads`
                 self._client.abort_multipart_upload(**upload)
@@ -330,15 +372,22 @@ class S3:
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         if length == 0:
             return iter(())
+        try:
+            return self._read(key, self._get(key, start=start, length=length), length=length)
+        except Damaged:
+            return iter(())
+
+    def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
+        found = self._get(key, start=start, length=length)
+        return _seen(key, found.meta), self._read(key, found, length=length)
+
+    def _get(self, key: str, *, start: int, length: int | None) -> obstore.GetResult:
+        """Ask for a slice; `Damaged` (416) where the object ends before the range begins."""
         span: Any = {"suffix": -start} if start < 0 else {"offset": start}
         if start >= 0 and length is not None:
             span = (start, start + length)
-        try:
-            with door(self._at(plain(key))):
-                found = obstore.get(self._reads, key, options={"range": span} if start or length else {})
-        except Damaged:  # 416: the object ends before the range begins
-            return iter(())
-        return self._read(key, found, length=length)
+        with door(self._at(plain(key))):
+            return obstore.get(self._reads, key, options={"range": span} if start or length else {})
 
     def _read(self, key: str, found: obstore.GetResult, *, length: int | None) -> Iterator[bytes]:
         left = length
@@ -364,6 +413,14 @@ class S3:
             key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], head["Metadata"], checksums
         )
 
+    def look(self, key: str) -> Stat | None:
+        try:
+            with door(self._at(plain(key))):
+                return _seen(key, obstore.head(self._reads, key))
+        except NotFound:
+            self._check()
+            return None
+
     def _check(self) -> None:
         """Tell a missing bucket from a missing object, which a HEAD without a body does not; one look holds a while."""
         if time.monotonic() > self._seen + BUCKET_SEEN:
@@ -372,8 +429,41 @@ class S3:
             self._seen = time.monotonic()
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        for found in self._pages("list_objects_v2", "Contents", Prefix=prefix):
-            yield Stat(found["Key"], found["Size"], found.get("ETag", "").strip('"'), found["LastModified"])
+        yield from map(_listed, self._pages("list_objects_v2", "Contents", Prefix=prefix))
+
+    def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
+        if not self._by_folder:
+            found = list(islice(self._straight(prefix, after=after, limit=limit), limit))
+            if not self._by_folder:
+                return found
+        return list(islice(_walk(partial(self._level, limit=limit), prefix, after=after), limit))
+
+    def _straight(self, prefix: str, *, after: str, limit: int) -> Iterator[Stat]:
+        """List in the order of the keys' bytes, or notice that the endpoint knows another one."""
+        last = after
+        for told in self._listing(Prefix=prefix, StartAfter=after, MaxKeys=min(limit, LISTED)):
+            stats = [_listed(found) for found in told.get("Contents", ())]
+            keys = [last, *(stat.key for stat in stats)]
+            server = told["ResponseMetadata"]["HTTPHeaders"].get("server", "")
+            if "seaweedfs" in server.lower() or any(one >= other for one, other in pairwise(keys)):
+                self._by_folder = True
+                return
+            yield from stats
+            last = keys[-1]
+
+    def _level(self, folder: str, start: str, *, begins: str, limit: int) -> Iterator[tuple[str, Stat | None]]:
+        """List what lies directly in a folder, from the first name beyond `start` on; folders without a stat."""
+        span = {"StartAfter": folder + start} if start else {}
+        for told in self._listing(Prefix=folder + begins, Delimiter="/", MaxKeys=min(limit, LISTED), **span):
+            names: list[tuple[str, Stat | None]] = [
+                (found["Key"].removeprefix(folder), _listed(found)) for found in told.get("Contents", ())
+            ]
+            names += [(found["Prefix"].removeprefix(folder)[:-1], None) for found in told.get("CommonPrefixes", ())]
+            yield from sorted((pair for pair in names if pair[0] and "/" not in pair[0]), key=lambda pair: pair[0])
+
+    def _listing(self, **limits: Any) -> Iterator[dict[str, Any]]:
+        with door(self.name):
+            yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **limits)
 
     def _pages(self, operation: str, what: str, **limits: Any) -> Iterator[Any]:
         with door(self.name):
@@ -429,28 +519,62 @@ class Memory:
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
-        self._kept: dict[str, tuple[bytes, int, Stat]] = {}
+        self._kept: dict[str, tuple[bytes, Stat]] = {}
+        self._order: list[str] = []  # of the keys; those of deleted objects may be among them
+        self._unordered: list[str] = []  # keys that came since it was made
+        self._ordering = threading.Lock()
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         with closing(Feed(chunks, size, name=plain(key))) as feed:
             content = b"".join(feed)
-        self._kept[key] = content, part_size, Stat(key, size, "", datetime.now(UTC), dict(metadata))
+        etag = _etag([content], part_size)
+        with self._ordering:
+            if key not in self._kept:
+                self._unordered.append(key)
+            self._kept[key] = content, Stat(key, size, etag, datetime.now(UTC), dict(metadata))
+        return etag
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        if plain(key) not in self._kept:
+        return self._read(key, start=start, length=length)[1]
+
+    def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
+        stat, chunks = self._read(key, start=start, length=length)
+        if start and start >= stat.size:
+            raise Damaged(f"{self.name}/{key}: ends before the range that was asked for")
+        return stat, chunks
+
+    def _read(self, key: str, *, start: int, length: int | None) -> tuple[Stat, Iterator[bytes]]:
+        found = self._kept.get(plain(key))
+        if found is None:
             raise NotFound(f"{self.name}/{key}: no such object")
-        content = memoryview(self._kept[key][0])[start:][:length]
-        return (bytes(content[at : at + WINDOW]) for at in range(0, len(content), WINDOW))
+        content = memoryview(found[0])[start:][:length]
+        return found[1], (bytes(content[at : at + WINDOW]) for at in range(0, len(content), WINDOW))
 
     def stat(self, key: str) -> Stat | None:
-        if plain(key) not in self._kept:
-            return None
-        content, size, stat = self._kept[key]
-        return replace(stat, etag=_etag([content], size))
+        found = self._kept.get(plain(key))
+        return found and found[1]
+
+    look = stat
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         keys = sorted(key for key in self._kept if key.startswith(prefix))
         return (stat for key in keys if (stat := self.stat(key)))
+
+    def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
+        order = self._ordered()
+        start = max(bisect_left(order, prefix), bisect_right(order, after) if after else 0)
+        keys = takewhile(lambda key: key.startswith(prefix), islice(order, start, None))
+        return list(islice((found[1] for key in keys if (found := self._kept.get(key))), limit))
+
+    def _ordered(self) -> Sequence[str]:
+        with self._ordering:
+            if self._unordered:
+                known = (key for key in self._order if key in self._kept)
+                self._order = sorted(dict.fromkeys([*known, *self._unordered]))  # quick: it is nearly so already
+                self._unordered = []
+            return self._order
 
     def delete(self, key: str) -> None:
         self._kept.pop(plain(key), None)
@@ -477,8 +601,11 @@ class Directory:
         self.name = root.name
         self._root = root
         self._records, self._asides = root / KEPT / "objects", root / KEPT / "uploads"
+        self._large: dict[str, tuple[int, Sequence[str]]] = {}  # names in large folders, and when these changed
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         target, feed = self._path(key), Feed(chunks, size, name=key)
         record = json.dumps({"key": key, "part_size": part_size, "metadata": dict(metadata)})
         upload = Upload(key, uuid4().hex, datetime.now(UTC))
@@ -486,8 +613,11 @@ class Directory:
             with self._door(key), closing(feed):
                 self._write(self._asides / f"{upload.id}.json", [record.encode()])
                 self._write(self._asides / upload.id, feed)
+                now = time.time_ns()  # the kernel's own clock is coarse: two versions could look the same
+                os.utime(self._asides / upload.id, ns=(now, now))
                 self._rename(self._asides / upload.id, target)
                 self._rename(self._asides / f"{upload.id}.json", self._record(key))
+            return None
         except BaseException:
             with suppress(PlatewayError):  # what stays open is found by `uploads`
                 self.abort(upload)
@@ -496,12 +626,23 @@ class Directory:
             raise
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return self._read(key, self._open(key, start=start), length=length)
+
+    def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
+        file = self._open(key, start=start)
+        stat = _version(key, os.fstat(file.fileno()))
+        if start and start >= stat.size:
+            file.close()
+            raise Damaged(f"{self.name}/{key}: ends before the range that was asked for")
+        return stat, self._read(key, file, length=length)
+
+    def _open(self, key: str, *, start: int) -> BinaryIO:
         with self._door(key):
             if not self._path(key).is_file():
                 raise NotFound(f"{self.name}/{key}: no such object")
             file = self._path(key).open("rb")
             file.seek(start if start >= 0 else max(0, os.fstat(file.fileno()).st_size + start))
-        return self._read(key, file, length=length)
+        return file
 
     def _read(self, key: str, file: BinaryIO, *, length: int | None) -> Iterator[bytes]:
         with self._door(key), file:
@@ -524,6 +665,54 @@ class Directory:
             with self._door(key), suppress(FileNotFoundError):  # deleted meanwhile
                 found = (self._root / key).stat()
                 yield Stat(key, found.st_size, "", _time(found.st_mtime))
+
+    def look(self, key: str) -> Stat | None:
+        with self._door(key):
+            path = self._path(key)
+            return _version(key, path.stat()) if path.is_file() else None
+
+    def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
+        with self._door(prefix):
+            return list(islice(_walk(self._level, prefix, after=after), limit))
+
+    def _level(self, folder: str, start: str, *, begins: str) -> Iterator[tuple[str, Stat | None]]:
+        """List what lies directly in a folder, from the first name beyond `start` on; folders without a stat."""
+        names = self._names(folder)
+        for at in range(max(bisect_right(names, start), bisect_left(names, begins)), len(names)):
+            name = names[at]
+            if not name.startswith(begins):
+                return
+            if name.endswith("/"):
+                yield name[:-1], None
+                continue
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                yield name, _version(folder + name, (self._root / folder / name).stat())
+
+    def _names(self, folder: str) -> Sequence[str]:
+        """Name what lies in a folder, in order, folders with a slash; a large one is read again when it changed."""
+        path = self._root / folder
+        try:
+            if folder:
+                self._path(folder[:-1])  # nothing is read beside the root
+            changed = path.stat().st_mtime_ns
+            known = self._large.get(folder)
+            if known and known[0] == changed:
+                return known[1]
+            with os.scandir(path) as entries:
+                names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
+        except (FileNotFoundError, NotADirectoryError, Rejected):
+            return ()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return ()
+        if not folder and f"{KEPT}/" in names:
+            names.remove(f"{KEPT}/")
+        if len(names) >= LARGE_FOLDER and time.time_ns() - changed > SETTLED:
+            while len(self._large) >= LARGE_FOLDERS:
+                self._large.pop(next(iter(self._large)), None)
+            self._large[folder] = changed, names
+        return names
 
     def _keys(self) -> Iterator[str]:
         for folder, folders, names in os.walk(self._root, onerror=_fail):
@@ -576,7 +765,11 @@ class Directory:
 
     def _rename(self, source: Path, target: Path) -> None:
         self._make(target.parent)
-        source.replace(target)
+        try:
+            source.replace(target)
+        except IsADirectoryError:
+            _prune(target)  # folders that deleted objects left may go; objects in it are a conflict
+            source.replace(target)
         _flush(target.parent)
 
     def _make(self, directory: Path) -> None:
@@ -595,16 +788,12 @@ class ReadOnly:
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
         self.tags = partial(tags, store)
+        if hasattr(store, "page"):
+            self.look, self.fetch, self.page = objects(store).look, objects(store).fetch, objects(store).page
 
     def put(
-        self,
-        key: str,
-        chunks: Iterable[bytes],
-        *,
-        size: int,
-        part_size: int,
-        metadata: Mapping[str, str],
-    ) -> None:
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         raise Refused(f"{self.name}/{key}: the bucket is read-only")
 
     def delete(self, key: str) -> None:
@@ -623,9 +812,12 @@ class DryRun:
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
         self.tags = partial(tags, store)
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
         for _ in Feed(chunks, size, name=plain(key)):
             pass
+        return None
 
     def delete(self, key: str) -> None:
         plain(key)
@@ -642,8 +834,10 @@ class Prefixed:
         self.name = f"{store.name}/{prefix.rstrip('/')}"
         self._store, self._prefix = store, prefix
 
-    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
-        self._store.put(self._whole(key), chunks, size=size, part_size=part_size, metadata=metadata)
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
+        return self._store.put(self._whole(key), chunks, size=size, part_size=part_size, metadata=metadata)
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         return self._store.open(self._whole(key), start=start, length=length)
@@ -655,6 +849,18 @@ class Prefixed:
     def list(self, prefix: str = "") -> Iterator[Stat]:
         for found in self._store.list(self._prefix + prefix):
             yield replace(found, key=found.key.removeprefix(self._prefix))
+
+    def look(self, key: str) -> Stat | None:
+        found = objects(self._store).look(self._whole(key))
+        return found and replace(found, key=key)
+
+    def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
+        found, chunks = objects(self._store).fetch(self._whole(key), start=start, length=length)
+        return replace(found, key=key), chunks
+
+    def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
+        found = objects(self._store).page(self._prefix + prefix, after=after and self._prefix + after, limit=limit)
+        return [replace(one, key=one.key.removeprefix(self._prefix)) for one in found]
 
     def delete(self, key: str) -> None:
         self._store.delete(self._whole(key))
@@ -791,6 +997,44 @@ def _mover(bucket: str, endpoint: Endpoint, session: Any, **patience: str) -> S3
     )
 
 
+Level = Callable[..., Iterator[tuple[str, Stat | None]]]
+
+
+def _walk(level: Level, prefix: str, *, after: str) -> Iterator[Stat]:
+    """Bring what is listed folder by folder into the order of whole keys, from the first key beyond `after` on."""
+    folder = prefix[: prefix.rfind("/") + 1]
+    if after < folder:
+        after = ""
+    elif not after.startswith(folder):
+        return
+    yield from _below(level, folder, after.removeprefix(folder), begins=prefix.removeprefix(folder))
+
+
+def _below(level: Level, folder: str, after: str, *, begins: str = "") -> Iterator[Stat]:
+    """List a folder's objects whose keys, taken from the folder on, are beyond `after`.
+
+    A folder `a` comes where `a/` does: after `a-b`, and before `a0`. So folders wait until nothing can come before
+    them, and those that may go on behind `after` are gone into again.
+    """
+    head, slash, rest = after.partition("/")
+    again = {f"{head[:at]}/" for at in range(1, len(head)) if head[at] < "/"} | ({f"{head}/"} if head else set())
+    waiting = [one for one in again if one.startswith(begins)]
+    heapify(waiting)
+
+    def due(name: str | None) -> Iterator[Stat]:
+        while waiting and (name is None or waiting[0] < name):
+            inner = heappop(waiting)
+            yield from _below(level, folder + inner, rest if inner == f"{head}/" else "")
+
+    for name, stat in level(folder, f"{head}.\U0010ffff" if slash else head, begins=begins):
+        yield from due(name)
+        if stat is not None:
+            yield stat
+        elif f"{name}/" not in again:
+            heappush(waiting, f"{name}/")
+    yield from due(None)
+
+
 @cache
 def _memory(name: str) -> Memory:
     return Memory(name or "memory")
@@ -801,6 +1045,29 @@ def _etag(chunks: Iterable[bytes], size: int) -> str:
     for chunk in chunks:
         parts.update(chunk)
     return parts.etag()
+
+
+def _listed(found: Mapping[str, Any]) -> Stat:
+    return Stat(found["Key"], found["Size"], found.get("ETag", "").strip('"'), found["LastModified"])
+
+
+def _seen(key: str, found: obstore.ObjectMeta) -> Stat:
+    return Stat(key, found["size"], (found["e_tag"] or "").strip('"'), found["last_modified"])
+
+
+def _version(key: str, found: os.stat_result) -> Stat:
+    """Tell versions of a file apart without reading it: each is another file, written at another nanosecond."""
+    etag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return Stat(key, found.st_size, etag, _time(found.st_mtime))
+
+
+def _prune(directory: Path) -> None:
+    """Remove a directory in which there are only directories; IsADirectoryError where there is something else."""
+    for folder, _, names in os.walk(directory, topdown=False, onerror=_fail):
+        if names:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with suppress(FileNotFoundError):
+            Path(folder).rmdir()
 
 
 def _fail(error: OSError) -> None:

@@ -29,7 +29,17 @@ import pytest
 from pydantic import SecretStr
 
 from plateway import bundle, store
-from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Rejected, Unavailable, Unsettled
+from plateway.errors import (
+    Conflict,
+    Damaged,
+    Denied,
+    Misconfigured,
+    NotFound,
+    Refused,
+    Rejected,
+    Unavailable,
+    Unsettled,
+)
 from plateway.folder import File
 from plateway.store import Endpoint, Store, open_store
 
@@ -321,6 +331,69 @@ def test_delete(place: Store) -> None:
     place.delete("a")
     place.delete("a")
     assert keys(place) == ["ab", "b/a"]
+
+
+AWKWARD = ["a/b", "a-b", "a.b", "a0", "a/b-1", "a/ x", "a b", "a!/b", "a-b.c/d", "b/c/d/e", "b/c/d/f", "b/c-d", "z"]
+AWKWARD += ["b/é", "b/\ue000", "b/\U0001f600", "é/1"]
+BELOW = ["a/b/c", "a-b/c", "a/b-1/x"]  # below other keys, which a directory cannot have
+
+
+def page(place: Store, prefix: str = "", *, after: str = "", limit: int = 1000) -> list[str]:
+    return [found.key for found in store.objects(place).page(prefix, after=after, limit=limit)]
+
+
+def test_pages_are_in_the_order_of_bytes(place: Store) -> None:
+    """A page begins beyond any key, there or not, in the order of whole keys, also where folders are listed."""
+    awkward = sorted(AWKWARD + ([] if isinstance(place, store.Directory) else BELOW))
+    for key in awkward:
+        put(place, key, key.encode())
+    for after in ["", *AWKWARD, *BELOW, "a", "a-", "a/", "a/b/", "a/b-", "a-b/", "b/c", "b/c/d", "b/d", "zz", "é"]:
+        beyond = [key for key in awkward if key > after]
+        assert page(place, after=after) == beyond, after
+        assert page(place, after=after, limit=3) == beyond[:3], after
+    for prefix in ("a", "a/", "a-", "a/b", "a/b-", "b/c", "b/c/d", "b/c/d/e", "é", "none", "a//"):
+        for after in ("", "a/b/c", "a/b-1", "a", "b/c-d", "zz"):
+            wanted = [key for key in awkward if key.startswith(prefix) and key > after]
+            assert page(place, prefix, after=after) == wanted, (prefix, after)
+
+
+def test_pages_lead_through_everything(place: Store) -> None:
+    """Page after page, whatever is deleted on the way, gives every key that stays once, with its size."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: put(place, key, key.encode()), wanted := [f"d{n % 7}/{n:03}" for n in range(80)]))
+    seen: list[store.Stat] = []
+    while found := store.objects(place).page("d", after=seen[-1].key if seen else "", limit=7):
+        seen += found
+        place.delete(seen[-1].key)
+    assert [one.key for one in seen] == sorted(wanted)
+    assert {one.size for one in seen} == {6}
+
+
+def test_a_look_and_what_is_fetched_are_of_one_version(place: Store) -> None:
+    """What is read comes with the size, time and ETag that a look sees; another version has another ETag."""
+    here, etags = store.objects(place), set()
+    assert here.look("a/b") is None
+    for content in (b"first", b"other", b""):
+        told = here.put("a/b", [content], size=len(content), part_size=PART, metadata={})
+        looked, (fetched, chunks) = here.look("a/b"), here.fetch("a/b")
+        assert looked == fetched and b"".join(chunks) == content
+        assert (fetched.key, fetched.size) == ("a/b", len(content))
+        assert told in {None, fetched.etag}
+        etags.add(fetched.etag)
+    assert len(etags) == 3
+
+
+def test_fetched_ranges(place: Store) -> None:
+    """A range is fetched with the size of the whole; one beyond the end is told from a missing object."""
+    here = store.objects(place)
+    put(place, "a", b"0123456789")
+    for start, length in ((0, 1), (3, 4), (3, None), (-4, None), (9, 1), (5, 100)):
+        found, chunks = here.fetch("a", start=start, length=length)
+        assert (found.size, b"".join(chunks)) == (10, b"0123456789"[start:][:length])
+    with pytest.raises(Damaged):
+        here.fetch("a", start=10, length=1)
+    with pytest.raises(NotFound):
+        here.fetch("b", start=10, length=1)
 
 
 ODD = [
@@ -834,6 +907,40 @@ def test_directory_keys_that_exclude_each_other(tmp_path: Path) -> None:
         with pytest.raises(Conflict):
             put(place, key, b"2")
     assert (keys(place), list(place.uploads())) == (["a/b"], [])
+
+
+def test_directory_frees_names(tmp_path: Path) -> None:
+    """Where only folders of deleted objects are left, an object may have the name."""
+    place = store.Directory(tmp_path)
+    put(place, "a/b/c", b"1")
+    place.delete("a/b/c")
+    put(place, "a", b"2")
+    assert keys(place) == ["a"]
+
+
+@pytest.mark.parametrize("outside", ["../", "a/../../", "/", "//", "./", ".plateway/", ".plateway/objects/", "a/\0/"])
+def test_directory_lists_nothing_outside(tmp_path: Path, outside: str) -> None:
+    """A page never begins beside the root or in the store's own records, whatever is asked for."""
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "secret").touch()
+    place = store.Directory(tmp_path / "root")
+    put(place, "a/b", b"1")
+    assert page(place, outside) == page(place, f"{outside}s") == []
+    assert set(page(place, after=outside)) <= {"a/b"}
+    assert page(place, after=f"{'k' * 300}/{'k' * 5000}") == []
+
+
+def test_directory_notices_what_came_to_a_large_folder(tmp_path: Path) -> None:
+    """A large folder is not read for every page, and what others put or remove there is seen at once."""
+    for number in range(store.LARGE_FOLDER + 5):
+        (tmp_path / f"{number:05}").touch()
+    os.utime(tmp_path, (1e9, 1e9))
+    place = store.Directory(tmp_path)
+    assert page(place, after="00999", limit=2) == ["01000", "01001"]
+    assert page(place, after="00998", limit=2) == ["00999", "01000"]
+    (tmp_path / "009991").touch()
+    (tmp_path / "01000").unlink()
+    assert page(place, after="00999", limit=2) == ["009991", "01001"]
 
 
 def test_directory_keeps_its_own_apart(tmp_path: Path) -> None:
