@@ -395,6 +395,25 @@ def test_an_export_that_tape_should_have_is_told(lab: Lab) -> None:
     assert (done.findings[0].ref, done.counts) == (ref, {"exported and not archived": 1})
 
 
+def test_tags_hint_at_what_tape_may_have(lab: Lab) -> None:
+    """``archived=true`` is told, and changes nothing; at most a hundred objects are asked."""
+
+    class Tagged(Memory):
+        asked = 0
+
+        def tags(self, key: str) -> dict[str, str]:
+            self.asked += 1
+            return {"archived": "true"}
+
+    store = Tagged("raw")
+    lab.store = store
+    _, ref = lab.exported()
+    lab.clock.turn(days=8)
+    (finding,) = reconcile(lab).findings
+    assert "tagged archived=true" in finding.detail
+    assert (lab.state(ref), store.asked) == ("exported", 2)
+
+
 def test_a_dark_object_is_adopted_on_its_second_sighting(lab: Lab, tmp_path: Path) -> None:
     """It proves itself from the inside; but not on the first day, and not without permission."""
     _, ref = lab.exported()

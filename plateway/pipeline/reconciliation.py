@@ -13,7 +13,7 @@ import marshal
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -46,10 +46,11 @@ from plateway.reconcile import (
     open_uploads,
 )
 from plateway.settings import Instrument
-from plateway.store import Stat, Upload
+from plateway.store import Stat, Upload, tags
 
 KEPT = 10_000  # findings of one kind that are told; further ones are counted
 RUN = 100_000  # objects that are sorted at a time
+HINTS = 100  # objects whose tags are asked for
 CHUNK = 500  # keys or refs that the catalogue is asked about at a time
 K = TypeVar("K")
 STUCK = {"later", "failed", "busy", "conflict", "refused", "waits", "parked"}  # the next step would do no better
@@ -359,7 +360,7 @@ class _Run:
             return None
         return (
             f"{harm:,} of {survey.exports:,} exports look lost or changed, more than {fraction:.0%}: "
-            "is it the right bucket? Confirm with --fraction 1"
+            "is it the right bucket? If so, PLATEWAY_RECONCILE_FRACTION=1 lets one run go on"
         )
 
     # -------------------------------------------------------------------------------------------------- repairing
@@ -514,7 +515,14 @@ class _Run:
         )
 
     def _hint(self) -> None:
-        """Tell of exports without a tape copy what their tags say; that is no evidence."""
+        """Tell of some exports without a tape copy what their tags say: a hint where to ask, and no evidence."""
+        wanted = [at for at, one in enumerate(self.findings) if one.kind is Kind.UNARCHIVED]
+        with suppress(PlatewayError):  # nobody needs them
+            for at in wanted[:HINTS]:
+                one = self.findings[at]
+                if tags(self.line.store, one.key).get("archived") == "true":
+                    detail = f"{one.detail}; tagged archived=true, so its manifest may have been dropped"
+                    self.findings[at] = replace(one, detail=detail)
 
     # ----------------------------------------------------------------------------------------------------- strays
 
