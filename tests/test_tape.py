@@ -162,7 +162,8 @@ def test_settling_again_writes_nothing(catalog: Catalog) -> None:
     _, key = exported(catalog)
     told(catalog, entry(key), entry("raw/unknown"), entry(key, "other.tar", size=1))
     catalog.settle(now=NOW)
-    before, commits = dump(catalog), []
+    before = dump(catalog)
+    commits: list[Any] = []
     sa.event.listen(catalog._engine, "commit", commits.append)
     assert catalog.settle(now=NOW + HOUR) == Settled((), 0, 2)
     assert (dump(catalog), commits) == (before, [])

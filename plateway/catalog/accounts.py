@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session
 
 from plateway.catalog.conditions import ARCHIVE, DARK, EVENT, EXPORT, LEASE, PURGE, SETBACK, expired, tied
 from plateway.catalog.database import Database
-from plateway.catalog.rows import chunks
+from plateway.catalog.rows import EPOCH, chunks
 from plateway.catalog.values import Account, Ref
 from plateway.errors import Busy, Conflict
 from plateway.records import DarkObject, Event, Export, Lease, Purge, Setback
 
 PAGE = 10_000  # events in one transaction
+RAW = ("here", "aside", "gone")
+EXPIRED = len(RAW)  # what a bucket copy that expired adds to the place of the raw images
 
 
 class Sight(Protocol):
@@ -34,21 +36,20 @@ class Sight(Protocol):
 class Accounts(Database):
     """The catalogue's side of a comparison with the bucket, and what comes of it."""
 
-    def accounts(self, *, bucket: str | None = None) -> Iterator[Account]:
+    def accounts(self, *, bucket: str | None = None, page: int = PAGE) -> Iterator[Account]:
         """Give one account for each event, by key in the order of its bytes; ``bucket``: of exports there only.
 
         Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after.
         """
-        query = _accounts(bucket)
+        query = _accounts(bucket).limit(page)
         after = ""
         while True:
             with self._reading() as session:
-                page = session.execute(query, {"after": after}).all()
-            for row in page:
-                yield Account._make((row[0], Ref(row[1], row[2]), *row[3:]))
-            if len(page) < PAGE:
+                rows = session.connection().execute(query, {"after": after}).all()
+            yield from map(_account, rows)
+            if len(rows) < page:
                 return
-            after = page[-1][0]
+            after = rows[-1][0]
 
     def export_count(self, bucket: str) -> int:
         """Count the exports that should be in a bucket."""
@@ -117,10 +118,15 @@ class Accounts(Database):
 
 
 def _accounts(bucket: str | None) -> Any:
-    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref."""
-    raw = sa.and_(tied(PURGE, EVENT), PURGE.place == "raw", PURGE.restored_at.is_(None))
-    archives = select(func.count()).select_from(ARCHIVE.path.table).where(tied(ARCHIVE, EVENT)).correlate(Event)
-    away = sa.case((PURGE.gone_at.is_not(None), "gone"), (PURGE.trashed_at.is_not(None), "aside"), else_="here")
+    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref.
+
+    However many events, a row costs one look into each table.
+    """
+    archives = select(func.count()).select_from(ARCHIVE.path.table).where(tied(ARCHIVE, EVENT))
+    raw = sa.case((PURGE.gone_at.is_not(None), 2), (PURGE.trashed_at.is_not(None), 1), else_=0)
+    going = select(func.sum(sa.case((PURGE.place == "bucket", EXPIRED), (PURGE.place == "raw", raw), else_=0)))
+    going = going.where(tied(PURGE, EVENT), PURGE.restored_at.is_(None))
+    event = EVENT.key.table
     query = (
         select(
             EVENT.key,
@@ -137,26 +143,22 @@ def _accounts(bucket: str | None) -> Any:
             EXPORT.evidence,
             EXPORT.evidence_at,
             EXPORT.damage,
-            archives.scalar_subquery(),
-            away,
-            sa.type_coerce(_expired_copy(), sa.Boolean),
-            LEASE.expires_at,
+            archives.correlate(event).scalar_subquery(),
+            sa.case((LEASE.expires_at > EPOCH, LEASE.expires_at)),
+            going.correlate(event).scalar_subquery(),
         )
-        .select_from(Event)
-        .outerjoin(Export, tied(EXPORT, EVENT))
-        .outerjoin(Lease, tied(LEASE, EVENT))
-        .outerjoin(PURGE.place.table, raw)
+        .select_from(event)
+        .outerjoin(EXPORT.key.table, tied(EXPORT, EVENT))
+        .outerjoin(LEASE.fence.table, tied(LEASE, EVENT))
         .where(EVENT.key > sa.bindparam("after"))
         .order_by(EVENT.key)
-        .limit(PAGE)
     )
     return query if bucket is None else query.where(EXPORT.bucket == bucket)
 
 
-def _expired_copy() -> Any:
-    """Say what ``conditions.expired`` says, where purges are joined already."""
-    purge = PURGE.place.table.alias("expiry").c
-    return sa.exists().where(tied(purge, EVENT), purge.place == "bucket", purge.restored_at.is_(None)).correlate(Event)
+def _account(row: Any) -> Account:
+    expired, raw = divmod(int(row[-1] or 0), EXPIRED)
+    return Account._make((row[0], Ref(row[1], row[2]), *row[3:-2], RAW[raw], bool(expired), row[-2]))
 
 
 def _undark(session: Session, bucket: str, keys: Sequence[str]) -> None:
