@@ -1,19 +1,26 @@
-"""The show: everything that `plateway up` starts, two instruments that are not there, damage done on purpose, a purge.
+"""The show: everything that `plateway up` starts, two instruments that are not there, and an event's whole way.
 
-Plays on the real parts: the events reach the bucket through sensor, automation, worker and flows, the purge is a run
-of its deployment. Ends well only if every event got where it should and the damaged one was refused and kept.
+Plays on the real parts: the events reach the bucket through sensor, automation, worker and flows, and so comes in what
+the archiver, which is played as well, tells of its tar; purge, reconcile and restore are runs of their deployments. One
+bucket copy is damaged on purpose. Ends well only if every event got where it should, the damaged one was refused and
+kept, and the last one came back from tape as it was acquired.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import itertools
 import json
-import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from rich.console import Console, Group
@@ -24,16 +31,25 @@ from rich.table import Column, Table
 
 from deployments.bringup import Parts, bring_up
 from plateway import pipeline, simulator
-from plateway.catalog import Ledger
+from plateway.catalog import Ledger, Ref
 from plateway.errors import PlatewayError, Unavailable
 from plateway.pipeline import Line
 from plateway.settings import Settings
-from plateway.simulator import Simulated
+from plateway.simulator import Announced, Simulated
 
 SYSTEMS = ("prince", "aretha")
 PATIENCE = 300.0  # seconds for everything to be exported; machines may be busy
+TRIES = 40  # of one request
 LOOK = 0.25  # seconds between two looks at the catalogue
-COLOURS = {"exported": "green", "purged": "blue", "lost": "red", "changed": "red", "quarantined": "red"}
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}  # types of states in which a run has ended
+COLOURS = {
+    "exported": "green",
+    "archived": "magenta",
+    "purged": "blue",
+    "lost": "red",
+    "changed": "red",
+    "quarantined": "red",
+}
 
 
 def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: Console | None = None) -> int:
@@ -61,8 +77,15 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
 
 
 def staged(settings: Settings) -> Settings:
-    """Set the scene: both instruments may be purged, at once and all of it, so that a purge can be seen in a minute."""
+    """Set the scene: an archive in the home, and instruments that may be purged at once and all of it."""
+    home = settings.home.absolute()
     quick = {
+        "archive_inbox": str(home / "inbox"),
+        "archive_target": str(home / "tape"),
+        "archive_url": None,
+        "read_archive_budget": 2**30,
+        "amqp_url": None,
+        "redis_url": None,
         "purge_systems": SYSTEMS,
         "purge_fraction": 1.0,
         "raw_lifespan": timedelta(0),
@@ -80,32 +103,54 @@ class Show:
     console: Console
     events: int
     line: Line = field(init=False)
-    ids: list[str] = field(default_factory=list)
+    acquired: list[Announced] = field(default_factory=list)
     damaged: str = ""
+    archived: dict[str, Any] = field(default_factory=dict)
     refusals: list[dict[str, Any]] = field(default_factory=list)
     final: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for place in (self.inbox, self.home / "tape"):
+            place.mkdir(exist_ok=True)
         self.line = pipeline.open_line(self.parts.settings)
 
+    @property
+    def home(self) -> Path:
+        """Where all of it is."""
+        return self.parts.settings.home
+
+    @property
+    def inbox(self) -> Path:
+        """Where the archive's manifests are dropped."""
+        return self.home / "inbox"
+
+    @property
+    def ids(self) -> list[str]:
+        """The events of this performance."""
+        return [str(one.id) for one in self.acquired]
+
     def play(self) -> None:
-        """Acquire, watch, damage, purge, show."""
+        """Acquire, watch, archive, damage, purge, bring back, show."""
         self.console.print(f"Prefect UI   {self.parts.prefect_ui}", soft_wrap=True)
         self.console.print(f"S3 endpoint  {self.parts.endpoint or self.parts.settings.bucket_url}", soft_wrap=True)
         with Live(console=self.console, refresh_per_second=4) as live:
             for announced in simulator.run(self.instruments(), rate=2.0, count=self.events):
-                self.ids.append(str(announced.id))
+                self.acquired.append(announced)
                 live.update(self.table())
             self.until(lambda: all(one["verified_at"] for one in self.told_events()), live, "be verified")
+            self.write_to_tape(self.ledgers()[-1])
+            self.until(lambda: self.told_events()[-1]["state"] == "archived", live, "be archived")
+        self.run("reconcile")
         before = self.told_events()
         self.damage()
         self.purge()
+        self.bring_back(self.acquired[-1])
         # The damaged copy has lost its evidence; when it was first verified is still worth telling.
         self.final = [
             was | {name: value for name, value in one.items() if value is not None}
             for was, one in zip(before, self.told_events(), strict=True)
         ]
-        self.console.print(Group(self.table(), *map(self.refusal, self.refusals)))
+        self.console.print(Group(self.table(), *map(self.refusal, self.refusals), self.return_()))
 
     def instruments(self) -> list[Simulated]:
         """Set up one instrument for each dialect; their plates differ from one performance to the next."""
@@ -141,6 +186,23 @@ class Show:
         }
         return [{"id": id_, **known.get(id_, dict.fromkeys(fields) | {"state": "announced"})} for id_ in self.ids]
 
+    def write_to_tape(self, ledger: Ledger) -> None:
+        """Play the site's archiver: bundle an export into a tar of its own making, and drop the manifest."""
+        export, day = ledger.export, f"{ledger.event.timestamp:%Y-%m-%d}"
+        assert export is not None
+        folder, _, name = export.key.rpartition("/")
+        path = free(self.home / "tape", f"{folder.rpartition('/')[0]}/{day}")
+        with tarfile.open(self.home / "tape" / path, "w") as tar:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = export.size
+            tar.addfile(member, io.BytesIO(b"".join(self.line.store.open(export.key))))
+        job = f"demo-{ledger.event.id}"
+        told = {"job_id": job, "date": day, "archives": [{"path": path, "src_keys": [f"{export.bucket}/{export.key}"]}]}
+        half = self.inbox / f".{job}"
+        half.write_text(json.dumps(told, indent=4))
+        half.rename(self.inbox / f"{job}.json")
+        self.console.print(f"Wrote {path} to tape, and dropped its manifest in the inbox.")
+
     def damage(self) -> None:
         """Flip one byte of one object in the bucket, behind everybody's back."""
         victim = self.ledgers()[0]
@@ -155,14 +217,8 @@ class Show:
         self.console.print(f"Damaged one byte of {victim.event.key} in the bucket, to see what the purge says.")
 
     def purge(self) -> None:
-        """Run the purge as an operator would, and read the table it left."""
-        self.console.print("prefect deployment run purge/plateway --watch", style="dim")
-        command = [sys.executable, "-m", "prefect", "deployment", "run", "purge/plateway", "--watch"]
-        done = subprocess.run(
-            command, env=dict(self.parts.env), capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        if done.returncode:
-            raise Unavailable(f"the purge did not end well: {(done.stdout + done.stderr).strip()[-500:]}")
+        """Purge as an operator would, and read the table that it left."""
+        self.run("purge")
         answer = httpx.get(f"{self.parts.prefect_api_url}/artifacts/plateway-purge/latest", timeout=30, trust_env=False)
         table = json.loads(answer.raise_for_status().json()["data"])
         self.refusals = [
@@ -170,6 +226,41 @@ class Show:
             for row in table
             if row["event"] in self.ids and row["result"] == "refused"
         ]
+
+    def run(self, flow: str, **parameters: object) -> None:
+        """Run a deployment to its end, as ``prefect deployment run`` does.
+
+        Raises:
+            Unavailable: it did not end well.
+        """
+        given = " ".join(f"--param {name}={json.dumps(value)}" for name, value in parameters.items())
+        self.console.print(f"prefect deployment run {flow}/plateway {given}", style="dim", markup=False, soft_wrap=True)
+        deadline = time.monotonic() + PATIENCE
+        with httpx.Client(base_url=self.parts.prefect_api_url, timeout=60, trust_env=False) as api:
+            deployment = asked(api, "GET", f"/deployments/name/{flow}/plateway")["id"]
+            wanted = {"parameters": parameters, "idempotency_key": str(uuid4())}
+            run = asked(api, "POST", f"/deployments/{deployment}/create_flow_run", json=wanted)["id"]
+            while (state := asked(api, "GET", f"/flow_runs/{run}")["state"])["type"] not in FINAL:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"{flow} took longer than {PATIENCE:.0f} s; see the runs in the UI")
+                time.sleep(LOOK)
+        if state["type"] != "COMPLETED":
+            raise Unavailable(f"{flow} did not end well: {state['name']}: {state['message']}")
+
+    def bring_back(self, acquired: Announced) -> None:
+        """Restore an event from tape, to a directory and to the bench, and compare both with what was acquired."""
+        freed = not acquired.images.exists()
+        target = self.home / "restored"
+        self.run("restore", event_ids=[str(acquired.id)], to=str(target), source="archive")
+        self.run("restore", event_ids=[str(acquired.id)], to_bench=True, source="archive")
+        ledger = self.line.catalog.ledger(Ref(acquired.id, 1))
+        places = (target / str(acquired.id), acquired.images)
+        self.archived = {
+            "id": str(acquired.id),
+            **{name: getattr(ledger.archives[0], name) for name in ("path", "member", "evidence")},
+            "files": len(acquired.files),
+            "restored": freed and all(same(place, acquired.files) for place in places),
+        }
 
     def table(self) -> Table:
         """Draw the events as they stand now."""
@@ -187,6 +278,12 @@ class Show:
         """Say why an event was kept."""
         return f"[red]kept[/] {refused['id'][:8]}: {escape('; '.join(refused['reasons']))}"
 
+    def return_(self) -> str:
+        """Say how the event fared that was restored."""
+        told = self.archived
+        how = "[green]as it was acquired[/]" if told["restored"] else "[red]not as it was acquired[/]"
+        return f"[magenta]back[/] {told['id'][:8]}: {told['files']} images from {escape(told['path'])}, {how}"
+
     def told(self) -> dict[str, Any]:
         """Tell the whole performance as JSON."""
         return {
@@ -194,14 +291,50 @@ class Show:
             "s3_endpoint": self.parts.endpoint,
             "events": self.final,
             "refused": self.refusals,
+            "archived": self.archived,
         }
 
     def well(self) -> bool:
-        """Say whether every event got where it should, and the damaged one was refused and kept."""
+        """Say whether each event got where it should, the damaged one was kept, and the last one came back."""
         states = {one["id"]: one for one in self.final}
-        freed = [one for one in self.final if one["id"] != self.damaged]
+        last = states[self.ids[-1]]
+        freed = [one for id_, one in states.items() if id_ not in {self.damaged, last["id"]}]
         return (
             [one["id"] for one in self.refusals] == [self.damaged]
             and bool(states[self.damaged]["raw_present"])
             and all(one["state"] == "purged" and not one["raw_present"] for one in freed)
+            and last["state"] == "archived"
+            and bool(self.archived["restored"])
         )
+
+
+def asked(api: httpx.Client, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """Ask Prefect, again where it says 503: on SQLite that only means that two transactions met.
+
+    Raises:
+        Unavailable: it does not answer as it should.
+    """
+    for _ in range(TRIES):
+        answer = api.request(method, path, **options)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(LOOK)
+    if not answer.is_success:
+        raise Unavailable(f"Prefect answers {answer.status_code} to {method} {path}")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def free(tape: Path, stem: str) -> str:
+    """Choose the name of a new tar: ``<day>.tar``, or ``<day>.2.tar`` where there is one."""
+    (tape / stem).parent.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([f"{stem}.tar"], (f"{stem}.{number}.tar" for number in itertools.count(2)))
+    return next(name for name in names if not (tape / name).exists())
+
+
+def same(place: Path, files: Mapping[str, str]) -> bool:
+    """Say whether a directory holds these files, by their SHA-256; what else is in it does not matter."""
+    return all(
+        (place / name).is_file() and hashlib.sha256((place / name).read_bytes()).hexdigest() == digest
+        for name, digest in files.items()
+    )

@@ -130,19 +130,35 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 def test_the_show_ends_well(demo: Demo) -> None:
-    """Three of four events are verified and freed; the damaged one was refused, and kept."""
+    """All four events are verified; the damaged one was refused and kept, two are freed, the last one came back."""
     told = demo.told
     assert len(told["events"]) == 4
     (refused,) = told["refused"]
     assert "is not the object that was verified" in refused["reasons"][0]
+    states = {one["id"]: {"purged"} for one in told["events"]}
+    states[refused["id"]] = {"changed", "exported"}  # the next discovery may have come by
+    states[told["events"][-1]["id"]] = {"archived"}
     for one in told["events"]:
-        assert one["raw_present"] == (one["id"] == refused["id"])
-        mending = {"changed", "exported"}  # the next discovery may have come by
-        assert one["state"] in (mending if one["id"] == refused["id"] else {"purged"})
+        assert one["raw_present"] == (states[one["id"]] != {"purged"})
+        assert one["state"] in states[one["id"]]
         assert one["seconds"] > 0
         assert len(one["sha256"]) == 64
     assert {one["system"] for one in told["events"]} == {"prince", "aretha"}
     assert httpx.get(told["prefect_ui"], trust_env=False, timeout=30).status_code == 200
+
+
+def test_the_last_event_came_back_from_tape(demo: Demo) -> None:
+    """It is on tape with proof, in a tar that is not ours, and was restored from there to a directory and the bench."""
+    archived, last = demo.told["archived"], demo.told["events"][-1]
+    assert archived["id"] == last["id"]
+    assert archived["evidence"] == "checksum"
+    assert archived["restored"] is True
+    assert archived["files"] > 0
+    assert (demo.home / "tape" / archived["path"]).exists()
+    (location,) = json.loads(demo.call("show", last["id"], "--json").stdout)["ledger"]["archives"]
+    assert location["path"] == archived["path"]
+    assert [file.suffix for file in (demo.home / "inbox" / "accepted").iterdir()] == [".json"]
+    assert len(list((demo.home / "restored" / last["id"]).rglob("*.tif*"))) == archived["files"]
 
 
 def test_other_terminals_see_the_same(demo: Demo) -> None:
