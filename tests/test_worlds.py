@@ -282,7 +282,7 @@ class Worlds(RuleBasedStateMachine):
 
 TestWorlds = Worlds.TestCase
 TestWorlds.settings = settings(
-    max_examples=25,
+    max_examples=16,
     stateful_step_count=25,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],

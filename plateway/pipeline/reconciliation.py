@@ -96,7 +96,10 @@ def reconcile(
     doubt = run.doubt(survey, suspects, fraction)
     if doubt is not None:
         return run.stopped("stopped", doubt, suspects=suspects, survey=survey)
-    run.mend(suspects, whole=not survey.cut)
+    try:
+        run.mend(suspects, whole=not survey.cut)
+    except PlatewayError as error:  # a side went away; what was put right until then is
+        return run.stopped("later" if isinstance(error, Transient) else "stopped", str(error), survey=survey)
     return run.told(survey)
 
 
