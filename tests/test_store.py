@@ -1033,3 +1033,20 @@ def test_notebooks_see_directories_too(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"xyz")
     system, root = store.filesystem(tmp_path.as_uri())
     assert system.cat_file(f"{root}/a") == b"xyz"
+
+
+def test_tags_are_read_where_there_are_any(client: Any, endpoint: Endpoint, bucket: str, tmp_path: Path) -> None:
+    """An object's tags on S3, through every wrapper; a directory and memory have none; a missing object is an error."""
+    whole = open_store(f"s3://{bucket}", endpoint)
+    whole.put("raw/a", [b"1"], size=1, part_size=MIB, metadata={})
+    assert store.tags(whole, "raw/a") == {}
+    told = {"TagSet": [{"Key": "archived", "Value": "true"}]}
+    client.put_object_tagging(Bucket=bucket, Key="raw/a", Tagging=told)
+    inner = open_store(f"s3://{bucket}/raw", endpoint)
+    assert store.tags(whole, "raw/a") == store.tags(inner, "a") == {"archived": "true"}
+    assert store.tags(store.ReadOnly(whole), "raw/a") == store.tags(store.DryRun(inner), "a") == {"archived": "true"}
+    with pytest.raises(NotFound):
+        store.tags(whole, "raw/b")
+    other = open_store(tmp_path.as_uri())
+    other.put("a", [b"1"], size=1, part_size=MIB, metadata={})
+    assert store.tags(other, "a") == store.tags(open_store("memory://tags"), "a") == {}
