@@ -5,11 +5,16 @@ Unlike with a kill, files are closed and generators end; what would be cleaned u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plateway.pipeline import Line
+
+READS = {
+    *("catalog.now", "catalog.ledger", "catalog.going", "catalog.candidates", "catalog.siblings", "catalog.systems"),
+    *("catalog.stored", "catalog.unarchived", "catalog.get", "store.stat", "archive.size", "archive.open"),
+}
 
 
 class Death(BaseException):
@@ -59,3 +64,11 @@ def dying(line: Line, fate: Fate) -> Line:
 
     archive = doomed(line.archive, "archive") if line.archive is not None else None
     return replace(line, catalog=doomed(line.catalog, "catalog"), store=doomed(line.store, "store"), archive=archive)
+
+
+def points(effects: Sequence[str]) -> Iterator[Fate]:
+    """Give every death that leaves the world in another state: before the first effect, and after each but looks."""
+    yield Fate(0)
+    for number, effect in enumerate(effects):
+        if effect not in READS:
+            yield Fate(number, after=True)
