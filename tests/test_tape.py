@@ -99,6 +99,8 @@ def test_a_manifest_without_entries_is_kept(catalog: Catalog) -> None:
     (row,) = catalog.manifests(refused=True)
     assert (row.accepted, row.reason, row.content) == (False, r"not JSON: \x00 \udce9", b"\x00{")
     assert [one.digest for one in catalog.manifests(limit=1)] == ["d2"]
+    assert [one.digest for one in catalog.manifests(digest="d1")] == ["d1"]
+    assert catalog.manifests(digest="%") == []
 
 
 def test_a_manifest_that_contradicts_itself_is_refused(catalog: Catalog) -> None:
@@ -445,6 +447,20 @@ def test_an_expired_copy_is_not_missed(catalog: Catalog) -> None:
     with pytest.raises(Refused, match="the bucket copy went at 2026-11-21 13:00"):
         catalog.intend(intent(ref, "bucket", trash=""))
     assert catalog.candidates("prince", "raw")[0].ref == ref
+
+
+def test_a_copy_that_is_only_marked_still_counts(catalog: Catalog) -> None:
+    """Until it is deleted it is verified, counted and missed like any other, but not marked twice."""
+    ref, key = exported(catalog)
+    told(catalog, entry(key, checksum=SHA))
+    catalog.settle(now=NOW)
+    catalog.intend(intent(ref, "bucket", trash=""))
+    assert catalog.candidates("prince", "bucket") == []
+    assert not catalog.ledger(ref).expired
+    assert [one.expired for one in catalog.accounts()] == [False]
+    assert (catalog.export_count("raw"), catalog.sample(budget=1000, now=NOW)) == (1, [ref])
+    damage(catalog, ref)
+    assert catalog.ledger(ref).state(NOW).name == "lost"
 
 
 def test_an_export_after_the_expiry_is_a_copy_again(catalog: Catalog) -> None:

@@ -123,9 +123,9 @@ def _accounts(bucket: str | None) -> Any:
     However many events, a row costs one look into each table.
     """
     archives = select(func.count()).select_from(ARCHIVE.path.table).where(tied(ARCHIVE, EVENT))
-    raw = sa.case((PURGE.gone_at.is_not(None), 2), (PURGE.trashed_at.is_not(None), 1), else_=0)
-    going = select(func.sum(sa.case((PURGE.place == "bucket", EXPIRED), (PURGE.place == "raw", raw), else_=0)))
-    going = going.where(tied(PURGE, EVENT), PURGE.restored_at.is_(None))
+    raw = sa.case((PURGE.gone_at.is_not(None), 2), else_=1)
+    away = select(func.sum(sa.case((PURGE.place == "bucket", EXPIRED), (PURGE.place == "raw", raw), else_=0)))
+    away = away.where(tied(PURGE, EVENT), PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
     event = EVENT.key.table
     query = (
         select(
@@ -145,7 +145,7 @@ def _accounts(bucket: str | None) -> Any:
             EXPORT.damage,
             archives.correlate(event).scalar_subquery(),
             sa.case((LEASE.expires_at > EPOCH, LEASE.expires_at)),
-            going.correlate(event).scalar_subquery(),
+            away.correlate(event).scalar_subquery(),
         )
         .select_from(event)
         .outerjoin(EXPORT.key.table, tied(EXPORT, EVENT))

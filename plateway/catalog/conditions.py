@@ -73,7 +73,7 @@ def raw_away() -> Any:
 
 def expired(other: Any) -> Any:
     """Say in SQL what ``Ledger.expired`` says."""
-    return about(PURGE, other, PURGE.place == "bucket", PURGE.restored_at.is_(None))
+    return about(PURGE, other, PURGE.place == "bucket", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
 
 
 def beyond(event: Event) -> Any:

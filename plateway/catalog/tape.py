@@ -69,9 +69,15 @@ class Tape(Database):
                 session.execute(insert(ArchiveEntry), rows)
             return True
 
-    def manifests(self, *, refused: bool = False, limit: int | None = None) -> list[ArchiveManifest]:
-        """List what came, newest first, with its bytes: of many, ask for a few. ``refused``: where anything was."""
-        query = select(ArchiveManifest).order_by(MANIFEST.received_at.desc(), MANIFEST.digest).limit(limit)
+    def manifests(self, *, refused: bool = False, digest: str = "", limit: int | None = None) -> list[ArchiveManifest]:
+        """List what came, newest first, with its bytes: of many, ask for a few.
+
+        ``refused``: only where anything was; ``digest``: how it begins.
+        """
+        begins = MANIFEST.digest.startswith(digest, autoescape=True)
+        query = (
+            select(ArchiveManifest).where(begins).order_by(MANIFEST.received_at.desc(), MANIFEST.digest).limit(limit)
+        )
         with self._reading() as session:
             return list(session.scalars(query.where(MANIFEST.reason.is_not(None)) if refused else query))
 

@@ -88,8 +88,9 @@ class Ledger:
 
     @property
     def expired(self) -> bool:
-        """Did its bucket copy go because tape has it, or is it marked to go? Then nobody misses it."""
-        return self.purge("bucket") is not None
+        """Did its bucket copy go because tape has it, or is it being deleted? Then nobody misses it."""
+        purge = self.purge("bucket")
+        return purge is not None and purge.trashed_at is not None
 
     def purge(self, place: str) -> Purge | None:
         """Find the purge of a place that was not taken back: going or gone."""
