@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,12 +28,22 @@ from plateway.store import Endpoint, open_store
 from tests.lab import Clock, Lab
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue that was made once, to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "catalogue.db"
+    catalog = Catalog(f"sqlite:///{path}")
+    catalog.upgrade()
+    catalog.close()
+    return path
+
+
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, empty: Path) -> Iterator[Lab]:
     """A laboratory with an inbox and an archive."""
     clock = Clock()
+    shutil.copy(empty, tmp_path)
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
     for name in ("bench", "bucket", "inbox", "tape"):
         (tmp_path / name).mkdir()
     archive = open_archive((tmp_path / "tape").as_uri())
@@ -396,7 +407,7 @@ STEPS = ["list", "read", "before move", "after move", "receive", "receive, answe
 @pytest.mark.parametrize(
     "error", [Unavailable("gone"), NotFound("gone"), Killed()], ids=["transient", "permanent", "kill"]
 )
-@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize("turn", [1, 3])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_fault_at_any_step_of_the_files_door_loses_nothing(
     lab: Lab, step: str, turn: int, error: BaseException
