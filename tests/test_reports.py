@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from plateway import pipeline
+from plateway.catalog import Catalog
 from plateway.pipeline.reports import alerts, forecast, spoken_size, spoken_time
+from plateway.store import open_store
 from plateway.wire import StuckEvent
-from tests.lab import DAWN, Lab
+from tests.lab import DAWN, Clock, Lab
 
 GB, TB, HOURS = 10**9, 10**12, 3600.0
 
@@ -93,3 +97,63 @@ def test_a_disk_with_room_is_no_alert() -> None:
     room = forecast(["prince"], free=5 * TB, rate=1, safe=0)
     gone = forecast(["aretha"], free=None, rate=1, safe=0)
     assert [one.about for one in alerts([], [room, gone], now=DAWN)] == [["disk aretha"]]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A laboratory whose instrument waits for images."""
+    for name in ("bench", "bucket"):
+        (tmp_path / name).mkdir()
+    clock = Clock()
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
+    catalog.upgrade()
+    yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog, options={"deadline": timedelta(9)})
+    catalog.close()
+
+
+def test_the_report_counts_and_forecasts(lab: Lab) -> None:
+    """What was sent today, what waits, and what is safe to purge; systems that share the disk share its forecast."""
+    _, ref = lab.exported()
+    lab.exported("aretha")
+    told = pipeline.report(lab.line)
+    size = sum(one.export.size for one in lab.catalog.ledgers() if one.export)
+    assert {one.system: (one.events, one.exported, one.waiting) for one in told.systems} == {
+        "aretha": (1, 1, 0),
+        "prince": (1, 1, 0),
+    }
+    assert (told.days[-1].events, told.days[-1].exports, told.days[-1].archived) == (2, 2, 0)
+    (disk,) = told.disks
+    assert (disk.systems, disk.rate, disk.safe_to_purge) == (["aretha", "prince"], size, size)
+    assert told.alerts == []
+    assert lab.state(ref) == "exported"
+
+
+def test_an_event_is_stuck_after_its_systems_limit(lab: Lab) -> None:
+    """Each system has its own; what the caller says goes before it."""
+    announced = lab.acquire(fault="missing-image")
+    lab.settle()
+    lab.clock.turn(minutes=59)
+    assert pipeline.report(lab.line).stuck == []
+    lab.clock.turn(minutes=2)
+    told = pipeline.report(lab.line)
+    assert [one.id for one in told.stuck] == [announced.id]
+    assert told.stuck[0].reasons == ["2 of 3 images present"]
+    assert told.alerts[0].about == [str(announced.id)]
+    lab.options = {**lab.options, "stuck_after": timedelta(hours=3)}
+    assert pipeline.report(lab.line).stuck == []
+    assert pipeline.report(lab.line, stuck_after=timedelta(minutes=5)).stuck == told.stuck
+
+
+def test_a_disk_that_is_gone_is_an_alert(lab: Lab) -> None:
+    """An empty directory where the disk was, or none; but nobody misses a disk with nothing of ours left on it."""
+    lab.exported()
+    lab.unmount("prince")
+    (alert,) = pipeline.report(lab.line).alerts
+    assert alert.text.startswith("prince: the disk is not there")
+    shutil.rmtree(lab.bench / "prince")
+    assert [one.about for one in pipeline.report(lab.line).alerts] == [["disk prince"]]
+    (lab.home / "away-prince").rename(lab.bench / "prince")
+    lab.clock.turn(hours=9)
+    assert {one.result for one in pipeline.purge(lab.line)} == {"trashed"}
+    shutil.rmtree(lab.bench / "prince")
+    assert pipeline.report(lab.line).alerts == []
