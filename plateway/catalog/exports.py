@@ -42,8 +42,9 @@ class Exports(Database):
             before = session.get(Export, tuple(ref))
             if before is not None and before.sha256 != export.sha256:
                 doubt(session, ref, f"{before.bucket}/{before.key}")
+            if before is not None:
+                _unexpire(session, ref, export.uploaded_at)
             session.merge(Export(**facts))
-            _unexpire(session, ref, export.uploaded_at)
             _clear(session, ref, "export", "verify")
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
 
