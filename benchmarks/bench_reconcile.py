@@ -45,6 +45,7 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 SENT = NOW - timedelta(days=300)
 SIZE = 500_000_000
 BATCH = 10_000
+CACHE = 2 << 20  # KiB that SQLite may use while the catalogue is filled
 Plant = Literal["dark", "lost", "size", "etag", "unproven", "unarchived", "raw", "unknown"]
 PLANTS: Mapping[Plant, Kind] = {
     "dark": Kind.DARK,
@@ -213,12 +214,15 @@ def rows(world: World, numbers: Iterable[int]) -> Iterator[tuple[Any, ...]]:
 
 
 def fill(space: Path, world: World) -> None:
-    """Fill the catalogue, a batch of events at a time, and the bench."""
+    """Fill the catalogue, a batch of events at a time and without a journal, and the bench."""
     with closing(Catalog(f"sqlite:///{space}/catalogue.db")) as catalog:
         catalog.upgrade()
     engine = sa.create_engine(f"sqlite:///{space}/catalogue.db")
     numbers = iter(range(world.exports))
-    with engine.begin() as connection:
+    with engine.connect() as connection:
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE}"):
+            connection.exec_driver_sql(f"PRAGMA {pragma}")
+        connection.commit()
         while batch := list(rows(world, islice(numbers, BATCH))):
             for records, some in zip((Event, Export, ArchiveLocation, Purge), zip(*batch, strict=True), strict=True):
                 if given := [row for row in some if row is not None]:
@@ -226,6 +230,7 @@ def fill(space: Path, world: World) -> None:
         connection.execute(sa.insert(ArchiveManifest), [manifest()])
         unknown = [number for number, plant in world.plants.items() if plant == "unknown"]
         connection.execute(sa.insert(ArchiveEntry), [entry(number) for number in unknown])
+        connection.commit()
     engine.dispose()
     home = space / "bench" / SYSTEM
     (home / "events").mkdir(parents=True)
