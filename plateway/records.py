@@ -289,7 +289,7 @@ class Purge(Record, table=True):
     proof: dict[str, Any] = Field(sa_type=JSON)  # object, evidence, manifest and files as they were proven
     intended_at: datetime = Field(sa_type=UtcDateTime)
     trash: str = Field(sa_type=Text)  # relative to the place's root; of a bucket nothing
-    trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of a bucket copy: when it was marked
+    trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of a bucket copy: when its deletion began
     gone_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     restored_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     reason: str | None = Field(default=None, sa_type=Words)  # why it was taken back

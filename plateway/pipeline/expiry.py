@@ -39,15 +39,12 @@ def expire(
     now = now or line.catalog.now()
     carry_out = _rehearse if dry_run else _mark
     outcomes: list[Outcome] = []
-    marked = [] if dry_run else line.catalog.going("bucket")
     for name in systems or line.catalog.systems():
         policy = line.instrument(name).policy
         policy = policy if fraction is None else replace(policy, fraction=fraction)
-        outcomes += [
-            _guarded(_finish, line, ledger, purge, policy, now)
-            for ledger, purge in marked
-            if ledger.event.system == name
-        ]
+        if not dry_run:
+            marked = (one for one in line.catalog.going("bucket") if one[0].event.system == name)
+            outcomes += [_guarded(_finish, line, ledger, purge, policy, now) for ledger, purge in marked]
         verdicts = list(_judged(line, name, policy, now))
         outcomes += [one for one in verdicts if isinstance(one, Outcome)]
         outcomes += [_guarded(carry_out, line, one, policy, now) for one in verdicts if not isinstance(one, Outcome)]
@@ -56,14 +53,16 @@ def expire(
 
 def _judged(line: Line, system: str, policy: Policy, now: datetime) -> Iterator[Ledger | Outcome]:
     """Judge every bucket copy of a system that tape has; the batch as a whole may be stopped as well."""
-    stored = line.catalog.stored(system)
-    if not stored:
+    going = line.catalog.going("bucket")
+    marked = sum(one.event.system == system and purge.trashed_at is None for one, purge in going)
+    stored = line.catalog.stored(system) - marked
+    if stored <= 0:
         return
     if policy.bucket_lifespan is None:
         yield Outcome(None, system, "expire", "refused", reasons=(f"{system} keeps its bucket copies",))
         return
-    ledgers = [one for one in line.catalog.candidates(system, "bucket") if not one.expired]
-    if others := stored - len(ledgers):
+    ledgers = [one for one in line.catalog.candidates(system, "bucket") if one.purge("bucket") is None]
+    if (others := stored - len(ledgers)) > 0:
         without = f"{others} bucket cop{'ies' if others > 1 else 'y'}, of which tape is not known to have the bytes"
         yield Outcome(None, system, "expire", "refused", reasons=(without,))
     verdicts = [(ledger, _judge(line, ledger, policy, now)) for ledger in ledgers]
