@@ -1,0 +1,8 @@
+"""The HTTP side: who asks, how much, for what; objects first. `create_app` puts it together, `serve` lets it answer."""
+
+from plateway.gateway.access import Access as Access
+from plateway.gateway.app import Parts as Parts
+from plateway.gateway.app import create_app as create_app
+from plateway.gateway.limits import Limits as Limits
+from plateway.gateway.limits import Rate as Rate
+from plateway.gateway.server import serve as serve

@@ -1,0 +1,183 @@
+"""The gateway put together: what it consists of, and the application that answers.
+
+`Parts` are plain values, so that every worker process can be given the same ones. What workers share (budgets, turns,
+the access log) lies in the home.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from plateway import store
+from plateway.errors import Misconfigured, PlatewayError, Rejected
+from plateway.gateway import answers, auth, objects
+from plateway.gateway.access import AccessLog, Logged
+from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
+from plateway.gateway.shelf import Shelf
+from plateway.store import Endpoint, Objects, open_store
+from plateway.tokens import Tokens
+
+LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
+PATIENCE = 10.0  # seconds that a part may take to say that it is ready
+HOLDS = 1.0  # seconds for which that is not asked again
+OK = "ok"
+HEALTH = {"status": "healthy", "service": "amplify-object-store", "version": "0.1.0"}  # the words clients know
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a gateway consists of."""
+
+    home: Path  # gateway/ in it holds what the workers share
+    tokens: Path  # the tokens file
+    objects: str | None = None  # where the objects are, as `store.open_store` reads it; None: there is no object API
+    bucket: str | None = None  # where the events are: no place for objects
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    access: Path | None = None  # the access log; None: gateway/access.log in the home
+    limits: Limits = field(default_factory=Limits)
+    trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
+    read_only: bool = False
+
+    @property
+    def place(self) -> Path:
+        """What the workers share."""
+        return self.home / "gateway"
+
+    @property
+    def log(self) -> Path:
+        """The access log."""
+        return self.access or self.place / "access.log"
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """Make the application.
+
+    Raises:
+        Misconfigured: a part cannot be as it is asked to be, or a route declares no scopes.
+    """
+    parts.place.mkdir(parents=True, exist_ok=True)
+    try:
+        trusted = networks(parts.trusted)
+    except ValueError as error:
+        raise Misconfigured(f"trusted proxies: {error}") from None
+    shelf = _shelf(parts)
+    rates, tokens, access = Rates(parts.place / "rates"), Tokens(parts.tokens), AccessLog(parts.log)
+    app = FastAPI(
+        title="Plateway", redirect_slashes=False, lifespan=partial(_lifespan, shelf=shelf, close=access.close)
+    )
+    app.state.guard = auth.Guard(tokens, rates, parts.limits)
+    app.state.readiness = Readiness(tokens=partial(_sound, tokens), access=partial(_sound, access))
+    answers.install(app)
+    app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
+    app.add_api_route("/ready", ready, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
+    if shelf is not None:
+        app.state.readiness.checks["objects"] = partial(_reached, shelf.store)
+        objects.install(app, shelf, limits=parts.limits)
+    list(auth.declared(app))
+    if parts.read_only:
+        app.add_middleware(ReadOnly)
+    app.add_middleware(Addressed, rates=rates, rate=parts.limits.address, trusted=trusted)
+    app.add_middleware(Bounded, limits=parts.limits)
+    app.add_middleware(Safe)
+    app.add_middleware(Logged, log=access)
+    return app
+
+
+async def health() -> dict[str, str]:
+    """Say that the process answers; nothing else is asked."""
+    return HEALTH
+
+
+async def ready(request: Request) -> Response:
+    """Say whether everything that requests need is there, and what is not."""
+    readiness: Readiness = request.app.state.readiness
+    found = await readiness.look()
+    status = "ready" if set(found.values()) <= {OK} else "not ready"
+    return JSONResponse({"status": status, "checks": found}, 200 if status == "ready" else 503)
+
+
+class Readiness:
+    """What has to be there, each told by a call that blocks and raises our errors; an answer holds for a moment."""
+
+    def __init__(self, **checks: Callable[[], None]) -> None:
+        self.checks = checks
+        self._asking = asyncio.Lock()
+        self._found: dict[str, str] = {}
+        self._until = 0.0
+
+    async def look(self) -> dict[str, str]:
+        """Ask each part how it is; in words that anybody may read."""
+        async with self._asking:
+            if time.monotonic() > self._until:
+                self._found = {name: await self._ask(check) for name, check in self.checks.items()}
+                self._until = time.monotonic() + HOLDS
+            return self._found
+
+    async def _ask(self, check: Callable[[], None]) -> str:
+        try:
+            with anyio.fail_after(PATIENCE):
+                await to_thread.run_sync(check, abandon_on_cancel=True)
+        except TimeoutError:
+            return "does not answer"
+        except PlatewayError as error:
+            log.error("not ready: %s", error)
+            return answers.problem(error).message
+        return OK
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two places of objects are the same, or one lies in the other."""
+    first, second = (place.rstrip("/") + "/" for place in (one, other))
+    return first.startswith(second) or second.startswith(first)
+
+
+@asynccontextmanager
+async def _lifespan(_app: FastAPI, *, shelf: Shelf | None, close: Callable[[], None]) -> AsyncIterator[None]:
+    sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, shelf.store)) if shelf else None
+    yield
+    if sweeping is not None:
+        await sweeping
+    close()
+
+
+def _shelf(parts: Parts) -> Shelf | None:
+    if parts.objects is None:
+        return None
+    if parts.bucket is not None and overlap(parts.objects, parts.bucket):
+        raise Misconfigured("objects need a bucket or a prefix of their own: no token may reach the events")
+    endpoint = replace(parts.endpoint, read_only=parts.endpoint.read_only or parts.read_only)
+    return Shelf(store.objects(open_store(parts.objects, endpoint)), parts.place)
+
+
+def _sweep(place: Objects) -> None:
+    """End uploads that were left behind; what fails now is done at the next start."""
+    try:
+        for upload in place.uploads():
+            if upload.initiated < datetime.now(UTC) - LEFT:
+                place.abort(upload)
+    except PlatewayError as error:
+        log.warning("uploads that were left behind are not looked for: %s", error)
+
+
+def _sound(part: Tokens | AccessLog) -> None:
+    if part.problem:
+        raise Rejected(part.problem)
+
+
+def _reached(place: Objects) -> None:
+    place.look("ready")

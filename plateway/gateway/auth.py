@@ -1,0 +1,117 @@
+"""Who may do what: bearer tokens, and the scopes that each route declares.
+
+A route declares what it asks for with ``dependencies=[needs("read")]`` or `OPEN`, or takes the token as a parameter.
+An application with a route that declares nothing does not start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from plateway.errors import Misconfigured
+from plateway.gateway.access import note
+from plateway.gateway.answers import Problem
+from plateway.gateway.limits import Limits, Rates, payer, too_many
+from plateway.tokens import Token, Tokens
+
+FRAMEWORK = frozenset({"openapi", "swagger_ui_html", "swagger_ui_redirect", "redoc_html"})  # FastAPI's own pages
+
+
+class Guard:
+    """Looks at tokens, and counts what each may still ask."""
+
+    def __init__(self, tokens: Tokens, rates: Rates, limits: Limits) -> None:
+        self.tokens, self.rates, self.limits = tokens, rates, limits
+
+    def admit(self, request: Request) -> Token:
+        """Let in whoever shows a good token.
+
+        Raises:
+            Problem: 401 without one, 429 when it asks too often, or when too many were shown that are not good.
+        """
+        kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not secret.strip():
+            raise self._refused(request, "Not authenticated")
+        found = self.tokens.find(secret.strip())
+        if found is None:
+            raise self._refused(request, "Invalid or missing token")
+        if found.expired(datetime.now(UTC)):
+            raise self._refused(request, "Token expired")
+        note(request.scope).who = found.name
+        if wait := self.rates.take(f"token {found.hash}", self.limits.token):
+            raise too_many(wait)
+        return found
+
+    def _refused(self, request: Request, why: str) -> Problem:
+        wait = self.rates.take(f"failed {payer(note(request.scope).address)}", self.limits.failed)
+        return too_many(wait) if wait else Problem(401, why)
+
+
+class Allowed:
+    """What a route asks for: a token with these scopes."""
+
+    def __init__(self, *scopes: str) -> None:
+        self.scopes = scopes
+
+    async def __call__(self, request: Request) -> Token:
+        guard: Guard = request.app.state.guard
+        token = guard.admit(request)
+        if missing := sorted(set(self.scopes) - set(token.scopes)):
+            raise Problem(403, f"Missing required scopes: {missing}")
+        return token
+
+
+async def _anybody() -> None:
+    """Ask for nothing."""
+
+
+def needs(*scopes: str) -> Any:
+    """Declare that a route asks for a token with all of these scopes; gives the `Token`."""
+    return Depends(Allowed(*scopes))
+
+
+OPEN = Depends(_anybody)  # declares that a route asks for nothing
+
+
+def declared(app: FastAPI) -> Iterator[tuple[str, str, tuple[str, ...] | None]]:
+    """List the method and path of each route with the scopes that it declares; None: it is open to all.
+
+    Raises:
+        Misconfigured: a route declares nothing.
+    """
+    for route in app.routes:
+        path = getattr(route, "path", repr(route))
+        if getattr(route, "name", "") in FRAMEWORK and not isinstance(route, APIRoute):
+            continue
+        if not isinstance(route, APIRoute):
+            raise Misconfigured(f"route {path}: its scopes cannot be known")
+        calls = list(_calls(route.dependant))
+        scopes = [scope for call in calls if isinstance(call, Allowed) for scope in call.scopes]
+        guarded = any(isinstance(call, Allowed) for call in calls)
+        if guarded == (_anybody in calls):
+            raise Misconfigured(f"route {path}: declares no scopes, or is open as well")
+        for method in sorted(route.methods or ()):
+            yield method, path, tuple(scopes) if guarded else None
+
+
+def within(token: Token, key: str) -> None:
+    """Let a token go on only with keys that it is good for.
+
+    Raises:
+        Problem: 403.
+    """
+    if not token.covers(key):
+        raise Problem(403, f"The token is good for keys that begin with {token.prefix}")
+
+
+def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:
+    for inner in dependant.dependencies:
+        if inner.call is not None:
+            yield inner.call
+        yield from _calls(inner)

@@ -1,0 +1,268 @@
+"""Objects over HTTP: the API of amplify-object-store, streamed both ways, whole or not at all.
+
+Owns what PUT, GET, HEAD, DELETE and the listing of ``/objects`` mean. How keys become names is left to ``names``, who
+may ask to ``auth``, how objects are kept to ``shelf``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+
+from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
+from plateway.gateway import auth, names
+from plateway.gateway.access import note
+from plateway.gateway.answers import Problem
+from plateway.gateway.conditions import CONDITIONS, Span, consider, date, digests, ranged
+from plateway.gateway.limits import Limits
+from plateway.gateway.shelf import Shelf
+from plateway.gateway.streams import SMALL, Rest, ahead, beginning, streamed
+from plateway.store import Stat
+from plateway.tokens import Token
+
+MOST = 10_000  # keys of a page
+ROUTE = "/objects/"
+CHANGED = 3  # times that an object may be replaced while it is being opened
+THREADS = 32  # store calls of one worker at a time
+MEDIA = "application/octet-stream"
+JSON = "application/json"
+T = TypeVar("T")
+
+
+class Kept(BaseModel):
+    """An object that was stored."""
+
+    key: str
+    size: int
+    created_at: datetime
+
+
+class Page(BaseModel):
+    """Some keys, in order."""
+
+    keys: list[str]
+    next_cursor: str | None = None
+    has_more: bool
+
+
+class AnyKey(Convertor[str]):
+    """The rest of a path, whatever characters it has."""
+
+    regex = r"(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("key", AnyKey())
+
+
+class Desk:
+    """The shelf as routes reach it: from a number of threads, large uploads a few at a time."""
+
+    def __init__(self, shelf: Shelf, limits: Limits) -> None:
+        self.shelf = shelf
+        self.uploads = CapacityLimiter(limits.uploads)
+        self._threads = CapacityLimiter(THREADS)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Call something that blocks."""
+        try:
+            return await to_thread.run_sync(call, limiter=self._threads)
+        except NotFound as error:  # missing objects are None: what is not there is the bucket
+            raise Unavailable(str(error)) from error
+
+
+async def put_object(key: str, request: Request, token: Annotated[Token, auth.needs("write")]) -> Response:
+    """Store an object, whole or not at all; whatever had the key before is replaced."""
+    desk, key = _desk(request), _key(request, token)
+    store = partial(desk.shelf.put, key, headers=request.headers, wanted=digests(request.headers))
+    size, pieces = _length(request.headers), request.stream()
+    head, over = await beginning(pieces)
+    if over:
+        body = b"".join(head)
+        if size is not None and len(body) != size:
+            raise ClientDisconnect
+        call = partial(store, [body], size=len(body))
+        etag, sums = await desk.run(call)
+    else:
+        etag, sums = await streamed(partial(store, size=size), head, pieces, turns=desk.uploads)
+    told = Kept(key=key, size=sums.size, created_at=datetime.now(UTC))
+    headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(sums.sha256).decode()}:"}
+    return Response(told.model_dump_json(), 200, headers | ({"ETag": f'"{etag}"'} if etag else {}), JSON)
+
+
+async def get_object(key: str, request: Request, token: Annotated[Token, auth.needs("read")]) -> Response:
+    """Read an object, or one range of it."""
+    desk, key = _desk(request), _key(request, token)
+    for _ in range(CHANGED):
+        stat, span = None, None
+        if CONDITIONS & set(request.headers.keys()):
+            stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
+            consider(request.headers, stat, method="GET")
+            span = ranged(request.headers, stat)
+        try:
+            begun = await desk.run(partial(_begin, desk.shelf, key, span))
+        except Damaged:  # it was replaced by a smaller one
+            continue
+        if begun is None:
+            raise _missing(key)
+        found, first, rest = begun
+        if stat is None or stat.etag == found.etag:
+            return _content(desk, key, found, span=span, first=first, rest=rest)
+        rest.close()
+    raise Problem(503, "The object is being replaced", headers={"Retry-After": "1"})
+
+
+async def head_object(key: str, request: Request, token: Annotated[Token, auth.needs("read")]) -> Response:
+    """Look at an object."""
+    desk, key = _desk(request), _key(request, token)
+    stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
+    consider(request.headers, stat, method="HEAD")
+    return Response(None, 200, {**_described(key, stat), "Content-Length": str(stat.size)}, MEDIA)
+
+
+async def delete_object(key: str, request: Request, token: Annotated[Token, auth.needs("delete")]) -> Response:
+    """Remove an object."""
+    desk, key = _desk(request), _key(request, token)
+    if not await desk.run(partial(desk.shelf.delete, key, headers=request.headers)):
+        raise _missing(key)
+    return Response(status_code=204)
+
+
+async def list_objects(
+    request: Request,
+    token: Annotated[Token, auth.needs("read")],
+    prefix: str | None = None,
+    limit: Annotated[int, Query(ge=-MOST, lt=1 << 31)] = 100,
+    cursor: str | None = None,
+) -> Response:
+    """List keys in the order of their bytes; a cursor stays good when its key is deleted.
+
+    A page has 10,000 keys at most, whatever the limit. A negative limit leaves out so many at the end.
+    """
+    desk, note(request.scope).key = _desk(request), prefix
+    wanted, after = _narrowed(token, prefix or ""), _after(cursor) if cursor else None
+    most = min(limit, MOST) if limit >= 0 else MOST
+    found = await desk.run(partial(desk.shelf.page, wanted, after=after, limit=most + 1))
+    keys, more = (found[:most], len(found) > most) if limit >= 0 else (found[:limit], True)
+    page = Page(keys=keys, next_cursor=_cursor(keys[-1]) if more and keys else None, has_more=more)
+    return Response(page.model_dump_json(), 200, None, JSON)
+
+
+def install(app: FastAPI, shelf: Shelf, *, limits: Limits) -> None:
+    """Give an application the routes of the object API."""
+    app.state.desk = Desk(shelf, limits)
+    told: dict[str, Any] = {"response_class": Response, "tags": ["objects"]}
+    app.add_api_route("/objects/{key:key}", put_object, methods=["PUT"], response_model=Kept, tags=["objects"])
+    app.add_api_route("/objects/{key:key}", get_object, methods=["GET"], **told)
+    app.add_api_route("/objects/{key:key}", head_object, methods=["HEAD"], **told)
+    app.add_api_route("/objects/{key:key}", delete_object, methods=["DELETE"], status_code=204, **told)
+    app.add_api_route("/objects", list_objects, methods=["GET"], response_model=Page, tags=["objects"])
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def _key(request: Request, token: Token) -> str:
+    """Read the key out of the path as it was sent, and let the token go on with it or not."""
+    raw: bytes = request.scope["raw_path"]
+    if not raw.startswith(ROUTE.encode()):
+        raise Problem(400, f"The path of objects begins with {ROUTE}")
+    key = note(request.scope).key = names.key(raw[len(ROUTE) :])
+    auth.within(token, key)
+    return key
+
+
+def _narrowed(token: Token, prefix: str) -> str:
+    """Narrow a listing to what the token is good for."""
+    if token.prefix and token.prefix.startswith(prefix):
+        return token.prefix
+    auth.within(token, prefix)
+    return prefix
+
+
+def _begin(shelf: Shelf, key: str, span: Span | None) -> tuple[Stat, bytes, Rest] | None:
+    """Open an object and read its first piece, or all of a small one."""
+    begun = shelf.fetch(key, span)
+    if begun is None:
+        return None
+    stat, chunks = begun
+    first = next(chunks, b"")
+    size = span.length if span else stat.size
+    while len(first) < size <= SMALL and (more := next(chunks, b"")):
+        first += more
+    return stat, first, Rest(chunks)
+
+
+def _content(desk: Desk, key: str, stat: Stat, *, span: Span | None, first: bytes, rest: Rest) -> Response:
+    """Send an object; a small one in one piece."""
+    size = span.length if span else stat.size
+    headers = {**_described(key, stat), "Content-Length": str(size)}
+    if span:
+        headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{stat.size}"
+    status = 206 if span else 200
+    if len(first) == size:
+        rest.close()
+        return Response(first, status, headers, MEDIA)
+    return StreamingResponse(ahead(first, rest, run=desk.run), status, headers, MEDIA)
+
+
+def _described(key: str, stat: Stat) -> dict[str, str]:
+    """Describe an object in headers that the client has no say in."""
+    last = key.rstrip("/").rpartition("/")[2] or "object"
+    plain = "".join(letter if letter.isascii() and letter not in '"%' else "_" for letter in last)
+    return {
+        "ETag": f'"{stat.etag}"',
+        "Last-Modified": date(stat.modified),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(last, safe='')}",
+    }
+
+
+def _found(stat: Stat | None, key: str) -> Stat:
+    if stat is None:
+        raise _missing(key)
+    return stat
+
+
+def _missing(key: str) -> Problem:
+    return Problem(404, f"Object {key} not found")
+
+
+def _length(headers: Headers) -> int | None:
+    """Say how long the body will be; None: that is known at its end only."""
+    told = headers.get("content-length")
+    if told is None:
+        return None if "transfer-encoding" in headers else 0
+    return int(told)
+
+
+def _cursor(key: str) -> str:
+    return base64.b64encode(json.dumps({"last_key": key}).encode()).decode()
+
+
+def _after(cursor: str) -> str:
+    try:
+        return names.checked(json.loads(base64.b64decode(cursor.replace(" ", "+")))["last_key"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PlatewayError):
+        raise Problem(400, "Invalid cursor") from None

@@ -1,0 +1,112 @@
+"""The process that answers: uvicorn, with patience that ends, and as many workers as are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from functools import partial
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors import Multiprocess
+
+from plateway.errors import Misconfigured
+from plateway.gateway.app import Parts, create_app
+
+HEAD = 10.0  # seconds in which the head of a request has to be there
+STALLED = 30.0  # seconds after which slowness in taking an answer counts
+SLOWEST = 1024  # bytes a second, on average, that a client takes
+TICK = 2.0
+MOST = 1000  # connections of one worker; others are answered 503
+FINISH = 10  # seconds that requests have at the end
+
+log = logging.getLogger(__name__)
+
+
+class Patient(H11Protocol):
+    """A connection that is given up when the head of a request, or the taking of an answer, has no end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
+        super().connection_made(transport)
+        self._waits = time.monotonic()  # since when a head is waited for
+        self._full: tuple[float, int] | None = None  # since when, and how much, waits to be taken
+        self._next = self.loop.call_later(TICK, self._tick)
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle() and self.timeout_keep_alive_task is not None:
+            self._waits = time.monotonic()
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._next.cancel()
+        super().connection_lost(exc)
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _tick(self) -> None:
+        self._next = self.loop.call_later(TICK, self._tick)
+        now, size = time.monotonic(), self.transport.get_write_buffer_size()
+        if size == 0:
+            self._full = None
+            if self._idle() and self.timeout_keep_alive_task is None and now - self._waits > HEAD:
+                self.transport.abort()
+            return
+        if self._full is None or size > self._full[1]:
+            self._full = now, size
+        waited = now - self._full[0]
+        if waited > STALLED and self._full[1] - size < waited * SLOWEST:
+            self.transport.abort()
+
+
+def config(parts: Parts, *, workers: int = 1) -> uvicorn.Config:
+    """Say how uvicorn is to run it."""
+    return uvicorn.Config(
+        partial(create_app, parts),
+        factory=True,
+        workers=workers,
+        http=Patient,
+        ws="none",
+        access_log=False,  # ours says more
+        log_config=None,
+        proxy_headers=False,  # whom to believe is a setting of ours
+        server_header=False,
+        limit_concurrency=MOST,
+        timeout_graceful_shutdown=FINISH,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; 0 is any that is free.
+
+    Raises:
+        Misconfigured: it is taken, or is not ours to take.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except OSError as error:
+        taken.close()
+        raise Misconfigured(f"port {port} of {host}: {error.strerror}") from None
+    taken.set_inheritable(True)
+    return taken
+
+
+def serve(parts: Parts, *, host: str, port: int, workers: int = 1) -> None:
+    """Answer until a signal ends it.
+
+    Raises:
+        Misconfigured: a part cannot be as it is asked to be.
+    """
+    if workers > 1 and (parts.objects or "").startswith("memory:"):
+        raise Misconfigured("objects in memory are one worker's own: use one worker, or another place for them")
+    create_app(parts)  # what is wrong is said here, not by each worker
+    taken, told = listen(host, port), config(parts, workers=workers)
+    if workers > 1:
+        Multiprocess(told, sockets=[taken]).run()
+    else:
+        uvicorn.Server(told).run(sockets=[taken])
