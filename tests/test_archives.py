@@ -223,6 +223,20 @@ def test_late_arrivals_go_into_tars_of_their_own(lab: Lab, tape: Path) -> None:
         whole(lab, tape, refs)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_day_is_looked_up_whole_where_it_fits(lab: Lab, tape: Path, most: int) -> None:
+    """Days are not torn apart where a page ends; one with too many exports fills several tars; a dry run agrees."""
+    refs = exported(lab, 3, experiment="a") + exported(lab, 2, experiment="b") + exported(lab, 2, experiment="c")
+    replaced(lab, refs[0], b"not an export")
+    lab.clock.turn(days=1)
+    planned = {one.ref: one.reasons for one in pipeline.archive(lab.line, most=most, dry_run=True)}
+    assert set(planned) == set(refs)
+    pipeline.archive(lab.line, most=most)
+    whole(lab, tape, refs[1:])
+    assert len(tars(tape)) == {1: 6, 2: 4, 3: 3}[most]
+    assert pipeline.archive(lab.line, most=most) == []
+
+
 def test_an_empty_line_writes_nothing(lab: Lab, tape: Path) -> None:
     """No export, no tar, no manifest (D6)."""
     assert pipeline.archive(lab.line) == []

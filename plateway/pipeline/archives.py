@@ -27,7 +27,7 @@ from plateway.pipeline.inbox import receive, settle
 from plateway.pipeline.line import Line, Outcome, digest_of, failed, noted
 from plateway.records import Export
 
-PAGE = 10_000  # exports looked up at a time, and the most that one tar takes
+MOST = 10_000  # exports in one tar, and looked up at a time
 ROUNDS = 10_000  # of that
 TRIES = 5  # of one tar, as long as exports turn out to be bad while it is written
 NUMBERS = 10_000  # tars of one day
@@ -66,13 +66,14 @@ class _Bad(Exception):
 
 
 def archive(
-    line: Line, *, before: date | None = None, dry_run: bool = False, now: datetime | None = None
+    line: Line, *, before: date | None = None, dry_run: bool = False, most: int = MOST, now: datetime | None = None
 ) -> list[Outcome]:
     """Write the verified exports of past days to the archive, one tar for each kind, experiment and day (UTC).
 
-    Only days before ``before``, and before today. A tar counts when it was read back; its manifest then comes in by
-    the same door as anybody's. What arrives late goes into ``<date>.2.tar``, ``<date>.3.tar``. May be repeated: what a
-    run that was cut off has written is found and told, not written again. A dry run says what would go where.
+    Only days before ``before``, and before today; at most ``most`` exports in one tar. A tar counts when it was read
+    back; its manifest then comes in by the same door as anybody's. What arrives late goes into ``<date>.2.tar``,
+    ``<date>.3.tar``. May be repeated: what a run that was cut off has written is found and told, not written again. A
+    dry run says what would go where.
 
     Raises:
         Misconfigured: there is no archive.
@@ -81,7 +82,7 @@ def archive(
         raise Misconfigured("there is no archive to write to: PLATEWAY_ARCHIVE_TARGET is not set")
     now = now or line.catalog.now()
     today = now.astimezone(UTC).date()
-    run = _Run(line, line.archive, dry_run=dry_run)
+    run = _Run(line, line.archive, most=most, dry_run=dry_run)
     if not dry_run:
         run.tidy(now - ABANDONED)
         run.settle()  # what a run that was cut off has told
@@ -92,8 +93,8 @@ def archive(
 class _Run:
     """One run over all days, and what came of it."""
 
-    def __init__(self, line: Line, target: Archive, *, dry_run: bool) -> None:
-        self.line, self.target = line, target
+    def __init__(self, line: Line, target: Archive, *, most: int, dry_run: bool) -> None:
+        self.line, self.target, self.most = line, target, most
         self.bring = self._rehearse if dry_run else self._bring
         self.outcomes: list[Outcome] = []
         self.left: set[Ref] = set()  # looked at, and still not on tape
@@ -130,7 +131,7 @@ class _Run:
     def _pages(self, before: datetime) -> Iterator[list[Ledger]]:
         """Look up what is due, whole days at a time where they fit."""
         for _ in range(ROUNDS):
-            limit = PAGE + len(self.left)
+            limit = self.most + len(self.left)
             found = self.line.catalog.unarchived(before=before, limit=limit)
             fresh = [ledger for ledger in found if ledger.ref not in self.left]
             if len(found) == limit and _day(fresh[0]) != _day(fresh[-1]):
@@ -154,7 +155,7 @@ class _Run:
         free = (path for path in paths if self.target.size(path) is None)
         while ledgers:
             path = next(free)
-            slots = lay(path, ledgers)
+            slots = lay(path, ledgers)[: self.most]
             for ledger, export, *_ in slots:
                 event = ledger.event
                 into = (f"into {path}",)
@@ -166,7 +167,7 @@ class _Run:
     def _bring(self, day: Day, ledgers: Sequence[Ledger]) -> None:
         """Bring a day's exports to the archive: into the first tar that is not there, or find them in those that are.
 
-        Where two have the same name, the second goes into the next tar.
+        Where two have the same name, the second goes into the next tar; so do those that are too many.
         """
         for number in range(1, NUMBERS + 1):
             if not ledgers:
@@ -187,7 +188,7 @@ class _Run:
         """Write one tar; return what is in it, None when somebody else was quicker, and the exports that are good."""
         good = [one for one in ledgers if not self._suspect(one) or self._sound(one)]
         for _ in range(TRIES):
-            slots = lay(path, good)
+            slots = lay(path, good)[: self.most]
             if not slots:
                 return [], good
             try:
