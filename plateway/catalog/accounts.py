@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import delete, func, insert, select
@@ -39,17 +40,24 @@ class Accounts(Database):
     def accounts(self, *, bucket: str | None = None, page: int = PAGE) -> Iterator[Account]:
         """Give one account for each event, by key in the order of its bytes; ``bucket``: of exports there only.
 
-        Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after.
+        Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after, and
+        ``held_until`` is as it was at the beginning.
         """
         query = _accounts(bucket).limit(page)
-        after = ""
+        after, held = "", self._held()
         while True:
             with self._reading() as session:
                 rows = session.connection().execute(query, {"after": after}).all()
-            yield from map(_account, rows)
+            yield from (_account(row, held) for row in rows)
             if len(rows) < page:
                 return
             after = rows[-1][0]
+
+    def _held(self) -> dict[tuple[UUID, int], datetime]:
+        """Tell until when events are held: few are, so this costs less than a look for each."""
+        held = select(LEASE.event_id, LEASE.revision, LEASE.expires_at).where(LEASE.expires_at > EPOCH)
+        with self._reading() as session:
+            return {(id_, revision): until for id_, revision, until in session.execute(held)}
 
     def export_count(self, bucket: str) -> int:
         """Count the exports that should be in a bucket."""
@@ -144,21 +152,20 @@ def _accounts(bucket: str | None) -> Any:
             EXPORT.evidence_at,
             EXPORT.damage,
             archives.correlate(event).scalar_subquery(),
-            sa.case((LEASE.expires_at > EPOCH, LEASE.expires_at)),
             away.correlate(event).scalar_subquery(),
         )
         .select_from(event)
         .outerjoin(EXPORT.key.table, tied(EXPORT, EVENT))
-        .outerjoin(LEASE.fence.table, tied(LEASE, EVENT))
         .where(EVENT.key > sa.bindparam("after"))
         .order_by(EVENT.key)
     )
     return query if bucket is None else query.where(EXPORT.bucket == bucket)
 
 
-def _account(row: Any) -> Account:
+def _account(row: Any, held: Mapping[tuple[UUID, int], datetime]) -> Account:
+    ref = Ref(row[1], row[2])
     expired, raw = divmod(int(row[-1] or 0), EXPIRED)
-    return Account._make((row[0], Ref(row[1], row[2]), *row[3:-2], RAW[raw], bool(expired), row[-2]))
+    return Account._make((row[0], ref, *row[3:-1], RAW[raw], bool(expired), held.get(ref)))
 
 
 def _undark(session: Session, bucket: str, keys: Sequence[str]) -> None:
