@@ -16,6 +16,7 @@ from plateway.archive.poll import Limits as Limits
 from plateway.archive.poll import Page as Page
 from plateway.archive.poll import Poll as Poll
 from plateway.archive.tar import TarMember as TarMember
+from plateway.archive.target import MANIFESTS as MANIFESTS
 from plateway.archive.target import Archive as Archive
 from plateway.archive.target import Filed as Filed
 from plateway.archive.target import Written as Written

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid5
 
 from plateway import bundle
-from plateway.archive import Archive, Entry, dump
+from plateway.archive import MANIFESTS, Archive, Entry, dump
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Transient, Unsettled
 from plateway.events import PREFIXES
@@ -117,7 +117,8 @@ class _Run:
     def tidy(self, before: datetime) -> None:
         """Remove what runs that were cut off have left half written; if that cannot be done, it is not in the way."""
         try:
-            for path in itertools.chain.from_iterable(self.target.sweep(kind, before=before) for kind in KINDS):
+            left = (self.target.sweep(directory, before=before) for directory in (*KINDS, MANIFESTS))
+            for path in itertools.chain.from_iterable(left):
                 self._note(Outcome(None, "", "archive", "removed", key=path, reasons=(f"{path}: left half written",)))
         except PlatewayError as error:
             self._note(Outcome(None, "", "archive", "later", reasons=(str(error),)))
