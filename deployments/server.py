@@ -1,16 +1,27 @@
-"""Prefect's server, quicker to be asked again.
+"""Prefect's server on SQLite, quicker to be asked again, and never frozen.
 
-On SQLite it answers 503 when two transactions meet, and its own clients then wait 2, 4, 8 … s, unless the answer names
-a shorter time. Automations create flow runs through such a client: without this, one run in six starts 2 s late.
+It answers 503 when two transactions meet, and its own clients then wait 2, 4, 8 … s, unless the answer names a shorter
+time. Automations create flow runs through such a client: without this, one run in six starts 2 s late.
+
+Now and then it stood still for the 60 s of SQLite's busy timeout: the garbage collector, in the thread of the event
+loop, came upon a cursor, and to let go of that waited for its connection; the connection waited for the lock on the
+database; whoever held that waited for the event loop. So garbage is collected by a thread that nobody waits for.
 """
 
 from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import time
 
 from fastapi import FastAPI
 from prefect.server.api.server import create_app as prefect_app
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SOON = b"0.1"  # seconds
+PAUSE = 1.0  # seconds between two collections of what is young
+WHOLE = 60  # of these, one is of everything
 
 
 class Soon:
@@ -28,8 +39,23 @@ class Soon:
         await self.app(scope, receive, sooner)
 
 
+def collect_aside() -> threading.Thread:
+    """Collect garbage in a thread of its own from now on."""
+    gc.disable()
+    thread = threading.Thread(target=_collect, name="garbage", daemon=True)
+    thread.start()
+    return thread
+
+
+def _collect() -> None:
+    for number in itertools.count(1):  # as long as the process lives
+        time.sleep(PAUSE)
+        gc.collect(1 if number % WHOLE else 2)
+
+
 def create_app() -> FastAPI:
     """Make the app that uvicorn serves."""
+    collect_aside()
     app = prefect_app()
     app.add_middleware(Soon)
     return app
