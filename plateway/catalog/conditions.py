@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -41,8 +41,11 @@ def is_event(id_: Any, revision: Any) -> Any:
     return sa.and_(EVENT.id == id_, EVENT.revision == revision)
 
 
-def among(refs: Sequence[Ref]) -> Any:
-    return sa.tuple_(EVENT.id, EVENT.revision).in_([tuple(ref) for ref in refs])
+def among(refs: Iterable[Ref], table: Any = EVENT) -> Any:
+    """Is a row about one of these events? The ids alone are asked for, too: SQLite has no index for pairs."""
+    wanted = [tuple(ref) for ref in refs]
+    id_ = EVENT.id if table is EVENT else table.event_id
+    return sa.and_(id_.in_({one for one, _ in wanted}), sa.tuple_(id_, table.revision).in_(wanted))
 
 
 def tied(table: Any, other: Any) -> Any:

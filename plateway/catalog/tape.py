@@ -37,6 +37,7 @@ BATCH = 5000  # entries that are settled in one transaction
 EVIDENCE = ("name", "size", "checksum")  # from the weakest
 SPLITS = 8  # of a key into a bucket and a key: so many slashes a bucket may have
 FACTS = ("manifest", "path", "key", "job_id", "reported_at", "member", "size", "checksum", "offset")
+READ = {"member", "size", "checksum", "offset", "evidence", "evidence_at"}  # where our own read outranks what tape says
 Place = tuple[str, str, str]  # key, path, manifest
 
 
@@ -315,20 +316,24 @@ def _locate(session: Session, found: dict[str, Ref]) -> list[Ref]:
     query = select(*(ENTRY[name] for name in FACTS)).where(ENTRY.key.in_(found), ENTRY.settled_at.is_not(None))
     for entry in session.execute(query):
         told[found[entry.key], entry.path].append(entry)
-    same = sa.tuple_(ARCHIVE.event_id, ARCHIVE.revision).in_([tuple(ref) for ref in found.values()])
-    there = {
-        (Ref(row.event_id, row.revision), row.path): row for row in session.scalars(select(ArchiveLocation).where(same))
-    }
+    rows = session.execute(select(*ARCHIVE).where(among(found.values(), ARCHIVE)))
+    there = {(Ref(row.event_id, row.revision), row.path): row for row in rows}
+    new: list[dict[str, Any]] = []
     for (ref, path), entries in told.items():
+        here = {"event_id": ref.id, "revision": ref.revision, "path": path}
         facts = _come_to(entries)
         location = there.get((ref, path))
         if location is None:
-            session.add(ArchiveLocation(event_id=ref.id, revision=ref.revision, path=path, **facts))
+            new.append(here | facts)
             continue
-        read = {"member", "size", "checksum", "offset", "evidence", "evidence_at"} if location.read_at else set()
-        for name in facts.keys() - read:
-            if getattr(location, name) != facts[name]:
-                setattr(location, name, facts[name])
+        kept = READ if location.read_at is not None else set()
+        changed = {name: facts[name] for name in facts.keys() - kept if getattr(location, name) != facts[name]}
+        if changed:
+            session.execute(
+                update(ArchiveLocation).where(*(ARCHIVE[name] == here[name] for name in here)).values(changed)
+            )
+    if new:
+        session.execute(insert(ArchiveLocation), new)
     had = {ref for ref, _ in there}
     return sorted(ref for ref in set(found.values()) if ref not in had)
 
