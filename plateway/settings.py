@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -162,7 +163,9 @@ class Settings(BaseSettings):
     export_workers: int = Field(4, ge=1, le=64, description="events exported at a time by one process")
     read_back_budget: ByteSize = Field(ByteSize(50 * 2**30), description="the verify flow reads back so much a day")
     lease: Duration = Field(timedelta(minutes=10), description="how long a silent worker keeps an event")
-    archive_inbox: str | None = Field(None, description="where archive manifests are dropped: a directory or fsspec URL")
+    archive_inbox: str | None = Field(
+        None, description="where archive manifests are dropped: a directory or fsspec URL"
+    )
     archive_url: str | None = Field(None, description="where archive manifests are polled over HTTP")
     archive_token: SecretStr | None = Field(None, description="bearer token for that")
     archive_target: str | None = Field(None, description="the archive itself, where it can be read: any fsspec URL")
@@ -212,6 +215,14 @@ class Settings(BaseSettings):
         """Refuse a misspelt requirement: it would weaken the proof."""
         if value not in {"bucket", "bucket+archive"}:
             raise ValueError(f"{value!r} is neither 'bucket' nor 'bucket+archive'")
+        return value
+
+    @field_validator("archive_inbox", "archive_url", "archive_target")
+    @classmethod
+    def without_password(cls, value: str | None) -> str | None:
+        """Refuse a password where it would be shown and logged."""
+        if value and urlsplit(value).password:
+            raise ValueError("a password does not belong into an address: use a key or a token")
         return value
 
     @classmethod

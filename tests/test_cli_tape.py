@@ -217,3 +217,16 @@ def test_an_event_lost_everywhere_but_on_tape_is_restored(site: Path) -> None:
     told("restore", "--system", "aretha", "--to", str(site / "back"))
     for name, sha256 in event.files.items():
         assert hashlib.sha256((site / "back" / str(event.id) / name).read_bytes()).hexdigest() == sha256
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and tokens have places of their own; the message names the setting only."""
+    for setting, scheme in (("TARGET", "sftp"), ("INBOX", "sftp"), ("URL", "https")):
+        monkeypatch.setenv(f"PLATEWAY_ARCHIVE_{setting}", f"{scheme}://me:canary-91x@tape.example.org/data")
+        result = subprocess.run(
+            [sys.executable, "-m", "plateway", "status"], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert result.returncode == 2
+        assert f"archive_{setting.lower()}" in result.stderr
+        assert "canary" not in result.stderr + result.stdout
+        monkeypatch.delenv(f"PLATEWAY_ARCHIVE_{setting}")
