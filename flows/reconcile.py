@@ -41,7 +41,7 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: list[str
         came = await taken_in(line, settings)
         if quick and not any(one.result in NEW for one in came):
             return await tell.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
-        options = {"within": settings.archive_within, "fraction": settings.reconcile_fraction}
+        options = {"within": settings.on_tape_within, "fraction": settings.reconcile_fraction}
         found = await carry.result(carry.start(compare, line, repair=repair, systems=systems, **options))
         proven = [] if quick else await carry.result(carry.start(read, line, budget=settings.read_archive_budget))
         days = await asyncio.to_thread(pipeline.days, line)

@@ -249,6 +249,12 @@ class Settings(BaseSettings):
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home.absolute() / 'catalogue.db'}"
 
+    @property
+    def on_tape_within(self) -> timedelta | None:
+        """How long an export may be without a copy on tape; None where no archive is named at all."""
+        named = (self.archive_inbox, self.archive_url, self.archive_target, self.amqp_url)
+        return self.archive_within if any(named) else None
+
     def policy(self, system: str) -> Policy:
         """The rules by which this system's images may go."""
         return Policy(

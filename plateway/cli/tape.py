@@ -83,7 +83,7 @@ def reconcile(
             line,
             repair=repair,
             systems=system,
-            within=config.archive_within,
+            within=config.on_tape_within,
             fraction=config.reconcile_fraction,
         )
         outcomes += told.outcomes
