@@ -671,6 +671,17 @@ def test_files_move_and_none_is_ever_replaced_or_deleted(letterbox: Inbox, place
     assert [one.path for one in open_archive(*place).list("quarantine/")] == ["quarantine/b.json"]
 
 
+def test_a_move_that_was_cut_off_between_its_two_names_is_finished(tmp_path: Path) -> None:
+    """The same file is in the inbox and in accepted/: it is no second one."""
+    letterbox = Inbox(tmp_path.as_uri())
+    (tmp_path / "accepted").mkdir()
+    (tmp_path / "a.json").write_bytes(b"1")
+    os.link(tmp_path / "a.json", tmp_path / "accepted" / "a.json")
+    letterbox.done("a.json")
+    assert letterbox.deliveries() == []
+    assert list(letterbox.accepted()) == [("accepted/a.json", b"1")]
+
+
 def test_a_delivery_that_vanished_is_unsettled(letterbox: Inbox, place: tuple[str, Endpoint | None]) -> None:
     """Whoever lists and reads may be overtaken by somebody who moves."""
     drop(place, "a.json", b"1")

@@ -556,6 +556,16 @@ def test_what_dead_writers_left_is_removed_after_a_day(lab: Lab, tape: Path) -> 
     assert sorted(path.name for path in directory.iterdir()) == sorted([young.name, ".hidden", "x.part-01"])
 
 
+def test_what_dead_writers_left_of_a_manifest_is_removed_as_well(lab: Lab, tape: Path) -> None:
+    """The same job is told again, and nobody would write beside its first attempt any more."""
+    (tape / "manifests").mkdir()
+    left = tape / "manifests" / ".job.json.part-0123456789ab"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    assert [one.result for one in pipeline.archive(lab.line)] == ["removed"]
+    assert not left.exists()
+
+
 # ---------------------------------------------------------------------------------------------------- dying, together
 
 

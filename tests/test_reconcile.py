@@ -498,6 +498,18 @@ def test_images_that_strayed_into_the_trash_are_brought_back(lab: Lab) -> None:
     assert lab.state(ref) == "exported"
 
 
+def test_images_whose_way_back_was_cut_off_are_brought_back(lab: Lab) -> None:
+    """The event file goes first, so that images which are in the trash still tell what is to be done."""
+    announced, ref = lab.exported()
+    files = dump(lab)[2]
+    trash = lab.bench / "prince" / pipeline.TRASH / str(ref)
+    trash.mkdir(parents=True)
+    announced.images.rename(trash / "images")
+    assert (Kind.UNTOLD, "restored") in said(reconcile(lab, repair=True))
+    assert dump(lab)[2] == files
+    assert reconcile(lab).findings == ()
+
+
 def test_orphans_are_told_and_left_alone(lab: Lab) -> None:
     """In the trash and in staging: what belongs to no event, and what no purge moved there."""
     lab.options = {"staging": lab.home / "staging" / "prince"}

@@ -240,7 +240,8 @@ class Place:
         here, there = Path(self._at(source)), Path(self._at(target))
         with self.door(target):
             try:
-                os.link(here, there, follow_symlinks=False)
+                if not _same(here, there):  # else a rename was cut off between the two
+                    os.link(here, there, follow_symlinks=False)
                 here.unlink()
             except OSError as error:
                 if error.errno not in NO_LINK:
@@ -333,6 +334,11 @@ def _found(entry: dict[str, Any], root: str) -> Found:
     kind = "link" if entry.get("islink") else entry["type"]
     name = entry["name"].removeprefix(root.rstrip("/") + "/")
     return Found(name, kind if kind in {"file", "directory", "link"} else "other", entry.get("size") or 0, moment)
+
+
+def _same(here: Path, there: Path) -> bool:
+    """Say whether two names are of one file."""
+    return there.exists() and not there.is_symlink() and not here.is_symlink() and there.samefile(here)
 
 
 def _flush(directory: Path) -> None:

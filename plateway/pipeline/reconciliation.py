@@ -507,9 +507,9 @@ class _Run:
                 names = [file.name for file in images.files()]
             only = home.rpartition("/")[2]
             source = f"{aside}/images/{only}" if names == [only] else f"{aside}/images"
-            folder.move(instrument.root, source, to=home)
             if folder.exists(instrument.root, f"{aside}/{EVENT_FILE}"):
                 folder.move(instrument.root, f"{aside}/{EVENT_FILE}", to=f"{EVENTS}/{ledger.event.file}")
+            folder.move(instrument.root, source, to=home)  # last: it is the images that are looked for
         return self._outcome(finding, "restored")
 
     def _outcome(self, finding: Finding, result: str, *reasons: str) -> Outcome:
