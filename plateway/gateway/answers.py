@@ -54,6 +54,8 @@ class Problem(Exception):
 
     def response(self) -> Response:
         """Say it as HTTP does."""
+        if self.status == 304:
+            return Response(None, 304, self.headers)
         body = {"error": {"code": str(self.status), "message": self.message}}
         return Response(json.dumps(body), self.status, self.headers, "application/json")
 

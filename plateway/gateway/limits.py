@@ -37,6 +37,8 @@ LOCK_PAUSE = 0.0005
 LINGER = 2.0  # seconds for which the rest of an unwanted body is taken, so that the answer can be read
 LINGERING = 4 << 20  # bytes of it
 DRAINED = 256 << 10  # bytes of an unwanted body that are taken rather than that the connection is given up
+POLICY = "Content-Security-Policy"
+PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})  # FastAPI's, which run scripts
 UNLIMITED = frozenset({"/health", "/ready"})
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -330,7 +332,7 @@ class Safe:
 
     HEADERS = (
         ("X-Content-Type-Options", "nosniff"),
-        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+        (POLICY, "default-src 'none'; frame-ancestors 'none'; sandbox"),
         ("Referrer-Policy", "no-referrer"),
         ("X-Frame-Options", "DENY"),
     )
@@ -343,7 +345,8 @@ class Safe:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in self.HEADERS:
-                    headers.setdefault(name, value)
+                    if name != POLICY or scope["path"] not in PAGES:
+                        headers.setdefault(name, value)
             await send(message)
 
         await self.app(scope, receive, safe if scope["type"] == "http" else send)

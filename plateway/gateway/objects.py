@@ -6,6 +6,7 @@ may ask to ``auth``, how objects are kept to ``shelf``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Desk:
 
     def __init__(self, shelf: Shelf, limits: Limits) -> None:
         self.shelf = shelf
-        self.uploads = CapacityLimiter(limits.uploads)
+        self.uploads = asyncio.Semaphore(limits.uploads)
         self._threads = CapacityLimiter(THREADS)
 
     async def run(self, call: Callable[[], T]) -> T:

@@ -98,7 +98,7 @@ async def beginning(pieces: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
 
 
 async def streamed(
-    store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes], *, turns: CapacityLimiter
+    store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes], *, turns: asyncio.Semaphore
 ) -> T:
     """Store a body while it comes.
 
@@ -106,14 +106,14 @@ async def streamed(
         Busy: too many others are at it.
     """
     try:
-        with anyio.fail_after(WAIT):
-            await turns.acquire_on_behalf_of(head)
+        async with asyncio.timeout(WAIT):
+            await turns.acquire()
     except TimeoutError:
         raise Busy("too many uploads at a time") from None
     try:
         return await _piped(store, head, pieces)
     finally:
-        turns.release_on_behalf_of(head)
+        turns.release()
 
 
 async def _piped(store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes]) -> T:

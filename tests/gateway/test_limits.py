@@ -1,0 +1,325 @@
+"""How much anybody may ask: budgets, sizes and slowness."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from plateway import tokens
+from plateway.errors import Misconfigured
+from plateway.gateway import Limits, Parts, Rate, create_app, serve, server
+from plateway.gateway.access import read
+from plateway.gateway.limits import Rates, address, networks, payer
+from tests.gateway.conftest import Gateway, Start
+
+MIB = 1 << 20
+LAX = Rate(1_000_000)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Iterator[Rates]:
+    """Budgets under a clock of the test's own."""
+    found = Rates(tmp_path / "rates", clock=Clock())
+    yield found
+    found.close()
+
+
+def clock(rates: Rates) -> Clock:
+    found = rates._clock
+    assert isinstance(found, Clock)
+    return found
+
+
+def test_budgets(rates: Rates) -> None:
+    """As many as the rate says come at once, then one after the other; each name has its own."""
+    rate = Rate(10, 60)
+    assert [rates.take("a", rate) for _ in range(10)] == [0.0] * 10
+    assert rates.take("a", rate) == pytest.approx(6)
+    assert rates.take("b", rate) == 0
+    clock(rates).now += 5.9
+    assert rates.take("a", rate) == pytest.approx(0.1)
+    clock(rates).now += 0.2
+    assert [rates.take("a", rate) > 0 for _ in range(2)] == [False, True]
+    clock(rates).now += 1000
+    assert [rates.take("a", rate) > 0 for _ in range(11)] == [False] * 10 + [True]
+
+
+def test_budgets_survive_a_restart_of_the_machine(rates: Rates) -> None:
+    """A clock that begins again does not lock anybody out."""
+    for _ in range(10):
+        rates.take("a", Rate(10, 60))
+    clock(rates).now = 3.0
+    assert rates.take("a", Rate(10, 60)) == 0
+
+
+def test_budgets_of_a_crowd(rates: Rates) -> None:
+    """A hundred thousand names fit; who asks much is not forgotten for them."""
+    rate = Rate(10, 60)
+    for _ in range(10):
+        rates.take("busy", rate)
+    for number in range(20_000):
+        rates.take(f"address {number}", rate)
+    assert rates.take("busy", rate) > 0
+
+
+def test_budgets_are_shared_and_exact(tmp_path: Path) -> None:
+    """Threads with files of their own together get exactly what the rate says."""
+    both = [Rates(tmp_path / "rates") for _ in range(4)]
+
+    def ask(rates: Rates) -> int:
+        return sum(rates.take("a", Rate(100, 1e6)) == 0 for _ in range(100))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(ask, both)) == 100
+    for rates in both:
+        rates.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "told"),
+    [
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # nobody believes it
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1"),  # what the client said itself counts for nothing
+        ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "nonsense", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1"),
+        (None, "198.51.100.1", None),
+    ],
+)
+def test_addresses_behind_proxies(peer: str | None, forwarded: str, told: str | None) -> None:
+    """Who asks is the last one before the proxies that are believed."""
+    assert address(peer, forwarded, networks(["10.0.0.0/8"])) == told
+    assert address(peer, forwarded, ()) == peer
+
+
+def test_a_customer_pays_once() -> None:
+    """Addresses of one IPv6 network share a budget; an IPv4 address written as IPv6 is the same."""
+    assert payer("2001:db8::1") == payer("2001:db8::ffff:1") != payer("2001:db8:0:1::1")
+    assert payer("::ffff:192.0.2.1") == payer("192.0.2.1") != payer("192.0.2.2")
+
+
+def limited(answer: httpx.Response) -> bool:
+    """Tell whether this is 429, and as clients need it."""
+    if answer.status_code != 429:
+        return False
+    assert answer.headers["retry-after"].isdecimal() and int(answer.headers["retry-after"]) >= 1
+    assert answer.json() == {"error": {"code": "429", "message": "Too many requests"}}
+    return True
+
+
+def test_a_token_asks_only_so_often(start: Start) -> None:
+    """Each token has a budget; another one from the same address has its own."""
+    gateway = start(limits=Limits(token=Rate(5, 600), address=LAX))
+    with gateway.client() as http, gateway.client(gateway.token("other")) as other:
+        assert [limited(http.get("/objects")) for _ in range(7)] == [False] * 5 + [True] * 2
+        assert not limited(other.get("/objects"))
+
+
+def test_failed_logins_are_limited_harder(start: Start) -> None:
+    """After some bad tokens of an address there is no more answer to them; good ones go on, health too."""
+    gateway = start(limits=Limits(failed=Rate(5, 600)))
+    with gateway.client("bad") as http, gateway.client() as good:
+        assert [limited(http.get("/objects")) for _ in range(7)] == [False] * 5 + [True] * 2
+        assert good.get("/objects").status_code == 200
+        assert http.get("/health").status_code == 200
+
+
+def test_an_address_asks_only_so_often(start: Start) -> None:
+    """Whoever asks, and for whatever: an address has a budget. A header that nobody asked for does not change it."""
+    gateway = start(limits=Limits(address=Rate(5, 600)))
+    with gateway.client() as http:
+        spoofed = [{"X-Forwarded-For": f"198.51.100.{number}"} for number in range(7)]
+        assert [limited(http.get("/nothing", headers=headers)) for headers in spoofed] == [False] * 5 + [True] * 2
+
+
+def test_clients_of_a_trusted_proxy_are_told_apart(start: Start) -> None:
+    """Behind a proxy that is believed each client has its own budget, by the address that the proxy adds."""
+    gateway = start(limits=Limits(address=Rate(2, 600)), trusted=("127.0.0.1",))
+    with gateway.client() as http:
+        for client in ("198.51.100.1", "6.6.6.6, 198.51.100.2"):
+            asked = [http.get("/nothing", headers={"X-Forwarded-For": client}) for _ in range(3)]
+            assert [limited(answer) for answer in asked] == [False, False, True]
+
+
+def test_proxies_that_are_none(tmp_path: Path) -> None:
+    """A list of proxies that cannot be read keeps the gateway from starting."""
+    with pytest.raises(Misconfigured, match="proxies"):
+        create_app(Parts(home=tmp_path, tokens=tmp_path / "tokens.json", trusted=("gate.example",)))
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from plateway.gateway import Limits, Parts, Rate, serve
+if __name__ == "__main__":
+    home, port = Path(sys.argv[1]), int(sys.argv[2])
+    (home / "objects").mkdir(exist_ok=True)
+    limits = Limits(token=Rate(40, 6000), address=Rate(1000000))
+    parts = Parts(home=home, tokens=home / "tokens.json", objects=(home / "objects").as_uri(), limits=limits)
+    serve(parts, host="127.0.0.1", port=port, workers=2)
+"""
+
+
+def test_two_workers_share_budgets(tmp_path: Path) -> None:
+    """Two processes count together: of 100 requests at once exactly as many are answered as the rate says."""
+    script = tmp_path / "serving.py"
+    script.write_text(SERVE)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    made = tokens.add(tmp_path / "tokens.json", "t", ttl=timedelta(days=1), scopes=["read"], now=datetime.now(UTC))
+    with subprocess.Popen([sys.executable, str(script), str(tmp_path), str(port)], cwd=Path.cwd()) as process:
+        try:
+            gateway = Gateway(Parts(home=tmp_path, tokens=tmp_path / "tokens.json"), port)
+            waited(gateway)
+            headers = {"Authorization": f"Bearer {made.secret}", "Connection": "close"}
+
+            def ask(_: int) -> int:
+                return httpx.get(f"{gateway.url}/objects", headers=headers, timeout=30).status_code
+
+            with ThreadPoolExecutor(8) as pool:
+                statuses = list(pool.map(ask, range(100)))
+            assert sorted(set(statuses)) == [200, 429]
+            assert statuses.count(200) == 40
+            until = time.monotonic() + 10
+            while len(list(read(gateway.parts.log, token="t"))) != 100:
+                assert time.monotonic() < until
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def waited(gateway: Gateway) -> None:
+    """Wait until it answers."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with suppress(httpx.TransportError):
+            httpx.get(f"{gateway.url}/health")
+            return
+        time.sleep(0.05)
+    raise AssertionError("it does not answer")
+
+
+def test_o14_memory_is_for_one_worker(tmp_path: Path) -> None:
+    """O14: objects in memory, which workers cannot share, refuse a second worker."""
+    with pytest.raises(Misconfigured, match="worker"):
+        serve(Parts(home=tmp_path, tokens=tmp_path / "t", objects="memory://x"), host="127.0.0.1", port=0, workers=2)
+
+
+def pieces(size: int) -> Iterator[bytes]:
+    for _ in range(0, size, 65536):
+        yield bytes(65536)
+
+
+@pytest.mark.parametrize("size", [4 * MIB, 40 * MIB])
+def test_bodies_that_are_too_large(start: Start, size: int) -> None:
+    """More than the limit is 413, told early where the length is told, and at the limit where it is not."""
+    gateway = start(limits=Limits(object_size=MIB))
+    with gateway.client() as http:
+        for content in (bytes(size), pieces(size)):
+            answer = http.put("/objects/a", content=content)
+            assert answer.status_code == 413
+            assert answer.json()["error"]["message"] == f"The body has more than {MIB} bytes"
+        assert http.get("/objects").json()["keys"] == []
+        assert http.put("/objects/a", content=bytes(MIB)).status_code == 200
+        assert http.put("/objects/b", content=pieces(MIB)).status_code == 200
+        assert http.request("GET", "/objects", content=bytes(2 * MIB)).status_code == 413
+        assert http.put("/objects/..", content=bytes(10)).status_code in {400, 404, 405}
+
+
+def test_refused_before_it_is_sent(start: Start) -> None:
+    """Whoever asks first, with Expect, is refused before a byte of the body is sent."""
+    gateway = start(limits=Limits(object_size=MIB))
+    for headers in (f"Content-Length: {10 * MIB}", "Content-Length: 5"):
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as line:
+            line.sendall(f"PUT /objects/a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{headers}\r\n\r\n".encode())
+            assert line.makefile("rb").readline().split()[1] in {b"413", b"401"}
+
+
+def test_slow_connections_are_given_up(start: Start) -> None:
+    """200 clients that drip keep nobody waiting: health answers within 100 ms, and they are ended soon."""
+    gateway = start(limits=Limits(patience=1.0, slowest=1000, address=LAX, failed=LAX))
+    gateway.client().close()
+    head = f"PUT /objects/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.secrets['all']}\r\n"
+    with ExitStack() as stack:
+        lines = [stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port))) for _ in range(200)]
+        for number, line in enumerate(lines):
+            line.sendall(f"{head}Content-Length: 100000\r\n\r\nx".encode() if number % 2 else head[:40].encode())
+        times = []
+        with gateway.client() as http:
+            for _ in range(20):
+                for line in lines[1:200:2]:
+                    with suppress(OSError):
+                        line.send(b"x")
+                began = time.perf_counter()
+                assert http.get("/health").status_code == 200
+                times.append(time.perf_counter() - began)
+                time.sleep(0.05)
+            assert sorted(times)[len(times) // 2] < 0.1
+            for line in lines[1:200:40]:
+                line.settimeout(20)
+                assert b"408" in line.recv(100)
+            assert http.get("/objects").json()["keys"] == []
+
+
+def test_heads_without_an_end_are_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose head does not end is cut off; so is a client that does not take its answer."""
+    for name, value in {"HEAD": 0.5, "STALLED": 0.5, "SLOWEST": 10**9, "TICK": 0.1}.items():
+        monkeypatch.setattr(server, name, value)
+    gateway = start()
+    with gateway.client() as http:
+        http.put("/objects/large", content=bytes(32 * MIB))
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: ")
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            assert line.recv(100) == b""
+        assert time.monotonic() - began < 10
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as line:
+        line.sendall(
+            f"GET /objects/large HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.secrets['all']}\r\n\r\n".encode()
+        )
+        until = time.monotonic() + 20
+        while not (ended := [one for one in read(gateway.parts.log, key="large") if one.method == "GET"]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert ended[0].sent < 32 * MIB
+
+
+def test_large_uploads_take_turns(start: Start) -> None:
+    """More large uploads than a worker stores at a time wait for each other and all succeed."""
+    gateway = start(limits=Limits(uploads=2, token=LAX, address=LAX))
+    gateway.client().close()
+    content = os.urandom(3 * MIB)
+
+    def put(number: int) -> int:
+        with gateway.client() as http:
+            return http.put(f"/objects/{number}", content=content).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(put, range(8))) == {200}
+    assert threading.active_count() < 100
