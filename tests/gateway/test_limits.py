@@ -22,6 +22,7 @@ from plateway.errors import Misconfigured
 from plateway.gateway import Limits, Parts, Rate, create_app, serve, server
 from plateway.gateway.access import read
 from plateway.gateway.limits import Rates, address, networks, payer
+from plateway.store import open_store
 from tests.gateway.conftest import Gateway, Start
 
 MIB = 1 << 20
@@ -222,6 +223,38 @@ def waited(gateway: Gateway) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("it does not answer")
+
+
+KILLED = SERVE.replace("workers=2", "workers=1")
+
+
+def test_o12_a_killed_gateway_leaves_nothing_visible(tmp_path: Path) -> None:
+    """O12: a server that dies in the middle of a PUT leaves what was there; the next one serves it at once."""
+    (tmp_path / "serving.py").write_text(KILLED)
+    made = tokens.add(tmp_path / "tokens.json", "t", ttl=timedelta(days=1), scopes=tokens.SCOPES, now=datetime.now(UTC))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    gateway = Gateway(Parts(home=tmp_path, tokens=tmp_path / "tokens.json"), port)
+    command = [sys.executable, str(tmp_path / "serving.py"), str(tmp_path), str(port)]
+    with subprocess.Popen(command, cwd=Path.cwd()) as process:
+        waited(gateway)
+        with gateway.client(made.secret) as http:
+            http.put("/objects/a", content=b"before")
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+            head = f"PUT /objects/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {made.secret}\r\n"
+            line.sendall(f"{head}Content-Length: {20 * MIB}\r\n\r\n".encode() + bytes(10 * MIB))
+            time.sleep(0.1)
+            process.kill()
+    place = open_store((tmp_path / "objects").as_uri())
+    assert [one.key for one in place.list()] == ["a"]
+    assert b"".join(place.open("a")) == b"before"
+    with subprocess.Popen(command, cwd=Path.cwd()) as process:
+        waited(gateway)
+        with gateway.client(made.secret) as http:
+            assert http.get("/objects/a").content == b"before"
+            assert http.put("/objects/a", content=b"after").status_code == 200
+        process.terminate()
+        process.wait(20)
 
 
 def test_o14_memory_is_for_one_worker(tmp_path: Path) -> None:
