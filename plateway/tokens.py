@@ -1,7 +1,7 @@
 """Who may use the gateway: a file of hashed tokens, the same as amplify-object-store's.
 
-Owns the file (a list of ``name``, ``hash``, ``expires``, ``created_at``, ``scopes``, and ``prefix``, which is ours), its
-changes, and the look-up of a token that somebody shows. What a route asks for is left to ``gateway.auth``.
+Owns the file (a list of ``name``, ``hash``, ``expires``, ``created_at``, ``scopes``, and ``prefix``, which is ours),
+its changes, and the look-up of a token that somebody shows. What a route asks for is left to ``gateway.auth``.
 
 A token is 256 random bits, so a fast hash is the right one; it is shown once and kept nowhere. Changes take a lock,
 are written aside, flushed and renamed: readers see the old file or the new one. A file that cannot be read changes
