@@ -1,23 +1,26 @@
 """What must hold whatever happens: I1 to I10, each a function from what can be seen to what is wrong with it.
 
 The world is seen as it is: files on the bench, in the trash and in staging, objects and open uploads in the bucket,
-rows in the catalogue. What is true of the images is what the simulator says it wrote, never what Plateway says.
+tars and manifests on tape, what lies in the inbox and what was restored, rows in the catalogue. What is true of the
+images is what the simulator says it wrote, never what Plateway says.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from plateway import bundle, pipeline
+from plateway import archive, bundle, pipeline
 from plateway.catalog import Ledger
-from plateway.errors import Damaged
-from plateway.records import Export, Purge
+from plateway.errors import Damaged, Rejected
+from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
 from plateway.store import Stat, Upload
 from tests.lab import Lab
@@ -49,6 +52,8 @@ class World:
     logs: Sequence[Path] = ()  # files in which no secret may appear
     rest: Rest | None = None  # None: work is still to be done
     seen: dict[str, str] = field(default_factory=dict)  # SHA-256 of what was catalogued at a key, from check to check
+    delivered: Mapping[str, bytes] = field(default_factory=dict)  # what was dropped into the inbox
+    strayed: bool = False  # somebody moves images to the trash, and notes nothing
 
 
 class Thing(NamedTuple):
@@ -58,6 +63,17 @@ class Thing(NamedTuple):
     sha256: str
     manifest: bundle.Manifest | None
     flaw: str
+
+
+class Member(NamedTuple):
+    """A bundle as it lies in a tar on tape."""
+
+    path: str
+    name: str
+    offset: int
+    size: int
+    sha256: str
+    manifest: bundle.Manifest | None  # None: it is no bundle
 
 
 class Scene:
@@ -86,8 +102,29 @@ class Scene:
     @cached_property
     def files(self) -> dict[Path, str]:
         """SHA-256 of everything on the bench and in staging, the trash included."""
-        roots = [self.lab.bench, self.lab.home / "staging"]
+        roots = [self.lab.home / name for name in ("bench", "staging", "tape", "inbox", "out")]
         return {path: digest(path.read_bytes()) for root in roots for path in sorted(root.rglob("*")) if path.is_file()}
+
+    @property
+    def tape(self) -> Path:
+        return self.lab.home / "tape"
+
+    @cached_property
+    def members(self) -> list[Member]:
+        """What is in the tars on tape that a reader finds."""
+        return [member for path in sorted(self.tape.rglob("[!.]*.tar")) for member in self._members(path)]
+
+    def _members(self, path: Path) -> Iterator[Member]:
+        content = path.read_bytes()
+        with suppress(tarfile.TarError), tarfile.open(path) as file:
+            for found in file:
+                data = content[found.offset_data : found.offset_data + found.size]
+                try:
+                    manifest = bundle.walk([data]).manifest
+                except Damaged:
+                    manifest = None
+                where = str(path.relative_to(self.tape))
+                yield Member(where, found.name, found.offset_data, found.size, digest(data), manifest)
 
     def _read(self, key: str) -> Thing:
         stat, whole = self.lab.store.stat(key), hashlib.sha256()
@@ -114,13 +151,14 @@ def check(world: World) -> list[Violation]:
     """Look at everything once and say what does not hold; I8 and I9 are asked only of a world at rest."""
     scene = Scene(world)
     asked = ALWAYS if world.rest is None else ALWAYS | AT_REST
-    return [Violation(name, what) for name, holds in asked.items() for what in holds(scene)]
+    return [Violation(name, what) for name, kinds in asked.items() for holds in kinds for what in holds(scene)]
 
 
 def no_loss(scene: Scene) -> Iterator[str]:
-    """I1: of every image of an accepted event there is a readable copy: source, trash, staging or bucket."""
+    """I1: of every image of an accepted event there is a readable copy: source, trash, staging, bucket or tape."""
     accepted = {ledger.event.id for ledger in scene.ledgers}
     copies = set(scene.files.values())
+    copies |= {one.sha256 for bundled in scene.members if bundled.manifest for one in bundled.manifest.members}
     copies |= {one.sha256 for thing in scene.things.values() if thing.manifest for one in thing.manifest.members}
     for announced in scene.world.announced:
         for name, sha256 in announced.files.items():
@@ -136,7 +174,7 @@ def purge_safe(scene: Scene) -> Iterator[str]:
         root = scene.lab.bench / announced.system
         sources = [announced.path, *(announced.images / name for name in announced.files)]
         gone = [path for path in sources if path not in scene.files]
-        if not gone:
+        if not gone or scene.world.strayed:
             continue
         path = str(announced.images.relative_to(root))
         found = purges.get((announced.id, path)) or shared.get((announced.system, path))
@@ -154,6 +192,25 @@ def directory(ledger: Ledger, purge: Purge) -> str:
     """Say in which directory of the system the purged images were."""
     path = PurePosixPath(ledger.event.path)
     return str(path.parent if purge.proof.get("only") else path)
+
+
+def expiry_safe(scene: Scene) -> Iterator[str]:
+    """I2: what is absent from the bucket went by a tombstone, whose proof holds, and tape has its bytes."""
+    for ledger, export in scene.own:
+        purge = ledger.purge("bucket")
+        if export.key in scene.things:
+            if purge is not None and purge.gone_at is not None:
+                yield f"{ledger.ref}: its tombstone says that {export.key} is gone, and it is there"
+        elif export.damage is None:
+            if purge is None or purge.trashed_at is None:
+                yield f"{ledger.ref}: {export.key} is absent, and there is no tombstone"
+                continue
+            yield from (f"{ledger.ref}: {flaw}" for flaw in unproven(ledger, purge))
+            if purge.trashed_at - purge.intended_at < scene.lab.policy.grace:
+                yield f"{ledger.ref}: {export.key} went before the grace was over"
+            places = {place["path"] for place in purge.proof.get("archives", ())}
+            if not any(one.path in places and one.sha256 == export.sha256 for one in scene.members):
+                yield f"{ledger.ref}: {export.key} is absent, and no tar that its tombstone names has its bytes"
 
 
 def unproven(ledger: Ledger, purge: Purge) -> Iterator[str]:
@@ -182,7 +239,7 @@ def truthful(scene: Scene) -> Iterator[str]:
     """I3: what the catalogue says of an export is so in the bucket: size, hash, every member, the manifest's place."""
     for ledger, export in scene.own:
         thing = scene.things.get(export.key)
-        if export.damage:
+        if export.damage or (thing is None and ledger.expired):
             continue
         if thing is None:
             yield f"{ledger.ref}: exported, and nothing is at {export.key}"
@@ -207,6 +264,22 @@ def unlike(scene: Scene, ledger: Ledger, export: Export, manifest: bundle.Manife
         yield f"{ledger.ref}: the bundle does not hold what the instrument wrote"
 
 
+def located(scene: Scene) -> Iterator[str]:
+    """I3: an archive that has an event with proof is a tar that has its bytes; at rest that goes for every archive."""
+    for ledger in scene.ledgers:
+        for place in ledger.archives:
+            if place.evidence != "checksum" and scene.world.rest is None:
+                continue
+            if ledger.export is None or not any(holds(one, place, ledger.export) for one in scene.members):
+                yield f"{ledger.ref}: {place.path} does not have it, by {place.evidence}"
+
+
+def holds(member: Member, place: ArchiveLocation, export: Export) -> bool:
+    """Say whether it is this member that an archive location means."""
+    same = (member.path, member.sha256, member.size) == (place.path, export.sha256, export.size)
+    return same and member.name == place.member and place.offset in {None, member.offset}
+
+
 def once(scene: Scene) -> Iterator[str]:
     """I4: one content announced under one id has at most one row and one object."""
     rows = Counter((ledger.event.id, ledger.event.digest) for ledger in scene.ledgers)
@@ -214,6 +287,41 @@ def once(scene: Scene) -> Iterator[str]:
     objects = Counter((tag.get("event-id"), tag.get("announcement")) for tag in tags)
     for counted, what in ((rows, "rows"), (objects, "objects")):
         yield from (f"{one[0]}: {count} {what} of the same content" for one, count in counted.items() if count > 1)
+
+
+def written_once(scene: Scene) -> Iterator[str]:
+    """I4: no bundle is on tape twice."""
+    copies = Counter(one.sha256 for one in scene.members if one.manifest)
+    where = {one.sha256: one.path for one in scene.members}
+    yield from (
+        f"{where[sha256]}: has what {count - 1} other tars have" for sha256, count in copies.items() if count > 1
+    )
+
+
+def received_once(scene: Scene) -> Iterator[str]:
+    """I4: every file that was dropped lies in one place, as it was; it left the inbox when it had its row."""
+    inbox = scene.lab.home / "inbox"
+    rows = Counter(row.digest for row in scene.lab.catalog.manifests())
+    yield from (f"manifest {name[:8]}: {count} rows" for name, count in rows.items() if count > 1)
+    for name, content in scene.world.delivered.items():
+        places = [one for one in ("", "accepted", "quarantine") if inbox / one / name in scene.files]
+        if not places or any(scene.files[inbox / one / name] != digest(content) for one in places):
+            yield f"{name}: in {places} of the inbox, or changed"
+        elif places[-1] and told(content) not in rows:
+            yield f"{name}: in {places[-1]}, and never received"
+        elif scene.world.rest is not None and "" in places:
+            yield f"{name}: still in the inbox"
+    kept = sum(path.is_relative_to(inbox) for path in scene.files)
+    if scene.world.rest is not None and kept > len(scene.world.delivered):
+        yield f"{kept} files in the inbox, {len(scene.world.delivered)} were dropped there"
+
+
+def told(content: bytes) -> str:
+    """Say by which digest a manifest is known."""
+    try:
+        return archive.parse(content).digest
+    except Rejected:
+        return digest(content)
 
 
 def no_overwrite(scene: Scene) -> Iterator[str]:
@@ -240,6 +348,38 @@ def no_partial(scene: Scene) -> Iterator[str]:
             yield f"staging {copy.name}: not the files that the instrument wrote"
 
 
+def no_half_tar(scene: Scene) -> Iterator[str]:
+    """I6: a tar or a manifest on tape that a reader finds is whole."""
+    for path in (one for one in scene.tape.rglob("[!.]*") if one.is_file()):
+        content = path.read_bytes()
+        where = path.relative_to(scene.tape)
+        if path.suffix == ".tar":
+            ends = [(one.offset + bundle.padded(one.size)) for one in scene.members if one.path == str(where)]
+            if not ends or len(content) < max(ends) + len(bundle.END) or any(content[max(ends) :]):
+                yield f"{where}: is cut"
+        else:
+            try:
+                archive.parse(content)
+            except Rejected as error:
+                yield f"{where}: {error}"
+
+
+def restored_whole(scene: Scene) -> Iterator[str]:
+    """I6: a file that was restored is right or not there, and only what is not whole yet lies aside."""
+    out = scene.lab.home / "out"
+    wrote = {str(one.id): one.files for one in scene.world.announced}
+    for path in (one for one in scene.files if one.is_relative_to(out)):
+        ref, *rest = path.relative_to(out).parts
+        if ref.startswith("."):
+            continue
+        if wrote[ref].get("/".join(rest)) != scene.files[path]:
+            yield f"out/{ref}: {'/'.join(rest)} has other bytes than the instrument wrote"
+    if scene.world.rest is not None:
+        for ref in (one.name for one in out.glob("[!.]*")):
+            missing = [name for name in wrote[ref] if out / ref / name not in scene.files]
+            yield from (f"out/{ref}: {name} was not restored" for name in missing)
+
+
 def confined(scene: Scene) -> Iterator[str]:
     """I7: what lies outside of the roots stays as it is, and none of it is in a bundle."""
     for path, content in scene.world.outside.items():
@@ -263,6 +403,8 @@ def no_leak(scene: Scene) -> Iterator[str]:
     staging = scene.lab.home / "staging"
     aside = [path for path in scene.files if pipeline.TRASH in path.parts or path.is_relative_to(staging)]
     aside += [path for path in staging.glob("*/*") if path.suffix in {".part", ".old"}]
+    for name in ("tape", "inbox", "out"):
+        aside += [path for path in (scene.lab.home / name).rglob(".*") if ".part" in path.name]
     yield from (f"left behind: {path.relative_to(scene.lab.home)}" for path in aside)
     yield from (f"open upload of {upload.key}" for upload in scene.uploads)
     yield from (f"{one.ref}: still leased" for one in scene.ledgers if one.held(scene.lab.clock()))
@@ -278,14 +420,14 @@ def no_secret(scene: Scene) -> Iterator[str]:
 
 
 Invariant = Callable[[Scene], Iterator[str]]
-ALWAYS: dict[str, Invariant] = {
-    "I1": no_loss,
-    "I2": purge_safe,
-    "I3": truthful,
-    "I4": once,
-    "I5": no_overwrite,
-    "I6": no_partial,
-    "I7": confined,
-    "I10": no_secret,
+ALWAYS: dict[str, Sequence[Invariant]] = {
+    "I1": [no_loss],
+    "I2": [purge_safe, expiry_safe],
+    "I3": [truthful, located],
+    "I4": [once, written_once, received_once],
+    "I5": [no_overwrite],
+    "I6": [no_partial, no_half_tar, restored_whole],
+    "I7": [confined],
+    "I10": [no_secret],
 }
-AT_REST: dict[str, Invariant] = {"I8": converges, "I9": no_leak}
+AT_REST: dict[str, Sequence[Invariant]] = {"I8": [converges], "I9": [no_leak]}

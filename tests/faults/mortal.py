@@ -10,12 +10,14 @@ at one of them it is killed: before it, after it, or in its middle.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,23 +26,31 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from fsspec.implementations import local  # type: ignore[import-untyped]  # ships no types
 from pydantic import SecretStr
 
 import plateway
 from plateway import folder, pipeline
+from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.settings import Policy
 from plateway.store import Endpoint, Prefixed, Store, open_store
-from tests.lab import Clock, Lab
+from tests.faults import tapes
+from tests.faults.tapes import Site
+from tests.lab import Clock
 
 PACKAGE = str(Path(plateway.__file__).parent)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 NAMED = ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "fsync", "utime", "link", "symlink", "truncate")
+FAR = {"rm_file", "cp_file", "mv", "makedirs", "pipe_file"}  # what fsspec does to files elsewhere
 AUDITED = {f"os.{name}" for name in ("rename", "mkdir", "remove", "rmdir", "link", "symlink", "truncate", "chmod")}
 THROUGH = {"_writing", "_sync", "_below", "_step"}  # what others do their effects through
 LEASES = {f"commit catalog.{what} in {where}" for what in ("lease", "release") for where in ("leased", "_carry")}
+PASSING = LEASES | tapes.PASSING  # what is done and undone, and leaves nothing
 PASSES = 9  # of a recovery, at most
-POLICY = Policy(purge=True, lifespan=timedelta(hours=8), staging_lifespan=timedelta(hours=8))
+POLICY = Policy(
+    purge=True, lifespan=timedelta(hours=8), staging_lifespan=timedelta(hours=8), bucket_lifespan=timedelta(days=1)
+)
 OTHER = UUID("00000000-0000-4000-8000-000000000001")  # announces the same images once more
 Where = tuple[str, int, str]  # site, how many times it was met before, "before" | "after" | "middle"
 
@@ -54,19 +64,20 @@ class Reaper:
     die: Where | None
     write: Callable[[int, bytes], int] = os.write  # the system's own
     inside: bool = False
-    count: int = 0  # of effects that change more than who holds an event
+    asleep: bool = False  # others are acting
+    count: int = 0  # of effects that leave something
 
     def __post_init__(self) -> None:
         self.met: dict[str, int] = {}
 
     def around(self, kind: str, act: Callable[[], Any], middle: Callable[[], Any] | None = None) -> Any:
         """Carry out one effect, dying before, in the middle of or after it if it is the one."""
-        where = place()
+        where = "" if self.asleep else place()
         if not where.strip("."):
             return act()  # somebody else's: the laboratory, a library
         site = f"{kind} {where}"
         nth = self.met[site] = self.met.get(site, -1) + 1
-        self.count += site not in LEASES
+        self.count += site not in PASSING
         self.note(site)
         self.reap(site, nth, "before")
         if middle is not None and self.die == (site, nth, "middle"):
@@ -87,9 +98,9 @@ class Reaper:
     def notice(self, event: str, args: tuple[Any, ...]) -> None:
         """Note an effect that no hook has met: it fails the comparison with the known ones."""
         writes = event in AUDITED or (event == "open" and bool((args[2] or 0) & WRITES))
-        if not writes or self.inside:
+        if not writes or self.inside or self.asleep:
             return
-        if (where := place()).startswith(("folder", "pipeline", "events", "store", "bundle")):
+        if (where := place()).startswith(("folder", "pipeline", "events", "store", "bundle", "archive")):
             self.note(f"unhooked {event} {where}")
 
     def note(self, site: str) -> None:
@@ -122,6 +133,7 @@ def hook(reaper: Reaper, catalog: Catalog) -> None:
         setattr(os, name, hooked(reaper, name, getattr(os, name)))
     os.open = hooked_open(reaper, os.open)
     os.write = hooked_write(reaper, os.write)
+    vars(local)["open"] = opened
     if rename := getattr(folder.LIBC, "renameat2", None):
         vars(folder.LIBC)["renameat2"] = hooked(reaper, "rename", rename)
     dialect: Any = catalog._engine.dialect
@@ -156,19 +168,88 @@ def hooked_write(reaper: Reaper, act: Callable[[int, Any], int]) -> Callable[[in
     return hooked
 
 
+class Raw(io.RawIOBase):
+    """A file that is written through the hooks; Python's own goes past them."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, data: Any) -> int:
+        return os.write(self._descriptor, data)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
+
+
+def opened(path: str, mode: str) -> Any:
+    """Open a file as fsspec does."""
+    return io.BufferedWriter(Raw(path)) if mode == "wb" else Path(path).open(mode)
+
+
 # ------------------------------------------------------------------------------------------------------------ the life
 
 
-def laboratory(job: dict[str, Any], bucket: Store) -> Lab:
+class Corner(Prefixed):
+    """A part of a bucket that takes itself for the whole: what is recorded in one fits another."""
+
+    def __init__(self, bucket: Store, prefix: str) -> None:
+        super().__init__(bucket, prefix)
+        self.name = bucket.name
+
+
+class Desk:
+    """A catalogue that is at another home each time, and keeps what it has learned to compile: the longest part."""
+
+    def __init__(self, place: Path) -> None:
+        self._place, self._clock = place, Clock()
+        self._catalog = Catalog(f"sqlite:///{place}/catalogue.db", clock=self.now)
+
+    def turn(self, home: str) -> None:
+        """Go to another home; nothing is open then."""
+        self._catalog.close()
+        self._place.unlink(missing_ok=True)
+        self._place.symlink_to(home)
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    def at(self, clock: Clock) -> Catalog:
+        """Use it, by this clock."""
+        self._clock = clock
+        return self._catalog
+
+
+def laboratory(job: dict[str, Any], bucket: Store, desk: Desk) -> Site:
     """Open the laboratory that a job is about; its objects have a prefix of their own."""
     home, clock = Path(job["home"]), Clock()
     clock.now = datetime.fromisoformat(job["now"])
-    catalog = Catalog(job.get("catalog") or f"sqlite:///{home}/catalogue.db", clock=clock)
     options = {"staging": home / "staging" / "prince"} if job["staging"] else {}
-    return Lab(home, Prefixed(bucket, job["prefix"]), clock, catalog, policy=POLICY, options=options)
+    archive = open_archive((home / "tape").as_uri()) if (home / "tape").is_dir() else None
+    store = Corner(bucket, job["prefix"])
+    poll = job.get("poll", "")
+    return Site(home, store, clock, desk.at(clock), policy=POLICY, options=options, archive=archive, poll=poll)
 
 
-def once(lab: Lab) -> list[pipeline.Outcome]:
+@contextmanager
+def apart(lab: Site, reaper: Reaper, hands: Store) -> Iterator[None]:
+    """Let others act, past the hooks and the proxy."""
+    own, reaper.asleep = lab.store, True
+    lab.store = hands
+    try:
+        yield
+    finally:
+        lab.store, reaper.asleep = own, False
+
+
+def once(lab: Site) -> list[pipeline.Outcome]:
     """Do everything that is to be done, once: discover, export, verify, purge, remove, sweep."""
     lab.settle()
     outcomes = lab.export()
@@ -178,31 +259,37 @@ def once(lab: Lab) -> list[pipeline.Outcome]:
     return outcomes + pipeline.sweep(lab.line)
 
 
-def straight(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def straight(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Live one event's life from announcement to tombstone, as if nothing could happen."""
     yield once(lab)
 
 
-def shared(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def shared(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Live the life of two events with the same images: the second goes when the first is gone."""
     yield once(lab)
     yield once(lab)
 
 
-def restored(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def lose(lab: Site) -> None:
+    """Let somebody delete all objects."""
+    with lab.apart():
+        for found in list(lab.store.list()):
+            lab.store.delete(found.key)
+
+
+def restored(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Lose the object while the images are in the trash: they come back, and are sent again."""
     lab.settle()
     yield lab.export()
     lab.clock.turn(hours=9)
     yield pipeline.purge(lab.line)
-    for found in list(lab.store.list()):
-        lab.store.delete(found.key)
+    lose(lab)
     lab.clock.turn(hours=2)
     yield pipeline.purge(lab.line)
     yield lab.export()
 
 
-def forced(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def forced(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Change an image after its export and export by force: a second revision; then the same bytes once more."""
     lab.settle()
     yield lab.export()
@@ -217,7 +304,7 @@ def forced(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
     yield [pipeline.export(lab.line, again, force=True), pipeline.verify(lab.line, again, read_back=True)]
 
 
-def slow(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def slow(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Take so long that the lease is renewed with every chunk."""
     lab.settle()
     hurried = replace(lab.line, lease=timedelta(0))
@@ -225,17 +312,18 @@ def slow(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
     yield lab.export()
 
 
-def stranger(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def stranger(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Find somebody else's bytes at the event's key."""
     lab.settle()
     (ledger,) = lab.catalog.ledgers()
-    if lab.store.stat(ledger.event.key) is None and ledger.event.revision == 1:
-        lab.store.put(ledger.event.key, [b"strange"], size=7, part_size=1 << 23, metadata={})
+    with lab.apart():
+        if lab.store.stat(ledger.event.key) is None and ledger.event.revision == 1:
+            lab.store.put(ledger.event.key, [b"strange"], size=7, part_size=1 << 23, metadata={})
     yield lab.export()
     yield lab.export()
 
 
-def troubled(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
+def troubled(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Meet what cannot be accepted, what is incomplete, an image that is away for a while, an object that is lost."""
     lab.settle()
     (ledger, *_) = lab.catalog.ledgers()
@@ -247,12 +335,11 @@ def troubled(lab: Lab) -> Iterator[list[pipeline.Outcome]]:
     lab.clock.turn(minutes=12)
     lab.settle()
     yield lab.export()
-    for found in list(lab.store.list()):
-        lab.store.delete(found.key)
+    lose(lab)
     yield [pipeline.verify(lab.line, ref) for ref in [ledger.ref]]
 
 
-LIVES: dict[str, Callable[[Lab], Iterator[list[pipeline.Outcome]]]] = {
+LIVES: dict[str, Callable[[Site], Iterator[Sequence[pipeline.Outcome]]]] = {
     "straight": straight,
     "shared": shared,
     "restored": restored,
@@ -260,60 +347,78 @@ LIVES: dict[str, Callable[[Lab], Iterator[list[pipeline.Outcome]]]] = {
     "slow": slow,
     "stranger": stranger,
     "troubled": troubled,
+    **{name: life.live for name, life in tapes.LIVES.items()},
 }
 
 
-def recover(lab: Lab, reaper: Reaper) -> dict[str, Any]:
+def healing(life: str) -> Callable[[Site], Sequence[pipeline.Outcome]]:
+    """Say what is done again and again after a life was cut off."""
+    return tapes.LIVES[life].heal if life in tapes.LIVES else once
+
+
+def recover(lab: Site, reaper: Reaper, heal: Callable[[Site], Sequence[pipeline.Outcome]]) -> dict[str, Any]:
     """Do everything again and again until nothing is written any more; tell how often, and what was left open."""
     opened = left = 0
     for number in range(PASSES):
         before, opened = reaper.count, left
-        outcomes = once(lab)
+        outcomes = heal(lab)
         left = sum(1 for _ in Path("/proc/self/fd").iterdir())
         if reaper.count == before and all(one.verb != "sweep" for one in outcomes):
             return {"passes": number, "descriptors": left - opened if number else 0, "now": lab.clock().isoformat()}
     return {"passes": PASSES, "left": [pipeline.told(one) for one in outcomes]}
 
 
-def live(job: dict[str, Any], bucket: Store) -> None:
-    """Do one job, in a process of one's own."""
-    lab = laboratory(job, bucket)
+def live(job: dict[str, Any], bucket: Store, hands: Store, desk: Desk) -> None:
+    """Do one job, in a process of one's own: ``doing`` is to live a life, to recover, or to look once more."""
+    lab = laboratory(job, bucket, desk)
     ledger = os.open(job["effects"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     reaper = Reaper(ledger, lab.clock, tuple(job["die"]) if job["die"] else None)
+    lab.apart = functools.partial(apart, lab, reaper, Corner(hands, job["prefix"]))
     hook(reaper, lab.catalog)
-    if job["life"] == "recover":
-        told: Any = recover(lab, reaper)
+    heal = healing(job["life"])
+    if job["doing"] == "recover":
+        told: Any = recover(lab, reaper, heal)
     else:
-        told = [pipeline.told(one) for outcomes in LIVES[job["life"]](lab) for one in outcomes]
+        done = LIVES[job["life"]](lab) if job["doing"] == "live" else [heal(lab)]
+        told = [pipeline.told(one) for outcomes in done for one in outcomes]
     Path(job["told"]).write_text(json.dumps(told, default=str))
 
 
-def warm() -> None:
+def warm(desk: Desk) -> None:
     """Live once, so that no child has to load or compile what is needed at first use."""
-    with TemporaryDirectory() as home:
-        job = {"home": home, "now": datetime.now(UTC).isoformat(), "prefix": "warm/", "staging": True}
-        lab = laboratory(job, open_store("memory://warm"))
-        for name in ("bench", "staging"):
-            (lab.home / name).mkdir()
-        lab.catalog.upgrade()
-        lab.acquire(images=1, size=8)
-        once(lab)
-        lab.catalog.close()
+    for number, life in enumerate(["straight", *tapes.LIVES]):
+        with TemporaryDirectory() as home:
+            job = {"home": home, "now": datetime.now(UTC).isoformat(), "prefix": "warm/", "staging": number == 0}
+            for name in tapes.PLACES if number else ("bench", "staging"):
+                (Path(home) / name).mkdir()
+            desk.turn(home)
+            lab = laboratory(job, open_store(f"memory://{life}"), desk)
+            lab.catalog.upgrade()
+            if number:
+                tapes.LIVES[life].before(lab)
+            else:
+                lab.acquire(images=1, size=8)
+            for _ in LIVES[life](lab):
+                pass
+            lab.catalog.close()
 
 
 def mother() -> None:
     """Fork a child for each job; no thread may be left when it does."""
-    warm()
     where = json.loads(next(sys.stdin))
-    bucket = open_store(
-        where["bucket"], Endpoint(where["url"], where["access_key_id"], SecretStr(where["secret_access_key"]))
+    desk = Desk(Path(where["desk"]))
+    warm(desk)
+    secret = SecretStr(where["secret_access_key"])
+    bucket, hands = (
+        open_store(where["bucket"], Endpoint(where[url], where["access_key_id"], secret)) for url in ("url", "direct")
     )
     for line in sys.stdin:
+        job = json.loads(line)
+        desk.turn(job["home"])
         child = os.fork()
         if child == 0:
-            job = json.loads(line)
             try:
-                live(job, bucket)
+                live(job, bucket, hands, desk)
             except BaseException:  # noqa: BLE001 - told to whoever gave the job
                 Path(job["told"]).write_text(json.dumps({"error": traceback.format_exc()}))
             os._exit(0)

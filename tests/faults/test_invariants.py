@@ -1,7 +1,9 @@
 """An invariant that cannot fail is worth nothing: each one finds the violation that is planted for it."""
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from plateway import pipeline
+from plateway.archive import open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.pipeline import purges
 from plateway.records import Export
 from plateway.store import open_store
 from tests.faults.invariants import Rest, World, check
-from tests.lab import Clock, Lab
+from tests.lab import Clock, Lab, with_policy
 
 
 @pytest.fixture
@@ -211,3 +214,117 @@ def test_a_secret_is_found(world: World) -> None:
     """I10: in the catalogue, as a reason that quotes too much."""
     world.lab.catalog.set_back(only(world)[0], "verify", reason="said hush to the endpoint", now=world.lab.clock())
     assert violated(world) == {"I10"}
+
+
+# ------------------------------------------------------------------------------------------------------------ the tape
+
+
+@pytest.fixture
+def taped(world: World) -> World:
+    """The event is on tape as well."""
+    (world.lab.home / "tape").mkdir()
+    world.lab.archive = open_archive((world.lab.home / "tape").as_uri())
+    world.lab.clock.turn(hours=26)
+    pipeline.archive(world.lab.line)
+    return world
+
+
+def tar(world: World) -> Path:
+    (path,) = (world.lab.home / "tape").rglob("*.tar")
+    return path
+
+
+@pytest.fixture
+def expired(taped: World) -> World:
+    """And nowhere else."""
+    with_policy(taped.lab, bucket_lifespan=timedelta(days=1))
+    for _ in range(3):
+        purge(taped, twice=True)
+    for _ in range(2):
+        pipeline.expire(taped.lab.line)
+        taped.lab.clock.turn(hours=2)
+    assert list(taped.lab.store.list()) == []
+    return taped
+
+
+def test_a_sound_tape_violates_nothing(expired: World) -> None:
+    """On tape only, by a tombstone; and restored."""
+    assert check(replace(expired, rest=Rest())) == []
+    pipeline.restore(expired.lab.line, only(expired)[0], to=expired.lab.home / "out")
+    assert check(replace(expired, rest=Rest())) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM purge WHERE place = 'bucket'",
+        "UPDATE purge SET proof = '{}' WHERE place = 'bucket'",
+        "UPDATE purge SET trashed_at = intended_at WHERE place = 'bucket'",
+    ],
+)
+def test_an_expiry_without_proof_is_found(expired: World, change: str) -> None:
+    """I2: the object is gone, and there is no tombstone, none with a proof, or it went at once."""
+    expired.lab.catalog.close()
+    with closing(sqlite3.connect(expired.lab.home / "catalogue.db")) as rows, rows:
+        rows.execute(change)
+    assert "I2" in violated(expired)
+
+
+def test_an_object_that_outlives_its_tombstone_is_found(expired: World) -> None:
+    """I2: it says that the object is gone."""
+    overwrite(expired, b"there")
+    assert "I2" in violated(expired)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "removed"])
+def test_a_tape_that_does_not_have_what_it_should_is_found(expired: World, damage: str) -> None:
+    """I1, I2, I3: the only copy is damaged or gone."""
+    content = bytearray(tar(expired).read_bytes())
+    content[1500] ^= 1
+    if damage == "flipped":
+        tar(expired).write_bytes(content)
+    else:
+        tar(expired).unlink()
+    assert {"I1", "I2", "I3"} <= violated(expired)
+
+
+def test_a_second_copy_on_tape_is_found(taped: World) -> None:
+    """I4: two tars have the same bundle."""
+    shutil.copy(tar(taped), tar(taped).with_name("again.tar"))
+    assert violated(taped) == {"I4"}
+
+
+@pytest.mark.parametrize("place", ["nowhere", "accepted", "changed"])
+def test_a_manifest_that_was_not_received_is_found(taped: World, place: str) -> None:
+    """I4: a file has left the inbox and is nowhere, or was never received, or is another."""
+    taped.delivered = {"1.json": b'{"job_id": "1", "date": "2026-05-04", "archives": []}'}
+    (taped.lab.home / "inbox" / "accepted").mkdir(parents=True)
+    if place == "accepted":
+        (taped.lab.home / "inbox" / "accepted" / "1.json").write_bytes(taped.delivered["1.json"])
+    if place == "changed":
+        (taped.lab.home / "inbox" / "1.json").write_bytes(b"{}")
+    assert violated(taped) == {"I4"}
+
+
+@pytest.mark.parametrize("what", ["tar", "end", "manifest"])
+def test_half_a_file_on_tape_is_found(taped: World, what: str) -> None:
+    """I6: a tar is cut, or only its end, or a manifest."""
+    path = tar(taped) if what != "manifest" else next((taped.lab.home / "tape" / "manifests").iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[: -len(content) // 2] if what != "end" else content[:-512])
+    assert "I6" in violated(taped)
+
+
+def test_half_a_restored_file_is_found(taped: World) -> None:
+    """I6: under its own name; aside it may be."""
+    pipeline.restore(taped.lab.line, only(taped)[0], to=taped.lab.home / "out")
+    image = next((taped.lab.home / "out").rglob("*.tif"))
+    image.write_bytes(image.read_bytes()[:100])
+    assert violated(taped) == {"I6"}
+
+
+def test_what_a_dead_writer_left_on_tape_is_found(expired: World) -> None:
+    """I9: at rest nothing lies aside."""
+    tar(expired).with_name(".x.tar.part-0123456789ab").write_bytes(b"half")
+    expired.rest = Rest()
+    assert violated(expired) == {"I9"}
