@@ -25,7 +25,8 @@ def work(job: dict[str, Any], number: int, start: int) -> None:
     told = job["endpoint"]
     endpoint = Endpoint(told["url"], told["access_key_id"], SecretStr(told["secret_access_key"]))
     store = Prefixed(open_store(job["bucket"], endpoint), job["prefix"])
-    lab = Lab(Path(job["home"]), store, Clock(), Catalog(job["catalog"]))
+    url = f"{job['catalog']}?timeout=60" if job["catalog"].startswith("sqlite") else job["catalog"]
+    lab = Lab(Path(job["home"]), store, Clock(), Catalog(url))  # so many wait long for their turn on a slow disk
     due = pipeline.due(lab.line, "export")
     os.read(start, 1)
     outcomes = [pipeline.told(one) for one in pipeline.each(pipeline.export, lab.line, due)]
