@@ -272,12 +272,13 @@ def rebuild(
 def manifest_list(
     *,
     refused: Annotated[bool, typer.Option("--refused", help="Only those that were refused, or partly.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 100,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """List the archive manifests that came in."""
     with working(home) as (line, _):
-        rows = [told_manifest(one) for one in line.catalog.manifests(refused=refused)]
+        rows = [told_manifest(one) for one in line.catalog.manifests(refused=refused, limit=limit)]
     if as_json:
         return print_json(rows)
     table = Table(
@@ -297,9 +298,9 @@ def manifest_show(
 ) -> None:
     """Show one manifest with its bytes as they came."""
     with working(home) as (line, _):
-        found = [one for one in line.catalog.manifests() if one.digest.startswith(id)]
+        found = line.catalog.manifests(digest=id, limit=2)
     if len(found) != 1:
-        raise NotFound(f"{len(found)} manifests have a digest that begins with {id}")
+        raise NotFound(f"{'more than one manifest has' if found else 'no manifest has'} a digest that begins with {id}")
     if as_json:
         return print_json({**told_manifest(found[0]), "content": found[0].content.decode("utf-8", "backslashreplace")})
     out.print(f"{found[0].door} {found[0].name}: {found[0].reason or 'accepted'}")
