@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,11 @@ from deployments import seaweed
 from plateway import store
 
 pytest_plugins = ["tests.databases"]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one worker more than there are cores: many tests wait for servers. The slow folders come first."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
