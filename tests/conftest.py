@@ -18,7 +18,7 @@ pytest_plugins = ["tests.databases"]
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Start one worker more than there are cores: many tests wait for servers. The slow folders come first."""
+    """Start one worker more than there are cores: many tests wait for servers."""
     return (os.cpu_count() or 1) + 1
 
 
