@@ -157,11 +157,11 @@ def plan(files: Sequence[File], head: Mapping[str, Any]) -> Layout:
     slots: list[Slot] = []
     position = 0
     for name, file in named:
-        position += len(_header(name, file.size, mtime=file.mtime_ns // 10**9))
+        position += len(member_header(name, file.size, mtime=file.mtime_ns // 10**9))
         slots.append(Slot(file, name, position))
         position = padded(position + file.size)
     size = len(_opening(head)) + sum(map(len, _lines(_member(slot, DIGEST) for slot in slots))) + len(CLOSING) + SEAL
-    return Layout(tuple(slots), head, position + len(_header(MANIFEST, size, mtime=0)), size)
+    return Layout(tuple(slots), head, position + len(member_header(MANIFEST, size, mtime=0)), size)
 
 
 class Aside:
@@ -274,13 +274,13 @@ class Packing:
     def _files(self) -> Iterator[bytes]:
         for slot in self.layout.slots:
             file, digest = slot.file, hashlib.sha256()
-            yield _header(slot.name, file.size, mtime=file.mtime_ns // 10**9)
+            yield member_header(slot.name, file.size, mtime=file.mtime_ns // 10**9)
             for data in _exactly(self._read(file), file):
                 self._steps.append(partial(digest.update, data))
                 yield data
             self._steps.append(partial(self._note, slot, digest.hexdigest))
             yield bytes(padded(file.size) - file.size)
-        yield _header(MANIFEST, self.layout.manifest_size, mtime=0)
+        yield member_header(MANIFEST, self.layout.manifest_size, mtime=0)
 
     def _note(self, slot: Slot, hexdigest: Callable[[], str]) -> None:
         self._members.append(_member(slot, hexdigest()))
@@ -528,7 +528,7 @@ def _exactly(chunks: Iterable[bytes], file: File) -> Iterator[bytes]:
         raise Unsettled(f"{shown(file.name)}: {size} bytes read, {file.size} expected")
 
 
-def _header(name: str, size: int, *, mtime: int) -> bytes:
+def member_header(name: str, size: int, *, mtime: int) -> bytes:
     """Make the header of a member; a PAX one where ustar has no room (POSIX.1-2001, as tarfile writes it)."""
     info = tarfile.TarInfo(f"./{name}")
     info.size, info.mtime = size, mtime

@@ -518,8 +518,8 @@ NOT_BUNDLES = {
     "an empty manifest": foreign(tarfile.REGTYPE, name="./metadata.json"),
     "another manifest": foreign(tarfile.REGTYPE, name="./metadata.json", size=200),
     "a PAX header of 2 GiB": pax(2 << 30),
-    "a manifest of 4 GiB": bundle._header("metadata.json", 4 << 30, mtime=0),
-    "a PAX record without end": bundle._header("é" * 200, 1, mtime=0).replace(b" path=", b"9path=", 1),
+    "a manifest of 4 GiB": bundle.member_header("metadata.json", 4 << 30, mtime=0),
+    "a PAX record without end": bundle.member_header("é" * 200, 1, mtime=0).replace(b" path=", b"9path=", 1),
 }
 
 

@@ -510,6 +510,19 @@ def test_another_bucket_is_not_touched(lab: Lab) -> None:
     assert other.stat(lab.ledger(ref).event.key)
 
 
+def test_nothing_in_another_bucket_is_no_deletion(lab: Lab) -> None:
+    """A run was cut off while it deleted, and the next one is given other settings: the tombstone is not closed."""
+    (ref,) = marked(lab)
+    lab.catalog.note_trashed(ref, "bucket", at=lab.clock())
+    pipeline.expire(replace(lab.line, store=Memory("other")))
+    mark = lab.ledger(ref).purge("bucket")
+    assert mark
+    assert mark.gone_at is None
+    assert there(lab, ref)
+    assert results(pipeline.expire(lab.line)) == ["expired"]
+    safe(lab, ref)
+
+
 def test_sending_it_again_brings_the_copy_back(lab: Lab) -> None:
     """By force, from the bench: it is one again, and is judged from the beginning."""
     (ref,) = marked(lab)

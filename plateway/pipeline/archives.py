@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -305,18 +304,11 @@ def lay(path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
     slots, position = [], 0
     for name, ledger in sorted(first.items()):
         export = _export(ledger)
-        header = _header(f"./{name}", export.size, mtime=int(ledger.event.timestamp.timestamp()))
+        header = bundle.member_header(name, export.size, mtime=int(ledger.event.timestamp.timestamp()))
         offset = position + len(header)
         slots.append(Slot(ledger, export, header, _entry(path, export, member=f"./{name}", offset=offset)))
         position = bundle.padded(offset + export.size)
     return slots
-
-
-def _header(name: str, size: int, *, mtime: int) -> bytes:
-    """Make the header of a member; a PAX one where ustar has no room."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime = size, mtime
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def _entry(path: str, export: Export, *, member: str, offset: int) -> Entry:

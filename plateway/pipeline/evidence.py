@@ -6,6 +6,7 @@ import hashlib
 import time
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from plateway import bundle
 from plateway.catalog import Ledger, Ref
@@ -142,3 +143,10 @@ def at_hand(line: Line, export: Export) -> None:
     """
     if export.bucket != line.store.name:
         raise Misconfigured(f"{export.key} is in bucket {export.bucket}, and the settings name {line.store.name}")
+
+
+def proof_of(ledger: Ledger) -> dict[str, Any]:
+    """Say what a tombstone keeps of the copy that made the purge possible."""
+    assert ledger.export is not None
+    kept = {"bucket", "key", "size", "sha256", "evidence", "evidence_at", "seen_etag", "manifest_sha256"}
+    return ledger.export.model_dump(mode="json", include=kept)

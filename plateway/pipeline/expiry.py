@@ -7,7 +7,6 @@ proof right before that is the whole one: the object is the one recorded, and th
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,8 +17,8 @@ from plateway import retention
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damaged, PlatewayError, Refused, Transient, Unavailable
 from plateway.pipeline.copies import Copy, copies
-from plateway.pipeline.evidence import manifest_of, verify
-from plateway.pipeline.line import Line, Outcome, leased, noted
+from plateway.pipeline.evidence import at_hand, manifest_of, proof_of, verify
+from plateway.pipeline.line import Hold, Line, Outcome, leased, noted
 from plateway.records import Purge
 from plateway.settings import Policy
 
@@ -134,10 +133,12 @@ def _finish(line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datet
         if mark is None or mark.attempt != purge.attempt or mark.gone_at is not None:
             raise Busy(f"{ref}: somebody else was at it")
         export = ledger.export
-        if mark.trashed_at is not None and export is not None and line.store.stat(export.key) is None:
+        assert export is not None
+        at_hand(line, export)  # in another bucket nothing at the key proves nothing
+        if mark.trashed_at is not None and line.store.stat(export.key) is None:
             return _gone(line, ledger, now)  # deleted by a run that was cut off before it could say so
         try:
-            _delete(line, ref, policy, hold=_Hold(line, ref, fence), now=now)
+            _delete(line, ref, policy, hold=Hold(line, ref, fence), now=now)
         except (Refused, Damaged) as error:
             line.catalog.note_restored(ref, "bucket", at=now, reason=str(error))
             outcome = noted(_told(ledger, "restored", str(error)))
@@ -183,9 +184,8 @@ def _prove(line: Line, ledger: Ledger) -> dict[str, Any]:
     if line.archive is not None:
         offset, size = export.manifest_offset, export.manifest_size
         read = _read(line, ledger, start=offset, length=size, sha256=export.manifest_sha256)
-    kept = {"bucket", "key", "size", "sha256", "evidence", "evidence_at", "seen_etag", "manifest_sha256"}
     places = [one.model_dump(mode="json", exclude={"event_id", "revision"}) for one in retention.proven(ledger)]
-    return {**export.model_dump(mode="json", include=kept), "archives": places, "manifest_read": read and read.place}
+    return {**proof_of(ledger), "archives": places, "manifest_read": read and read.place}
 
 
 def _read(
@@ -228,30 +228,7 @@ def _digest(chunks: Iterator[bytes], renew: Callable[[], None] | None) -> tuple[
     return size, digest.hexdigest()
 
 
-class _Hold:
-    """Renew a lease now and then while we read."""
-
-    def __init__(self, line: Line, ref: Ref, fence: int) -> None:
-        self._line, self._ref, self._fence = line, ref, fence
-        self._pause = line.lease.total_seconds() / 3
-        self._next = time.monotonic() + self._pause
-
-    def __call__(self) -> None:
-        if time.monotonic() >= self._next:
-            self.renew()
-
-    def renew(self) -> None:
-        """Renew it now, or find that it was lost.
-
-        Raises:
-            Busy: somebody else was granted it.
-        """
-        now = self._line.catalog.now()
-        self._line.catalog.renew(self._ref, fence=self._fence, ttl=self._line.lease, now=now)
-        self._next = time.monotonic() + self._pause
-
-
-def _delete(line: Line, ref: Ref, policy: Policy, *, hold: _Hold, now: datetime) -> None:
+def _delete(line: Line, ref: Ref, policy: Policy, *, hold: Hold, now: datetime) -> None:
     """Prove everything, judge once more by what is known now, note that the deletion begins, look, delete, look.
 
     Raises:

@@ -22,7 +22,7 @@ from plateway.errors import (
 )
 from plateway.pipeline import labels
 from plateway.pipeline.discovery import sidecar
-from plateway.pipeline.line import Line, Outcome, digest_of, noted, set_back
+from plateway.pipeline.line import Hold, Line, Outcome, digest_of, noted, set_back
 from plateway.records import Event, Export
 from plateway.settings import Instrument
 
@@ -69,7 +69,7 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
     try:
         event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
         if force or not _sent(sent):
-            packed = _send(line, event, sent, force=force, beat=_Beat(line, ref, fence, beat))
+            packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
             line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
     except BaseException:
         line.catalog.release(ref, fence=fence)
@@ -86,22 +86,6 @@ def _sent(export: Export | None) -> TypeGuard[Export]:
 
 class _There(Exception):
     """The very same bytes are in the bucket already; the upload is given up just before it would be complete."""
-
-
-class _Beat:
-    """Renew the lease now and then while bytes flow, and pass on how many there were."""
-
-    def __init__(self, line: Line, ref: Ref, fence: int, tell: Callable[[int], None] | None) -> None:
-        self.renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
-        self.now, self.pause = line.catalog.now, line.lease.total_seconds() / 3
-        self.next, self.tell = time.monotonic() + self.pause, tell
-
-    def __call__(self, sent: int) -> None:
-        if time.monotonic() >= self.next:
-            self.renew(now=self.now())
-            self.next = time.monotonic() + self.pause
-        if self.tell is not None:
-            self.tell(sent)
 
 
 def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: Callable[[int], None]) -> bundle.Packed:

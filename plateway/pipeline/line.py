@@ -6,11 +6,13 @@ import hashlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,30 @@ def leased(line: Line, ref: Ref) -> Iterator[int]:
         yield fence
     finally:
         line.catalog.release(ref, fence=fence)
+
+
+class Hold:
+    """Keep a lease while bytes flow: renew it when a third of its time is over, and pass on how many there were."""
+
+    def __init__(self, line: Line, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
+        self._renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
+        self._now, self._pause = line.catalog.now, line.lease.total_seconds() / 3
+        self._next, self._tell = time.monotonic() + self._pause, tell
+
+    def __call__(self, sent: int = 0) -> None:
+        if time.monotonic() >= self._next:
+            self.renew()
+        if self._tell is not None:
+            self._tell(sent)
+
+    def renew(self) -> None:
+        """Renew it now.
+
+        Raises:
+            Busy: it was lost to somebody else.
+        """
+        self._renew(now=self._now())
+        self._next = time.monotonic() + self._pause
 
 
 def set_back(line: Line, ref: Ref, verb: str, error: PlatewayError) -> None:

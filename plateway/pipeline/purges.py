@@ -18,7 +18,7 @@ from plateway.errors import (
     Unsettled,
 )
 from plateway.pipeline.discovery import EVENTS, announcement
-from plateway.pipeline.evidence import manifest_of
+from plateway.pipeline.evidence import manifest_of, proof_of
 from plateway.pipeline.line import Line, Outcome, digest_of, leased, noted
 from plateway.records import Event, Purge
 from plateway.settings import Instrument, Policy
@@ -169,7 +169,7 @@ def _went_along(line: Line, ledger: Ledger, now: datetime) -> Outcome:
             continue
         superseded = other.ref.id == ledger.ref.id and other.ref.revision > ledger.ref.revision
         if superseded or files == _files(line, other):
-            proof = {**_evidence(ledger), "went_with": str(other.ref)}
+            proof = {**proof_of(ledger), "went_with": str(other.ref)}
             intent = _intent(ledger.ref, "raw", proof=proof, trash=f"{TRASH}/{ledger.ref}", now=now)
             return _follow(line, ledger, line.catalog.intend(intent), now)
     raise Refused("the images are not on the bench, and no purge of ours took them")
@@ -313,14 +313,7 @@ def _prove(line: Line, ledger: Ledger, place: Place) -> dict[str, Any]:
             reasons = ["images changed while they were compared"]
     if reasons:
         raise Refused(*reasons)
-    return {**_evidence(ledger), "fingerprint": print_, "files": len(files), "only": only}
-
-
-def _evidence(ledger: Ledger) -> dict[str, Any]:
-    """Say what a tombstone keeps of the copy that made the purge possible."""
-    assert ledger.export is not None
-    kept = {"bucket", "key", "size", "sha256", "evidence", "evidence_at", "seen_etag", "manifest_sha256"}
-    return ledger.export.model_dump(mode="json", include=kept)
+    return {**proof_of(ledger), "fingerprint": print_, "files": len(files), "only": only}
 
 
 def _prove_again(line: Line, ledger: Ledger, purge: Purge, root: Path) -> list[str]:

@@ -397,12 +397,12 @@ class _Run:
         while found:
             for finding in found:
                 told[finding.kind] = replace(finding, done=told[finding.kind].done if finding.kind in told else "")
-            todo = next((one for one in found if self._may(one) and one.repair not in tried), None)
-            if todo is None or not go_on:
+            step = next((one for one in found if self._may(one) and one.repair not in tried), None)
+            if step is None or not go_on:
                 break
-            tried.add(todo.repair)
-            done, go_on = self._act(todo)
-            told[todo.kind] = replace(told[todo.kind], done=_then(told[todo.kind].done, done))
+            tried.add(step.repair)
+            done, go_on = self._act(step)
+            told[step.kind] = replace(told[step.kind], done=_then(told[step.kind].done, done))
             found = self.look(key, next(ledger for _, ledger in self._ledgers([key])))
         left = {one.kind for one in found}
         if Kind.DARK in left:
