@@ -183,6 +183,28 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="Redis where instruments of DLM v2 announce their events")
     stuck_after: Duration = Field(timedelta(hours=1), description="an event that waits longer is an alert")
     notify: str | None = Field(None, description="a Prefect notification block for alerts: <type>/<name>")
+    objects_url: str | None = Field(
+        None, description="where the object API keeps objects: s3://bucket[/prefix], file://… or memory://"
+    )
+    tokens_file: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("PLATEWAY_TOKENS_FILE", "AUTH_TOKENS_FILE"),
+        description="the gateway's tokens; default: tokens.json in the home",
+    )
+    access_log: Path | None = Field(None, description="who asked the gateway for what; default: in the home")
+    trusted_proxies: Names = Field((), description="addresses and networks of proxies that the gateway believes")
+    read_only: bool = Field(False, description="the gateway changes nothing")
+    api_needs_token: bool | None = Field(
+        None, description="events are shown to tokens only; default: unless the gateway listens on loopback"
+    )
+    link_lifetime: Duration = Field(timedelta(minutes=15), description="how long a presigned link is good")
+    max_object: ByteSize = Field(ByteSize(5 * 2**30), description="size of an object that the object API accepts")
+    token_rate: int = Field(6000, ge=1, description="requests a minute that one token may make")
+    address_rate: int = Field(12000, ge=1, description="requests a minute that one address may make")
+    failed_rate: int = Field(20, ge=1, description="bad tokens a minute that one address may show")
+    serve_host: str = Field("127.0.0.1", description="where the gateway listens")
+    serve_port: int = Field(8000, ge=0, le=65535, description="its port; 0: any that is free")
+    serve_workers: int = Field(1, ge=1, le=64, description="processes that answer")
     work_pool: str = Field(
         "resident",
         description="the work pool that runs the flows; one called like its type is made: resident or process",

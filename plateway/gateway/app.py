@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,12 +21,13 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from plateway import store
+from plateway import __version__, store
 from plateway.errors import Misconfigured, PlatewayError, Rejected
-from plateway.gateway import answers, auth, objects
+from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
 from plateway.gateway.shelf import Shelf
+from plateway.pipeline import Line
 from plateway.store import Endpoint, Objects, open_store
 from plateway.tokens import Tokens
 
@@ -52,6 +53,10 @@ class Parts:
     limits: Limits = field(default_factory=Limits)
     trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
     read_only: bool = False
+    line: Callable[[], Line] | None = None  # opens the line that events are read from; None: there are objects only
+    open: bool = False  # events are shown to whoever asks, without a token
+    links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
+    prefect_ui: str | None = None  # where people see the runs
 
     @property
     def place(self) -> Path:
@@ -75,12 +80,16 @@ def create_app(parts: Parts) -> FastAPI:
         trusted = networks(parts.trusted)
     except ValueError as error:
         raise Misconfigured(f"trusted proxies: {error}") from None
-    shelf = _shelf(parts)
+    shelf, line = _shelf(parts), parts.line and parts.line()
     rates, tokens, access = Rates(parts.place / "rates"), Tokens(parts.tokens), AccessLog(parts.log)
     app = FastAPI(
-        title="Plateway", redirect_slashes=False, lifespan=partial(_lifespan, shelf=shelf, close=access.close)
+        title="Plateway",
+        version=__version__,
+        redirect_slashes=False,
+        lifespan=partial(_lifespan, shelf=shelf, close=(access.close, *([line.close] if line else []))),
     )
-    app.state.guard = auth.Guard(tokens, rates, parts.limits)
+    app.state.parts, app.state.line = parts, line
+    app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open)
     app.state.readiness = Readiness(tokens=partial(_sound, tokens), access=partial(_sound, access))
     answers.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
@@ -88,6 +97,11 @@ def create_app(parts: Parts) -> FastAPI:
     if shelf is not None:
         app.state.readiness.checks["objects"] = partial(_reached, shelf.store)
         objects.install(app, shelf, limits=parts.limits)
+    if line is not None:
+        app.state.readiness.checks["catalogue"] = partial(_migrated, line)
+        app.state.readiness.checks["bucket"] = partial(_bucket, line)
+        for module in (lifecycle, events, images, metrics, pages):
+            module.install(app, line)
     list(auth.declared(app))
     if parts.read_only:
         app.add_middleware(ReadOnly)
@@ -147,12 +161,13 @@ def overlap(one: str, other: str) -> bool:
 
 
 @asynccontextmanager
-async def _lifespan(_app: FastAPI, *, shelf: Shelf | None, close: Callable[[], None]) -> AsyncIterator[None]:
+async def _lifespan(_app: FastAPI, *, shelf: Shelf | None, close: Sequence[Callable[[], None]]) -> AsyncIterator[None]:
     sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, shelf.store)) if shelf else None
     yield
     if sweeping is not None:
         await sweeping
-    close()
+    for end in close:
+        end()
 
 
 def _shelf(parts: Parts) -> Shelf | None:
@@ -181,3 +196,12 @@ def _sound(part: Tokens | AccessLog) -> None:
 
 def _reached(place: Objects) -> None:
     place.look("ready")
+
+
+def _migrated(line: Line) -> None:
+    if line.catalog.current() != line.catalog.head():
+        raise Misconfigured("the catalogue's tables are of another version")
+
+
+def _bucket(line: Line) -> None:
+    line.store.stat("ready")

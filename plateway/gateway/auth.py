@@ -20,22 +20,26 @@ from plateway.gateway.answers import Problem
 from plateway.gateway.limits import Limits, Rates, payer, too_many
 from plateway.tokens import Token, Tokens
 
+COOKIE = "plateway_token"  # of people who look at pages
+READING = frozenset({"GET", "HEAD"})
 FRAMEWORK = frozenset({"openapi", "swagger_ui_html", "swagger_ui_redirect", "redoc_html"})  # FastAPI's own pages
 
 
 class Guard:
     """Looks at tokens, and counts what each may still ask."""
 
-    def __init__(self, tokens: Tokens, rates: Rates, limits: Limits) -> None:
-        self.tokens, self.rates, self.limits = tokens, rates, limits
+    def __init__(self, tokens: Tokens, rates: Rates, limits: Limits, *, open_: bool = False) -> None:
+        self.tokens, self.rates, self.limits, self.open = tokens, rates, limits, open_
 
-    def admit(self, request: Request) -> Token:
-        """Let in whoever shows a good token.
+    def admit(self, request: Request, *, cookie: bool = False) -> Token:
+        """Let in whoever shows a good token; one in a cookie counts only where it was asked for, and changes nothing.
 
         Raises:
             Problem: 401 without one, 429 when it asks too often, or when too many were shown that are not good.
         """
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        if cookie and not kind and request.method in READING:
+            kind, secret = "bearer", request.cookies.get(COOKIE, "")
         if kind.lower() != "bearer" or not secret.strip():
             raise self._refused(request, "Not authenticated")
         found = self.tokens.find(secret.strip())
@@ -62,9 +66,32 @@ class Allowed:
     async def __call__(self, request: Request) -> Token:
         guard: Guard = request.app.state.guard
         token = guard.admit(request)
+        self.check(token)
+        return token
+
+    def check(self, token: Token) -> None:
+        """Go on only with a token that has the scopes.
+
+        Raises:
+            Problem: 403.
+        """
         if missing := sorted(set(self.scopes) - set(token.scopes)):
             raise Problem(403, f"Missing required scopes: {missing}")
-        return token
+
+
+class Reader(Allowed):
+    """What a route about events asks for: a token that may read, unless events are open to all.
+
+    Gives the prefix of the keys that may be seen; empty: all.
+    """
+
+    async def __call__(self, request: Request) -> str:  # type: ignore[override]  # of a token only its prefix matters
+        guard: Guard = request.app.state.guard
+        if guard.open:
+            return ""
+        token = guard.admit(request, cookie=True)
+        self.check(token)
+        return token.prefix or ""
 
 
 async def _anybody() -> None:
@@ -76,6 +103,7 @@ def needs(*scopes: str) -> Any:
     return Depends(Allowed(*scopes))
 
 
+READER = Depends(Reader("read"))  # gives the prefix of the keys that may be seen
 OPEN = Depends(_anybody)  # declares that a route asks for nothing
 
 

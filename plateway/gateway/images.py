@@ -1,0 +1,11 @@
+"""Images over HTTP: one out of a bundle by ranged reads, and small pictures of it."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from plateway.pipeline import Line
+
+
+def install(app: FastAPI, line: Line) -> None:
+    """Give an application these routes."""

@@ -1,0 +1,11 @@
+"""Pages for researchers: find events, look at them, see what waits and why."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from plateway.pipeline import Line
+
+
+def install(app: FastAPI, line: Line) -> None:
+    """Give an application these routes."""
