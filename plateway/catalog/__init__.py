@@ -13,6 +13,7 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
     tape         receive manifests settle parked note_location note_misplaced unarchived door note_door
     accounts     accounts export_count sight_dark clear_dark adopt empty
     figures      counts figures history stuck
+    search       exports_page archives_page archive_members daily search overview
 """
 
 from __future__ import annotations
@@ -23,27 +24,50 @@ from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import Exports
 from plateway.catalog.figures import Figures
 from plateway.catalog.purges import Purges
+from plateway.catalog.search import Search
 from plateway.catalog.tape import Tape
-from plateway.catalog.values import DAY, Account, Day, Ledger, Ref, Seen, Settled, State, SystemFigures
+from plateway.catalog.values import (
+    DAY,
+    Account,
+    ArchiveRow,
+    Cursor,
+    DailyRow,
+    Day,
+    Ledger,
+    Member,
+    Overview,
+    Ref,
+    Seen,
+    Settled,
+    State,
+    SystemFigures,
+    SystemOverview,
+)
 from plateway.catalog.work import Work
 
 __all__ = [
     "DAY",
     "NETWORK",
     "Account",
+    "ArchiveRow",
     "Catalog",
+    "Cursor",
+    "DailyRow",
     "Day",
     "Ledger",
+    "Member",
+    "Overview",
     "Ref",
     "Seen",
     "Settled",
     "State",
     "SystemFigures",
+    "SystemOverview",
     "network_file_system",
 ]
 
 
-class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures):
+class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures, Search):
     """The facts, in SQLite or PostgreSQL.
 
     ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;

@@ -35,6 +35,7 @@ ARCHIVE, MANIFEST, ENTRY, DARK = (
     Record.metadata.tables[table.__tablename__].c
     for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject)
 )
+LAST = chr(0x10FFFF)  # no character comes after it
 
 
 def is_event(id_: Any, revision: Any) -> Any:
@@ -99,6 +100,25 @@ def standing(now: datetime) -> Any:
         (sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export")), "waiting"),
         else_="ready",
     )
+
+
+def waits() -> Any:
+    """Does an event, with its export joined, wait to be exported? Not in quarantine, where a person has to look."""
+    return sa.and_(EXPORT.event_id.is_(None), wanted())
+
+
+def wanted() -> Any:
+    """Is an event to be exported, if it is not yet?"""
+    going = about(PURGE, EVENT, PURGE.place == "raw", PURGE.restored_at.is_(None))
+    return sa.and_(~in_quarantine(), ~superseded(), ~going)
+
+
+def begins(column: Any, prefix: str) -> Any:
+    """Does a text that compares by bytes begin with this one? A range, for LIKE takes no notice of case on SQLite."""
+    stem = prefix.rstrip(LAST)
+    above = [column >= prefix] if prefix else []
+    below = [column < stem[:-1] + (chr(ord(stem[-1]) + 1) if stem[-1] != "\ud7ff" else "\ue000")] if stem else []
+    return sa.and_(sa.true(), *above, *below)
 
 
 def day_of(column: Any, *, postgres: bool) -> Any:

@@ -16,7 +16,6 @@ from plateway.catalog.conditions import (
     EVENT,
     EXPORT,
     LEASE,
-    PURGE,
     QUARANTINE,
     about,
     among,
@@ -25,8 +24,9 @@ from plateway.catalog.conditions import (
     in_quarantine,
     raw_away,
     standing,
-    superseded,
     tied,
+    waits,
+    wanted,
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
@@ -58,10 +58,10 @@ class Figures(Database):
             "exported": _number(sa.and_(EXPORT.event_id.is_not(None), EXPORT.damage.is_(None))),
             "archived": _number(about(ARCHIVE, EVENT)),
             "purged": _number(raw_away()),
-            "waiting": _number(_waits()),
+            "waiting": _number(waits()),
             "lost": _number(EXPORT.damage.is_not(None)),
             "bytes_last_day": _bytes(last_day),
-            "oldest_waiting": func.min(sa.case((_waits(), EVENT.first_seen))),
+            "oldest_waiting": func.min(sa.case((waits(), EVENT.first_seen))),
             "safe_to_purge": _bytes(safe),
             "safe_events": _number(safe),
         }
@@ -94,9 +94,9 @@ class Figures(Database):
             events = _counter(by(select().where(EVENT.first_seen >= since), event))
             exports = _counter(by(select().where(EXPORT.uploaded_at >= since), sent))
             archived = _counter(by(select().where(first.at >= since), self._day(first.at)))
-            waits = by(select().select_from(Event).where(_waits_unsent()), event)
+            unsent = by(select().select_from(Event).where(~about(EXPORT, EVENT), wanted()), event)
             waited = by(exported, event, self._day(late))
-        spans = [(begin, None, count) for begin, count in waits] + [tuple(row) for row in waited]
+        spans = [(begin, None, count) for begin, count in unsent] + [tuple(row) for row in waited]
         return [
             Day(
                 day=day,
@@ -115,7 +115,7 @@ class Figures(Database):
         query = (
             select(EVENT.id, EVENT.revision)
             .join_from(Event, Export, tied(EXPORT, EVENT), isouter=True)
-            .where(EVENT.first_seen < before, sa.or_(_waits(), sa.and_(unproven, ~expired(EVENT))))
+            .where(EVENT.first_seen < before, sa.or_(waits(), sa.and_(unproven, ~expired(EVENT))))
             .order_by(EVENT.first_seen, EVENT.id, EVENT.revision)
             .limit(limit)
         )
@@ -126,20 +126,6 @@ class Figures(Database):
 
     def _day(self, column: Any) -> Any:
         return day_of(column, postgres=self._postgres)
-
-
-def _waits() -> Any:
-    """Does an event, with its export joined, wait to be exported? Not in quarantine, where a person has to look."""
-    return sa.and_(EXPORT.event_id.is_(None), _wanted())
-
-
-def _waits_unsent() -> Any:
-    return sa.and_(~about(EXPORT, EVENT), _wanted())
-
-
-def _wanted() -> Any:
-    going = about(PURGE, EVENT, PURGE.place == "raw", PURGE.restored_at.is_(None))
-    return sa.and_(~in_quarantine(), ~superseded(), ~going)
 
 
 def _number(condition: Any) -> Any:

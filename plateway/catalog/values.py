@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from plateway.errors import NotFound
+from plateway.errors import NotFound, Rejected
 from plateway.events import ImagingEvent
 from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
 
@@ -184,6 +187,100 @@ class SystemFigures:
     oldest_waiting: datetime | None = None  # when it was first seen
     safe_to_purge: int = 0  # bytes of verified exports whose raw images are here
     safe_events: int = 0  # how many those are
+
+
+class Cursor(NamedTuple):
+    """Where a listing of events goes on: after this one. It stays right while events come."""
+
+    timestamp: datetime
+    id: UUID
+    revision: int
+
+    def __str__(self) -> str:
+        told = json.dumps([self.timestamp.isoformat(), self.id.hex, self.revision], separators=(",", ":"))
+        return base64.urlsafe_b64encode(told.encode()).decode().rstrip("=")
+
+    @classmethod
+    def after(cls, ledger: Ledger) -> Cursor:
+        """Go on after this event."""
+        return cls(ledger.event.timestamp, *ledger.ref)
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read what ``str`` gave.
+
+        Raises:
+            Rejected: it is no cursor.
+        """
+        try:
+            told = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars="-_", validate=True))
+            timestamp, id_, revision = told
+            cursor = cls(datetime.fromisoformat(timestamp), UUID(hex=id_), revision)
+            good = cursor.timestamp.utcoffset() is not None and type(revision) is int and 0 < revision < 1 << 31
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise Rejected("Invalid cursor")
+        return cursor
+
+
+@dataclass(frozen=True)
+class ArchiveRow:
+    """One archive on tape, and how many events it has."""
+
+    id: UUID  # follows from the path
+    path: str
+    kind: str  # of its events; of the first one, should they differ
+    experiment: str  # likewise
+    created_at: datetime  # when tape told of it first
+    members: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One event in an archive."""
+
+    ref: Ref
+    member: str  # name inside the archive
+    timestamp: datetime
+    size: int  # of its bundle, in bytes
+    sha256: str  # of its bundle
+
+
+@dataclass(frozen=True)
+class DailyRow:
+    """What became of the events whose images were taken on one day (UTC)."""
+
+    date: date
+    events: int
+    exports: int
+    archives: int  # events that are on tape
+
+
+@dataclass(frozen=True)
+class SystemOverview:
+    """One system's events at a glance."""
+
+    system: str
+    states: Mapping[str, int]  # how many events stand where; states without events are left out
+    bytes_exported: int  # of bundles that reached the bucket, those that went from it since included
+    oldest_waiting: datetime | None  # since when the first event waits that is not exported
+    oldest_unverified: datetime | None  # when the first upload without evidence arrived
+    last_success: datetime | None  # when an export was last verified
+    quarantined: int  # announcements and events that a person has to look at
+
+    @property
+    def events(self) -> int:
+        """How many there are."""
+        return sum(self.states.values())
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All systems at a glance."""
+
+    systems: tuple[SystemOverview, ...]  # by name
+    days: tuple[tuple[date, str, int], ...]  # day (UTC) of the images, system, events; oldest first, none with 0
 
 
 def _harm(damage: str) -> str:
