@@ -84,7 +84,6 @@ def archive(
     run = _Run(line, line.archive, most=most, dry_run=dry_run)
     if not dry_run:
         run.tidy(now - ABANDONED)
-        run.settle()  # what a run that was cut off has told
     run.all(datetime.combine(min(before or today, today), time(), UTC))
     return run.outcomes
 
@@ -93,7 +92,7 @@ class _Run:
     """One run over all days, and what came of it."""
 
     def __init__(self, line: Line, target: Archive, *, most: int, dry_run: bool) -> None:
-        self.line, self.target, self.most = line, target, most
+        self.line, self.target, self.most, self.dry_run = line, target, most, dry_run
         self.bring = self._rehearse if dry_run else self._bring
         self.outcomes: list[Outcome] = []
         self.left: set[Ref] = set()  # looked at, and still not on tape
@@ -111,6 +110,7 @@ class _Run:
                 self._note(Outcome(None, "", "archive", result, key=day.path(1), reasons=(str(error),)))
             if in_a_row == IN_A_ROW:
                 self._note(Outcome(None, "", "archive", "stopped", reasons=(f"{IN_A_ROW} days in a row failed",)))
+                self._settle()
                 return
 
     def tidy(self, before: datetime) -> None:
@@ -122,8 +122,10 @@ class _Run:
         except PlatewayError as error:
             self._note(Outcome(None, "", "archive", "later", reasons=(str(error),)))
 
-    def settle(self) -> None:
-        """Note the events that tape has now."""
+    def _settle(self) -> None:
+        """Note the events that tape has now, by what this run has told, or one that was cut off."""
+        if self.dry_run:
+            return
         archived = [one for one in settle(self.line) if one.result == "archived"]
         self.outcomes += archived
         self.left -= {one.ref for one in archived if one.ref is not None}
@@ -131,6 +133,7 @@ class _Run:
     def _pages(self, before: datetime) -> Iterator[list[Ledger]]:
         """Look up what is due, whole days at a time where they fit."""
         for _ in range(ROUNDS):
+            self._settle()
             limit = self.most + len(self.left)
             found = self.line.catalog.unarchived(before=before, limit=limit)
             fresh = [ledger for ledger in found if ledger.ref not in self.left]
@@ -258,7 +261,7 @@ class _Run:
         return found
 
     def _tell(self, path: str, day: date, slots: Sequence[Slot], result: str) -> None:
-        """Make the manifest of a tar durable on the archive and here, and settle it."""
+        """Make the manifest of a tar durable on the archive and here."""
         entries = [slot.entry for slot in slots]
         job = _job(path, entries)
         content = dump(job, day, entries=entries)
@@ -269,7 +272,6 @@ class _Run:
         received = receive(self.line, content, door="archive", name=f"{job}.json")
         if received.result not in {"received", "known"}:
             self.outcomes.append(received)
-        self.settle()
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes.append(noted(outcome))

@@ -12,19 +12,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from plateway import archive, bundle
 from plateway.catalog import Ledger, Ref
-from plateway.errors import Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable, Unsettled
+from plateway.errors import Damaged, NotFound, PlatewayError, Refused, Rejected, Unsettled
 from plateway.folder import shown
-from plateway.pipeline import inbox, labels
+from plateway.pipeline import inbox
 from plateway.pipeline.labels import Label
 from plateway.pipeline.line import Line, Outcome, noted
-from plateway.pipeline.testimony import SIDECARS, UNKNOWN, Announced, Found, announced, testify
+from plateway.pipeline.testimony import SIDECARS, UNKNOWN, Announced, Found, announced, read, summed, testify
 from plateway.store import Stat
 
 if TYPE_CHECKING:
@@ -211,23 +210,11 @@ def _object(work: _Work, listed: Stat, ledger: Ledger | None) -> Outcome:
             raise Unsettled("vanished since it was listed")
         if ledger is not None and _recorded(ledger, found):
             return outcome("known")
-        parts = bundle.Parts(bundle.part_size(found.size))
-        walked = bundle.walk(work.counted(_summed(line.store.open(listed.key), parts)), keep=SIDECARS)
-        after = line.store.stat(listed.key)
-        if after is None or (after.size, after.etag) != (walked.size, found.etag):
-            raise Unavailable("was replaced while it was read")
         now = line.catalog.now()
-        sent = min(found.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
-        taken = _taken(work, walked, labels.read(found.metadata), key=listed.key, parts=parts, at=sent)
-        taken.export.evidence, taken.export.seen_etag = "read-back", found.etag
-        taken.export.evidence_at = taken.export.read_back_at = now
+        taken = read(line, listed.key, bench=work.announced, now=now, through=work.counted)
         return _adopt(work, taken, outcome)
     except PlatewayError as error:
         return noted(outcome("refused", reasons=(_about(line, listed, error),)))
-
-
-def _taken(work: _Work, walked: bundle.Walked, label: Label, *, key: str, parts: bundle.Parts, at: datetime) -> Found:
-    return testify(work.line, walked, label, key=key, etag=parts.etag(), at=at, bench=work.announced)
 
 
 def _recorded(ledger: Ledger, found: Stat) -> bool:
@@ -235,12 +222,6 @@ def _recorded(ledger: Ledger, found: Stat) -> bool:
     return export is not None and export.read_back_at is not None and (
         export.size, export.seen_etag
     ) == (found.size, found.etag)  # fmt: skip
-
-
-def _summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
-    for chunk in chunks:
-        parts.update(chunk)
-        yield chunk
 
 
 def _about(line: Line, listed: Stat, error: PlatewayError) -> str:
@@ -312,11 +293,12 @@ def _read(work: _Work, key: str, entry: ArchiveEntry) -> Found:
         raise NotFound("only tape has it, and no archive target is configured")
     offset, size = _member(tape, key, entry)
     parts = bundle.Parts(bundle.part_size(size))
-    chunks = _summed(tape.open(entry.path, start=offset, length=size), parts)
+    chunks = summed(tape.open(entry.path, start=offset, length=size), parts)
     walked = bundle.walk(work.counted(chunks), keep=SIDECARS)
     if entry.checksum is not None and walked.sha256 != entry.checksum:
         raise Damaged(f"sha256 {walked.sha256}, reported as {entry.checksum}")
-    return _taken(work, walked, Label(), key=key, parts=parts, at=entry.reported_at)
+    at = entry.reported_at
+    return testify(work.line, walked, Label(), key=key, etag=parts.etag(), at=at, bench=work.announced)
 
 
 def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:

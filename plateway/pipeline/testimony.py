@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,8 +19,9 @@ from uuid import UUID
 from plateway import bundle, events, folder
 from plateway.bundle import Walked
 from plateway.catalog import Ref
-from plateway.errors import PlatewayError, Rejected
+from plateway.errors import Damaged, NotFound, PlatewayError, Rejected, Unavailable
 from plateway.events import ImagingEvent
+from plateway.pipeline import labels
 from plateway.pipeline.labels import Label
 from plateway.pipeline.line import Line
 from plateway.records import Event, Export
@@ -47,6 +48,40 @@ class Found(NamedTuple):
     event: Event
     export: Export
     made_up: tuple[str, ...]
+
+
+def read(
+    line: Line, key: str, *, bench: Bench, now: datetime, through: Callable[[Iterator[bytes]], Iterator[bytes]] = iter
+) -> Found:
+    """Read an object whole and make its rows, with the evidence of this read-back; ``through`` sees its bytes pass.
+
+    Raises:
+        Damaged: it is no sound bundle. Rejected: it is no event of ours. NotFound: it is not there.
+        Unavailable: it was replaced while it was read.
+    """
+    before = line.store.stat(key)
+    if before is None:
+        raise NotFound(f"{key}: no such object")
+    parts = bundle.Parts(bundle.part_size(before.size))
+    try:
+        walked = bundle.walk(through(summed(line.store.open(key), parts)), keep=SIDECARS)
+    except Damaged as error:
+        raise Damaged(f"{key}: {error}") from error
+    after = line.store.stat(key)
+    if after is None or (after.size, after.etag) != (walked.size, before.etag):
+        raise Unavailable(f"{key} was replaced while it was read")
+    sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
+    found = testify(line, walked, labels.read(before.metadata), key=key, etag=parts.etag(), at=sent, bench=bench)
+    found.export.evidence, found.export.seen_etag = "read-back", after.etag
+    found.export.evidence_at = found.export.read_back_at = now
+    return found
+
+
+def summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
+    """Pass chunks on, and count them into the ETag that they must have."""
+    for chunk in chunks:
+        parts.update(chunk)
+        yield chunk
 
 
 def testify(line: Line, walked: Walked, label: Label, *, key: str, etag: str, at: datetime, bench: Bench) -> Found:
