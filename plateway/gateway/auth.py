@@ -42,7 +42,15 @@ class Guard:
             kind, secret = "bearer", request.cookies.get(COOKIE, "")
         if kind.lower() != "bearer" or not secret.strip():
             raise self._refused(request, "Not authenticated")
-        found = self.tokens.find(secret.strip())
+        return self.known(request, secret.strip())
+
+    def known(self, request: Request, secret: str) -> Token:
+        """Find the good token that somebody shows, and charge it.
+
+        Raises:
+            Problem: 401 when it is not known or its time is over, 429 when that, or it, came too often.
+        """
+        found = self.tokens.find(secret)
         if found is None:
             raise self._refused(request, "Invalid or missing token")
         if found.expired(datetime.now(UTC)):

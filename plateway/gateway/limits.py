@@ -40,6 +40,8 @@ DRAINED = 256 << 10  # bytes of an unwanted body that are taken rather than that
 POLICY = "Content-Security-Policy"
 PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})  # FastAPI's, which run scripts
 UNLIMITED = frozenset({"/health", "/ready"})
+HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+PEOPLE = frozenset({"/login", "/logout"})  # forms that change only what the browser keeps
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -190,7 +192,7 @@ class ReadOnly:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD", "OPTIONS"}:
+        if scope["type"] == "http" and scope["method"] not in HARMLESS and scope["path"] not in PEOPLE:
             await Problem(403, "This server is read-only").response()(scope, receive, send)
             return
         await self.app(scope, receive, send)
