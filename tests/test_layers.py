@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "wire"},
-    {"settings", "records", "folder", "events", "bundle", "store", "archive"},
+    {"settings", "records", "folder", "events", "bundle", "store", "archive", "pictures"},
     {"catalog", "retention", "reconcile", "tokens"},
     {"pipeline"},
-    {"cli", "gateway", "client", "simulator", "bridges"},
+    {"cli", "gateway", "client", "simulator", "instrument", "bridges"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PACKAGE = ROOT / "plateway"
