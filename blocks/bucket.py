@@ -53,7 +53,12 @@ class Bucket(Block):
             aws_session_token=settings.session_token and settings.session_token.get_secret_value(),
             region_name=settings.region,
         )
-        return cls(url=settings.bucket_url, endpoint=settings.endpoint_url, credentials=credentials)
+        return cls(
+            url=settings.bucket_url,
+            endpoint=settings.endpoint_url,
+            credentials=credentials,
+            bypass_proxy=settings.bypass_proxy,
+        )
 
 
 def endpoint(bucket: Bucket) -> Endpoint:

@@ -130,8 +130,12 @@ class Runtime(PydanticBaseSettingsSource):
 
 def runtime(home: Path) -> dict[str, Any]:
     """Read the settings that the running `plateway up` left in its home; none when there is none."""
+    return dict(_left(home).get("settings", {}))
+
+
+def _left(home: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((home / RUNTIME).read_text()).get("settings", {}))
+        return dict(json.loads((home / RUNTIME).read_text()))
     except (OSError, ValueError):
         return {}
 
@@ -205,6 +209,9 @@ class Settings(BaseSettings):
     serve_host: str = Field("127.0.0.1", description="where the gateway listens")
     serve_port: int = Field(8000, ge=0, le=65535, description="its port; 0: any that is free")
     serve_workers: int = Field(1, ge=1, le=64, description="processes that answer")
+    prefect_ui_url: str | None = Field(
+        None, description="Prefect's UI as browsers reach it; default: the one of `plateway up`"
+    )
     work_pool: str = Field(
         "resident",
         description="the work pool that runs the flows; one called like its type is made: resident or process",
@@ -218,6 +225,7 @@ class Settings(BaseSettings):
         None, validation_alias="AWS_SECRET_ACCESS_KEY", description="its secret"
     )
     session_token: SecretStr | None = Field(None, validation_alias="AWS_SESSION_TOKEN", description="for STS")
+    bypass_proxy: bool = Field(False, description="S3 is asked directly, whatever proxies the environment names")
     region: str = Field(
         "us-east-1", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION"), description="of the bucket"
     )
@@ -270,6 +278,16 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home.absolute() / 'catalogue.db'}"
+
+    @property
+    def tokens(self) -> Path:
+        """The gateway's tokens file."""
+        return (self.tokens_file or self.home / "tokens.json").absolute()
+
+    @property
+    def prefect_ui(self) -> str | None:
+        """Where people see the runs."""
+        return self.prefect_ui_url or _left(self.home).get("prefect_ui")
 
     @property
     def on_tape_within(self) -> timedelta | None:

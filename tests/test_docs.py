@@ -112,7 +112,7 @@ def told_settings() -> Iterator[tuple[list[str], str, str]]:
     """Read the tables of settings: the names in the first cell, the default, the meaning."""
     for line in (ROOT / "docs" / "settings.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        names = re.findall(r"`((?:PLATEWAY|AWS)_\w+)`", cells[0])
+        names = re.findall(r"`((?:PLATEWAY|AWS|AUTH)_\w+)`", cells[0])
         if line.startswith("|") and names:
             yield names, cells[1], cells[2].rstrip(" |")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import anyio
 from anyio import to_thread
@@ -23,7 +24,7 @@ from fastapi.responses import JSONResponse
 
 from plateway import __version__, store
 from plateway.errors import Misconfigured, PlatewayError, Rejected
-from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages
+from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
 from plateway.gateway.shelf import Shelf
@@ -86,7 +87,11 @@ def create_app(parts: Parts) -> FastAPI:
         title="Plateway",
         version=__version__,
         redirect_slashes=False,
-        lifespan=partial(_lifespan, shelf=shelf, close=(access.close, *([line.close] if line else []))),
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere: see reference
+        redoc_url=None,
+        lifespan=partial(
+            _lifespan, swept=None if parts.read_only else shelf, close=(access.close, *([line.close] if line else []))
+        ),
     )
     app.state.parts, app.state.line = parts, line
     app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open)
@@ -102,6 +107,7 @@ def create_app(parts: Parts) -> FastAPI:
         app.state.readiness.checks["bucket"] = partial(_bucket, line)
         for module in (lifecycle, events, images, metrics, pages):
             module.install(app, line)
+    reference.install(app)
     list(auth.declared(app))
     if parts.read_only:
         app.add_middleware(ReadOnly)
@@ -156,13 +162,22 @@ class Readiness:
 
 def overlap(one: str, other: str) -> bool:
     """Tell whether two places of objects are the same, or one lies in the other."""
-    first, second = (place.rstrip("/") + "/" for place in (one, other))
+    first, second = map(_place, (one, other))
     return first.startswith(second) or second.startswith(first)
 
 
+def _place(url: str) -> str:
+    """Say a place, which may be a path, in the one way that `open_store` would understand it."""
+    parts = urlsplit(url)
+    path = unquote(parts.path) if parts.scheme else url
+    if parts.scheme in {"", "file"}:
+        return str(Path(path).resolve()).rstrip("/") + "/"
+    return f"{parts.scheme}://{parts.netloc}/" + (f"{path.strip('/')}/" if path.strip("/") else "")
+
+
 @asynccontextmanager
-async def _lifespan(_app: FastAPI, *, shelf: Shelf | None, close: Sequence[Callable[[], None]]) -> AsyncIterator[None]:
-    sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, shelf.store)) if shelf else None
+async def _lifespan(_app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]]) -> AsyncIterator[None]:
+    sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, swept.store)) if swept else None
     yield
     if sweeping is not None:
         await sweeping

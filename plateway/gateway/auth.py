@@ -22,7 +22,7 @@ from plateway.tokens import Token, Tokens
 
 COOKIE = "plateway_token"  # of people who look at pages
 READING = frozenset({"GET", "HEAD"})
-FRAMEWORK = frozenset({"openapi", "swagger_ui_html", "swagger_ui_redirect", "redoc_html"})  # FastAPI's own pages
+FRAMEWORK = frozenset({"openapi"})  # FastAPI's own
 
 
 class Guard:

@@ -38,7 +38,6 @@ LINGER = 2.0  # seconds for which the rest of an unwanted body is taken, so that
 LINGERING = 4 << 20  # bytes of it
 DRAINED = 256 << 10  # bytes of an unwanted body that are taken rather than that the connection is given up
 POLICY = "Content-Security-Policy"
-PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})  # FastAPI's, which run scripts
 UNLIMITED = frozenset({"/health", "/ready"})
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 PEOPLE = frozenset({"/login", "/logout"})  # forms that change only what the browser keeps
@@ -347,8 +346,7 @@ class Safe:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in self.HEADERS:
-                    if name != POLICY or scope["path"] not in PAGES:
-                        headers.setdefault(name, value)
+                    headers.setdefault(name, value)
             await send(message)
 
         await self.app(scope, receive, safe if scope["type"] == "http" else send)

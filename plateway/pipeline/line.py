@@ -91,6 +91,7 @@ def endpoint(settings: Settings) -> Endpoint:
         secret_access_key=settings.secret_access_key,
         session_token=settings.session_token,
         region=settings.region,
+        bypass_proxy=settings.bypass_proxy,
     )
 
 

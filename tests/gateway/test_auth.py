@@ -29,6 +29,7 @@ ROUTES = {
     ("GET", "/health"): None,
     ("GET", "/ready"): None,
     ("GET", "/openapi.json"): None,
+    ("GET", "/docs"): None,
 }
 GOOD = {"PUT": {200}, "GET": {200}, "HEAD": {200}, "DELETE": {204}}
 
@@ -120,12 +121,13 @@ def test_listings_show_what_the_token_is_good_for(site: Gateway) -> None:
 
 
 def test_every_route_declares_its_scopes(tmp_path: Path) -> None:
-    """All routes of the gateway say what they ask for; only health, readiness and FastAPI's own pages are open."""
+    """All routes of the gateway say what they ask for; only health, readiness and the API's page are open."""
     parts = Parts(home=tmp_path, tokens=tmp_path / "tokens.json", objects="memory://declared")
     found = {(method, path): scopes for method, path, scopes in auth.declared(create_app(parts))}
     assert found == {
         ("GET", "/health"): None,
         ("GET", "/ready"): None,
+        ("GET", "/docs"): None,
         ("PUT", "/objects/{key:key}"): ("write",),
         ("GET", "/objects/{key:key}"): ("read",),
         ("HEAD", "/objects/{key:key}"): ("read",),

@@ -1,0 +1,124 @@
+"""The API's own page: every request that the gateway answers, out of its OpenAPI document, without a script.
+
+FastAPI's pages load theirs from elsewhere, which the network of a laboratory does not reach.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from plateway.gateway import auth
+from plateway.gateway.limits import POLICY
+
+PATH = "/docs"
+LIMITS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLength": "at most"}  # said before a number
+WHERE = {"path": "in the path", "query": "after the ?", "header": "header", "cookie": "cookie"}
+
+_templates = Environment(
+    loader=PackageLoader("plateway.gateway", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+
+
+def install(app: FastAPI) -> None:
+    """Give an application this page, about all routes that it has when somebody asks."""
+    page = partial(show, app)
+    app.add_api_route(PATH, page, methods=["GET"], dependencies=[auth.OPEN], include_in_schema=False)
+
+
+def show(app: FastAPI) -> Response:
+    """Draw the page."""
+    style = _templates.get_template("reference.css").render()
+    document = app.openapi()
+    page = _templates.get_template("reference.html").render(
+        style=style,
+        version=document["info"]["version"],
+        groups=groups(document, scopes(app)),
+        shapes=dict(shapes(document)),
+        shown=app.state.guard.open,
+    )
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; frame-ancestors 'none'; sandbox"
+    return Response(page, media_type="text/html", headers={POLICY: policy})
+
+
+def groups(document: Mapping[str, Any], asked: Mapping[tuple[str, str], str]) -> dict[str, list[dict[str, Any]]]:
+    """Put the requests of a document into groups, with all that is to be said of each."""
+    found = defaultdict(list)
+    for path, methods in document["paths"].items():
+        for method, told in methods.items():
+            name = f"{method.upper()} {path}"
+            about = {
+                "name": name,
+                "anchor": re.sub(r"\W+", "-", name.lower()).strip("-"),
+                "told": " ".join(told.get("description", told.get("summary", "")).split()),
+                "asks": asked.get((method.upper(), path), ""),
+                "takes": [*_parameters(told), *_body(told)],
+                "gives": [_answer(status, answer) for status, answer in told["responses"].items()],
+            }
+            found[next(iter(told.get("tags", ["others"])))].append(about)
+    return dict(found)
+
+
+def scopes(app: FastAPI) -> dict[tuple[str, str], str]:
+    """Say what each request asks for, by method and path."""
+    return {
+        (method, re.sub(r":\w+}", "}", path)): "nothing" if asked is None else f"a token that may {' and '.join(asked)}"
+        for method, path, asked in auth.declared(app)
+    }
+
+
+def shapes(document: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """List what bodies consist of, by name."""
+    for name, shape in document.get("components", {}).get("schemas", {}).items():
+        fields = shape.get("properties", {"": shape})
+        yield (
+            name,
+            [{"name": field, "kind": kind(one), "told": one.get("description", "")} for field, one in fields.items()],
+        )
+
+
+def kind(schema: Mapping[str, Any]) -> str:
+    """Say in words what a value is."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if several := schema.get("anyOf", schema.get("oneOf", schema.get("allOf"))):
+        return " or ".join(dict.fromkeys(map(kind, several)))
+    if "enum" in schema or "const" in schema:
+        return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "array":
+        return f"list of {kind(schema.get('items', {}))}"
+    limits = " ".join(f"{words} {schema[limit]}" for limit, words in LIMITS.items() if limit in schema)
+    said = schema.get("format", schema.get("type", "anything"))
+    return f"{said}, {limits}" if limits else str(said)
+
+
+def _parameters(told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for one in told.get("parameters", ()):
+        schema = one.get("schema", {})
+        default = "required" if one.get("required") else schema.get("default", "")
+        yield {
+            "name": one["name"],
+            "where": WHERE.get(one["in"], one["in"]),
+            "kind": kind(schema),
+            "default": str(default),
+            "told": one.get("description", schema.get("description", "")),
+        }
+
+
+def _body(told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for media, one in told.get("requestBody", {}).get("content", {}).items():
+        yield {"name": media, "where": "body", "kind": kind(one.get("schema", {})), "default": "", "told": ""}
+
+
+def _answer(status: str, answer: Mapping[str, Any]) -> dict[str, str]:
+    kinds = [f"{media}: {kind(one.get('schema', {}))}" for media, one in answer.get("content", {}).items()]
+    return {"status": status, "told": answer.get("description", ""), "kind": "; ".join(kinds)}

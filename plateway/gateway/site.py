@@ -1,0 +1,89 @@
+"""The gateway as a site has set it up: its parts, out of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+from plateway.errors import Misconfigured
+from plateway.gateway.app import Parts, overlap
+from plateway.gateway.limits import Limits, Rate
+from plateway.pipeline import Line, open_line
+from plateway.pipeline.line import endpoint
+from plateway.settings import Settings
+from plateway.store import open_store
+
+
+def parts(settings: Settings, *, host: str | None = None, read_only: bool = False) -> Parts:
+    """Say what a gateway consists of that listens on this host; what is not given is as the settings have it.
+
+    Raises:
+        Misconfigured: objects would lie where something else is.
+    """
+    for what, place in _taken(settings):
+        if settings.objects_url and overlap(settings.objects_url, place):
+            raise Misconfigured(f"PLATEWAY_OBJECTS_URL: objects need a place of their own, apart from {what}")
+    reading = read_only or settings.read_only
+    return Parts(
+        home=settings.home.absolute(),
+        tokens=settings.tokens,
+        objects=settings.objects_url,
+        bucket=settings.bucket_url,
+        endpoint=replace(endpoint(settings), read_only=reading),
+        access=settings.access_log and settings.access_log.absolute(),
+        limits=Limits(
+            token=Rate(settings.token_rate),
+            address=Rate(settings.address_rate),
+            failed=Rate(settings.failed_rate),
+            object_size=settings.max_object,
+        ),
+        trusted=settings.trusted_proxies,
+        read_only=reading,
+        line=partial(reader, settings),
+        open=not asks(settings, host=host or settings.serve_host),
+        links=settings.link_lifetime,
+        prefect_ui=settings.prefect_ui,
+    )
+
+
+def asks(settings: Settings, *, host: str) -> bool:
+    """Say whether events are shown to tokens only: as it is set, else wherever others than this machine can ask.
+
+    Whoever names proxies lets others in, also on loopback.
+    """
+    if settings.api_needs_token is not None:
+        return settings.api_needs_token
+    return bool(settings.trusted_proxies) or not loopback(host)
+
+
+def loopback(host: str) -> bool:
+    """Tell whether an address, or ``localhost``, is this machine's own; of other names that cannot be known."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def reader(settings: Settings) -> Line:
+    """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
+    asked = replace(endpoint(settings), read_only=True)
+    return open_line(settings, store=open_store(settings.bucket_url, asked))
+
+
+def _taken(settings: Settings) -> Iterator[tuple[str, str]]:
+    """List what objects must keep apart from; in the home there is room for them, around it there is not."""
+    home = settings.home.absolute()
+    yield "the bucket of the events", settings.bucket_url
+    archives = {"the archive": settings.archive_target, "the archive's inbox": settings.archive_inbox}
+    yield from ((what, url) for what, url in archives.items() if url)
+    places = {"the bench": settings.root, "staging": settings.staging_root, "the tokens": settings.tokens}
+    places |= {"the access log": settings.access_log, "the catalogue": _file(settings.catalog_url)}
+    places |= {f"{one} in the home": home / one for one in ("s3", "gateway", "prefect", "logs", "runtime.json")}
+    yield from ((what, str(place.absolute())) for what, place in places.items() if place)
+
+
+def _file(database: str) -> Path | None:
+    return Path(database.removeprefix("sqlite:///")) if database.startswith("sqlite:///") else None
