@@ -285,6 +285,11 @@ class Settings(BaseSettings):
         return (self.tokens_file or self.home / "tokens.json").absolute()
 
     @property
+    def access_file(self) -> Path:
+        """Who asked the gateway for what."""
+        return (self.access_log or self.home / "gateway" / "access.log").absolute()
+
+    @property
     def prefect_ui(self) -> str | None:
         """Where people see the runs."""
         return self.prefect_ui_url or _left(self.home).get("prefect_ui")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
@@ -21,6 +30,14 @@ SLOWEST = 1024  # bytes a second, on average, that a client takes
 TICK = 2.0
 MOST = 1000  # connections of one worker; others are answered 503
 FINISH = 10  # seconds that requests have at the end
+LOGS = {  # of every worker; requests are in the access log
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {"plateway": {"level": "INFO"}},
+}
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +78,16 @@ class Patient(H11Protocol):
             self.transport.abort()
 
 
-def config(parts: Parts, *, workers: int = 1) -> uvicorn.Config:
+def config(parts: Parts, *, workers: int = 1, logs: dict[str, Any] | None = None) -> uvicorn.Config:
     """Say how uvicorn is to run it."""
     return uvicorn.Config(
-        partial(create_app, parts),
+        partial(_worker, parts),
         factory=True,
         workers=workers,
         http=Patient,
         ws="none",
         access_log=False,  # ours says more
-        log_config=None,
+        log_config=logs,
         proxy_headers=False,  # whom to believe is a setting of ours
         server_header=False,
         limit_concurrency=MOST,
@@ -96,8 +113,10 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
-def serve(parts: Parts, *, host: str, port: int, workers: int = 1) -> None:
-    """Answer until a signal ends it.
+def serve(
+    parts: Parts, *, host: str, port: int, workers: int = 1, say: Callable[[str], object] = lambda _: None
+) -> None:
+    """Answer until a signal ends it; when others can connect, `say` is told the address. Logs to standard error.
 
     Raises:
         Misconfigured: a part cannot be as it is asked to be.
@@ -105,8 +124,30 @@ def serve(parts: Parts, *, host: str, port: int, workers: int = 1) -> None:
     if workers > 1 and (parts.objects or "").startswith("memory:"):
         raise Misconfigured("objects in memory are one worker's own: use one worker, or another place for them")
     create_app(parts)  # what is wrong is said here, not by each worker
-    taken, told = listen(host, port), config(parts, workers=workers)
-    if workers > 1:
-        Multiprocess(told, sockets=[taken]).run()
-    else:
-        uvicorn.Server(told).run(sockets=[taken])
+    told = config(parts, workers=workers, logs=LOGS)
+    with listen(host, port) as taken:
+        taken.listen(told.backlog)
+        say(address(host, taken.getsockname()[1]))
+        if workers > 1:
+            Multiprocess(told, sockets=[taken]).run()
+        else:
+            with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is over
+                uvicorn.Server(told).run(sockets=[taken])
+
+
+def address(host: str, port: int) -> str:
+    """Write where it listens."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _worker(parts: Parts) -> FastAPI:
+    """Make the application in a process that ends when the one that started it is no more."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_mourn, args=(parent,), name="parent", daemon=True).start()
+    return create_app(parts)
+
+
+def _mourn(parent: BaseProcess) -> None:
+    """Without its parent a worker would hold the port, and nobody would ever stop it."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

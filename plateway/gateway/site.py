@@ -33,7 +33,7 @@ def parts(settings: Settings, *, host: str | None = None, read_only: bool = Fals
         objects=settings.objects_url,
         bucket=settings.bucket_url,
         endpoint=replace(endpoint(settings), read_only=reading),
-        access=settings.access_log and settings.access_log.absolute(),
+        access=settings.access_file,
         limits=Limits(
             token=Rate(settings.token_rate),
             address=Rate(settings.address_rate),
@@ -80,7 +80,7 @@ def _taken(settings: Settings) -> Iterator[tuple[str, str]]:
     archives = {"the archive": settings.archive_target, "the archive's inbox": settings.archive_inbox}
     yield from ((what, url) for what, url in archives.items() if url)
     places = {"the bench": settings.root, "staging": settings.staging_root, "the tokens": settings.tokens}
-    places |= {"the access log": settings.access_log, "the catalogue": _file(settings.catalog_url)}
+    places |= {"the access log": settings.access_file, "the catalogue": _file(settings.catalog_url)}
     places |= {f"{one} in the home": home / one for one in ("s3", "gateway", "prefect", "logs", "runtime.json")}
     yield from ((what, str(place.absolute())) for what, place in places.items() if place)
 
