@@ -1,17 +1,30 @@
 """Small pictures of images, and where an image lies in a stitched view.
 
 Knows file formats and nothing else: bytes and names in, PNG and places out. What is too large to be looked at, and what
-is no picture at all, is `Rejected`.
+is no picture at all, is `Rejected`: bytes of strangers are decoded here, so sizes are looked at before anything is
+unpacked. TIFF that is plain or deflated is read by tifffile, everything else by Pillow.
 """
 
 from __future__ import annotations
 
+import io
+import lzma
 import re
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageOps
 
 from plateway.errors import Rejected
+
+Pixels = npt.NDArray[Any]
 
 SUFFIXES = {  # of files that may be pictures, and what they are called over HTTP
     "tif": "image/tiff",
@@ -22,6 +35,16 @@ SUFFIXES = {  # of files that may be pictures, and what they are called over HTT
     "jp2": "image/jp2",
     "bmp": "image/bmp",
 }
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of TIFF and BigTIFF
+FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF")  # that Pillow may try
+DEFLATED, LZMA = frozenset({8, 32946, 50013}), 34925  # compressions of TIFF
+PRINTED = frozenset({5, 6, 8})  # CMYK, YCbCr and CIELAB in TIFF
+RATIO = 1032  # deflate makes nothing smaller than that
+MOST_PIXELS = 1 << 26  # of an image that is looked at
+MOST_BYTES = 1 << 27  # of its pixels
+MOST_SEGMENTS = 1 << 16  # strips or tiles of a TIFF
+ENOUGH = 2048  # pixels along a side of what a small picture is made of
+DARK, BRIGHT = 0.5, 99.8  # percentiles that become black and white
 MOST_PLACES = 10_000  # of a grid, empty ones among them
 ROW, COLUMN = r"(?:rows?|r)", r"(?:columns?|cols?|col|c)"
 GAP, NUMBER = r"[ _.-]?", r"(\d{1,4})(?!\d)"
@@ -51,10 +74,18 @@ def media(name: str) -> str | None:
 def thumbnail(content: bytes, *, size: int) -> bytes:
     """Make a PNG of at most `size` pixels along either side, of the first page.
 
+    TIFF in grey, and whatever has more than 8 bits, is stretched between its percentiles 0.5 and 99.8; other pictures
+    keep their colours. Nothing is made larger than it was.
+
     Raises:
-        Rejected: it is no picture that can be read, or too large.
+        Rejected: it is no picture that can be read, or has more than 67 million pixels or 128 MiB of them.
     """
-    raise Rejected("not yet")
+    with _door():
+        image = _tiff(content) if content[:4] in MAGIC else _other(content, size)
+        image.thumbnail((size, size), Image.Resampling.BOX)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def grid(names: Iterable[str]) -> Grid | None:
@@ -71,7 +102,7 @@ def grid(names: Iterable[str]) -> Grid | None:
     tiles = max(sets.values(), key=len, default=[])
     if len(tiles) < 2:
         return None
-    top, left = (min(tile[axis] for tile in tiles) for axis in (0, 1))
+    top, left = min(row for row, _, _ in tiles), min(column for _, column, _ in tiles)
     cells = {(row - top, column - left): name for row, column, name in tiles}
     rows, columns = (1 + max(place[axis] for place in cells) for axis in (0, 1))
     if len(cells) < len(tiles) or rows * columns > min(MOST_PLACES, 100 * len(tiles)):
@@ -87,3 +118,123 @@ def _place(name: str) -> tuple[str, int, int] | None:
             row, column = (int(found[2]), int(found[1])) if column_first else (int(found[1]), int(found[2]))
             return f"{folder}{slash}{last[: found.start()]}\0{last[found.end() :]}", row, column
     return None
+
+
+@contextmanager
+def _door() -> Iterator[None]:
+    """Let whatever decoders raise in as ours: of bytes that anybody may have written there is no list."""
+    try:
+        yield
+    except Rejected:
+        raise
+    except Exception as error:
+        raise Rejected(f"no picture that can be read ({type(error).__name__})") from error
+
+
+def _bounded(width: int, height: int, depth: int) -> None:
+    """Refuse what is too large: `depth` is the bytes of a pixel."""
+    if width * height > MOST_PIXELS or width * height * depth > MOST_BYTES:
+        raise Rejected(f"too large for a small picture: {width} x {height} pixels of {depth} bytes")
+
+
+# ---------------------------------------------------------------------------------------------------------------- TIFF
+
+
+def _tiff(content: bytes) -> Image.Image:
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages.first
+        _bounded(page.imagewidth, page.imagelength * page.imagedepth, _depth(page))
+        if page.compression not in {1, LZMA, *DEFLATED} or page.photometric in PRINTED:
+            return _other(content, ENOUGH, stretch=True)
+        _bounded(page.tilewidth or 1, page.tilelength or 1, _depth(page))
+        _unpacked(page, content)
+        pixels, white = _plane(page), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+            return _image(np.moveaxis(page.colormap, 0, -1)[pixels] >> 8, stretch=False)
+    return _image(pixels, stretch=True, white=white)
+
+
+def _depth(page: tifffile.TiffPage) -> int:
+    return -(-page.bitspersample // 8) * page.samplesperpixel
+
+
+def _unpacked(page: tifffile.TiffPage, content: bytes) -> None:
+    """Refuse a page whose strips or tiles would become more than its pixels may be."""
+    spans = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    packed = sum(count for _, count in spans)
+    if len(spans) > MOST_SEGMENTS or packed > len(content):
+        raise Rejected(f"too large for a small picture: {len(spans)} parts of {packed} bytes in {len(content)}")
+    if page.compression == 1 or (page.compression in DEFLATED and packed * RATIO <= MOST_BYTES):
+        return
+    left = MOST_BYTES
+    for offset, count in spans:
+        part = content[offset : offset + count]
+        decoder = lzma.LZMADecompressor() if page.compression == LZMA else zlib.decompressobj()
+        left -= len(decoder.decompress(part, left + 1))
+        if left < 0:
+            raise Rejected(f"too large for a small picture: more than {MOST_BYTES} bytes when unpacked")
+
+
+def _plane(page: tifffile.TiffPage) -> Pixels:
+    """Read the pixels as rows, columns and, where there are colours, three of them."""
+    pixels, axes = page.asarray(), page.axes
+    for axis in [name for name in axes if name not in "YXS"]:
+        pixels, axes = pixels.take(0, axes.index(axis)), axes.replace(axis, "")
+    if "S" not in axes:
+        return _thinned(pixels)
+    colours = _thinned(np.moveaxis(pixels, axes.index("S"), -1))
+    return colours[..., :3] if page.photometric == tifffile.PHOTOMETRIC.RGB else colours[..., 0]
+
+
+def _thinned(pixels: Pixels) -> Pixels:
+    """Leave out rows and columns of what has more than enough."""
+    step = max(1, max(pixels.shape[:2]) // ENOUGH)
+    return pixels[::step, ::step]
+
+
+# -------------------------------------------------------------------------------------------------------------- others
+
+
+def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image:
+    """Read with Pillow; grey is stretched if asked for, and wherever it has more than 8 bits."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Rejected(f"too large for a small picture: more than {MOST_PIXELS} pixels") from error
+    _bounded(*image.size, len(image.getbands()))
+    image.draft(None, (2 * size, 2 * size))  # JPEG can be read smaller
+    if image.mode.startswith("I") or image.mode == "F":
+        return _image(_thinned(np.asarray(image)), stretch=True)
+    if image.mode in {"1", "L"}:
+        return _image(_thinned(np.asarray(image.convert("L"))), stretch=stretch)
+    return ImageOps.exif_transpose(
+        image.convert("RGBA" if "transparency" in image.info or "A" in image.mode else "RGB")
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- levels
+
+
+def _image(pixels: Pixels, *, stretch: bool, white: bool = False) -> Image.Image:
+    """Bring pixels to 8 bits; colours of 8 bits stay as they are. `white`: the smallest value is white."""
+    if np.iscomplexobj(pixels):
+        pixels = np.abs(pixels)
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype != np.uint8 or (stretch and pixels.ndim == 2):
+        pixels = _stretched(pixels.astype(np.float64)) if stretch else pixels.astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(255 - pixels if white else pixels))
+
+
+def _stretched(light: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Spread values between two percentiles over 8 bits; what is no number is black."""
+    finite = light[np.isfinite(light)]
+    if not finite.size:
+        return np.zeros(light.shape, np.uint8)
+    dark, bright = np.percentile(finite, [DARK, BRIGHT])
+    if dark == bright:
+        dark, bright = finite.min(), finite.max()
+    with np.errstate(all="ignore"):
+        scale = 255 / (bright - dark) if bright > dark else 0.0
+        spread: npt.NDArray[np.float64] = np.nan_to_num(np.clip((light - dark) * scale, 0, 255))
+    return spread.astype(np.uint8)

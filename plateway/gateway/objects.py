@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request, Response
@@ -21,16 +20,15 @@ from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
 
 from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
 from plateway.gateway import auth, names
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
-from plateway.gateway.conditions import CONDITIONS, Span, consider, date, digests, ranged
+from plateway.gateway.conditions import CONDITIONS, Span, consider, digests, ranged
 from plateway.gateway.limits import Limits
 from plateway.gateway.shelf import Shelf
-from plateway.gateway.streams import SMALL, Rest, ahead, beginning, streamed
+from plateway.gateway.streams import MEDIA, SMALL, Rest, beginning, content, described, streamed
 from plateway.store import Stat
 from plateway.tokens import Token
 
@@ -38,7 +36,6 @@ MOST = 10_000  # keys of a page
 ROUTE = "/objects/"
 CHANGED = 3  # times that an object may be replaced while it is being opened
 THREADS = 32  # store calls of one worker at a time
-MEDIA = "application/octet-stream"
 JSON = "application/json"
 T = TypeVar("T")
 
@@ -126,7 +123,7 @@ async def get_object(key: str, request: Request, token: Annotated[Token, auth.ne
             raise _missing(key)
         found, first, rest = begun
         if stat is None or stat.etag == found.etag:
-            return _content(desk, key, found, span=span, first=first, rest=rest)
+            return content(key, found, span=span, first=first, rest=rest, run=desk.run)
         rest.close()
     raise Problem(503, "The object is being replaced", headers={"Retry-After": "1"})
 
@@ -136,7 +133,7 @@ async def head_object(key: str, request: Request, token: Annotated[Token, auth.n
     desk, key = _desk(request), _key(request, token)
     stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
     consider(request.headers, stat, method="HEAD")
-    return Response(None, 200, {**_described(key, stat), "Content-Length": str(stat.size)}, MEDIA)
+    return Response(None, 200, {**described(key, stat), "Content-Length": str(stat.size)}, MEDIA)
 
 
 async def delete_object(key: str, request: Request, token: Annotated[Token, auth.needs("delete")]) -> Response:
@@ -212,32 +209,6 @@ def _begin(shelf: Shelf, key: str, span: Span | None) -> tuple[Stat, bytes, Rest
     while len(first) < size <= SMALL and (more := next(chunks, b"")):
         first += more
     return stat, first, Rest(chunks)
-
-
-def _content(desk: Desk, key: str, stat: Stat, *, span: Span | None, first: bytes, rest: Rest) -> Response:
-    """Send an object; a small one in one piece."""
-    size = span.length if span else stat.size
-    headers = {**_described(key, stat), "Content-Length": str(size)}
-    if span:
-        headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{stat.size}"
-    status = 206 if span else 200
-    if len(first) == size:
-        rest.close()
-        return Response(first, status, headers, MEDIA)
-    return StreamingResponse(ahead(first, rest, run=desk.run), status, headers, MEDIA)
-
-
-def _described(key: str, stat: Stat) -> dict[str, str]:
-    """Describe an object in headers that the client has no say in."""
-    last = key.rstrip("/").rpartition("/")[2] or "object"
-    plain = "".join(letter if letter.isascii() and letter not in '"%' else "_" for letter in last)
-    return {
-        "ETag": f'"{stat.etag}"',
-        "Last-Modified": date(stat.modified),
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(last, safe='')}",
-    }
 
 
 def _found(stat: Stat | None, key: str) -> Stat:

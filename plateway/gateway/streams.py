@@ -1,4 +1,4 @@
-"""Bodies on their way between the network, which is asynchronous, and stores, which are not."""
+"""Bodies on their way between the network, which is asynchronous, and stores, which are not; what is said of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from starlette.responses import Response, StreamingResponse
 
 from plateway.errors import Busy, PlatewayError, Unsettled
+from plateway.gateway.conditions import Span, date
+from plateway.store import Stat
 
 T = TypeVar("T")
 MIB = 1 << 20
 SMALL = MIB  # bytes of a body that goes in one piece
 AHEAD = 4  # pieces of an upload that wait for the store
 WAIT = 30.0  # seconds that a large upload waits for its turn
+MEDIA = "application/octet-stream"
 Run = Callable[[Callable[[], bytes]], Coroutine[Any, Any, bytes]]
 
 
@@ -70,6 +75,35 @@ class Pipe:
     def _free(self) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._room.release)
+
+
+def content(
+    name: str, stat: Stat, *, span: Span | None, first: bytes, rest: Rest, run: Run, media: str = MEDIA
+) -> Response:
+    """Send something, or a part of it, of which `first` was read; what is small in one piece."""
+    size = span.length if span else stat.size
+    headers = {**described(name, stat), "Content-Length": str(size)}
+    if span:
+        headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{stat.size}"
+    status = 206 if span else 200
+    if len(first) == size:
+        rest.close()
+        return Response(first, status, headers, media)
+    return StreamingResponse(ahead(first, rest, run=run), status, headers, media)
+
+
+def described(name: str, stat: Stat) -> dict[str, str]:
+    """Describe what is sent in headers that the client has no say in."""
+    last = name.rstrip("/").rpartition("/")[2] or "object"
+    plain = "".join(letter if " " <= letter <= "~" and letter not in '"%\\' else "_" for letter in last)
+    whole = quote(last.encode("utf-8", "surrogateescape"), safe="")
+    return {
+        "ETag": f'"{stat.etag}"',
+        "Last-Modified": date(stat.modified),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}",
+    }
 
 
 async def ahead(first: bytes, rest: Rest, *, run: Run) -> AsyncIterator[bytes]:

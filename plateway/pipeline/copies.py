@@ -212,28 +212,66 @@ def cat(line: Line, ref: Ref, name: str, *, source: Where | None = None) -> Iter
         Unavailable: no copy can be read now. Damaged: no copy is good.
     """
     search, export = _search(line, line.catalog.ledger(ref), source)
-    member = _named(_account(search, export), name)
-    if member.size <= HELD:
-        return iter((_whole(search, member),))
-    return _streamed(search, member)
+    return _image(search, named(_account(search, export), name))
 
 
-def _named(manifest: Manifest, name: str) -> Member:
-    """Find a file by its name on the bench, or else in the bundle."""
+def image(line: Line, ledger: Ledger, member: Member) -> Iterator[bytes]:
+    """Read one image that the manifest tells of, as `cat` does.
+
+    Raises:
+        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: no copy is good.
+    """
+    search, _ = _search(line, ledger, None)
+    return _image(search, member)
+
+
+def part(line: Line, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
+    """Read a part of an event's bundle, uncompared, from the first copy that has it; another goes on where one breaks.
+
+    Raises:
+        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: all are shorter.
+    """
+    search, export = _search(line, ledger, None)
+    return _pieces(search, export.key, start=start, length=length)
+
+
+def whole(line: Line, ledger: Ledger) -> Iterator[bytes]:
+    """Read an event's whole bundle; its last byte is followed by `Damaged` if what came was wrong.
+
+    Raises:
+        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none is good.
+    """
+    search, export = _search(line, ledger, None)
+    return _proven(search, export.key, start=0, length=export.size, sha256=export.sha256)
+
+
+def home(member: Member) -> str:
+    """Say what a file was called on the bench."""
+    return member.source or member.name
+
+
+def named(manifest: Manifest, name: str) -> Member:
+    """Find a file by its name on the bench, or else in the bundle.
+
+    Raises:
+        NotFound: there is none; similar names are told.
+    """
     wanted = name.removeprefix("./")
-    for names in (_home, lambda member: member.name):
+    for names in (home, lambda member: member.name):
         for member in manifest.members:
             if names(member) == wanted:
                 return member
-    there = [_home(member) for member in manifest.members]
+    there = [home(member) for member in manifest.members]
     last = wanted.rpartition("/")[2]
     near = [one for one in there if one.rpartition("/")[2] == last] or difflib.get_close_matches(wanted, there[:5000])
     told = f"similar: {', '.join(map(shown, near[:5]))}" if near else f"{len(there)} others are"
     raise NotFound(f"{shown(name)} is not in the bundle; {told}")
 
 
-def _home(member: Member) -> str:
-    return member.source or member.name
+def _image(search: _Search, member: Member) -> Iterator[bytes]:
+    if member.size <= HELD:
+        return iter((_whole(search, member),))
+    return _proven(search, shown(home(member)), start=member.offset, length=member.size, sha256=member.sha256)
 
 
 def _whole(search: _Search, member: Member) -> bytes:
@@ -247,30 +285,33 @@ def _whole(search: _Search, member: Member) -> bytes:
             search.wrong(copy, error)
         else:
             return content
-    raise search.failure(shown(_home(member)))
+    raise search.failure(shown(home(member)))
 
 
-def _streamed(search: _Search, member: Member) -> Iterator[bytes]:
-    """Hand out an image as it comes; where one copy breaks off, another goes on."""
-    digest, sent = hashlib.sha256(), 0
+def _pieces(search: _Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
+    """Hand out a part of the bundle as it comes; where one copy breaks off, another goes on."""
+    sent = 0
     for copy in search.copies:
         try:
-            for piece in copy.open(member.offset + sent, member.size - sent):
-                digest.update(piece)
+            for piece in copy.open(start + sent, length - sent):
                 sent += len(piece)
                 yield piece
         except PlatewayError as error:
             search.wrong(copy, error)
-        if sent == member.size:
-            break
-    else:
-        search.troubles.append(f"{sent:,} of {member.size:,} bytes were read")
-        raise search.failure(shown(_home(member)))
-    if digest.hexdigest() != member.sha256:
-        raise Damaged(
-            f"{shown(_home(member))}: the {sent:,} bytes that were handed out are wrong: "
-            f"sha256 {digest.hexdigest()}, {member.sha256} expected"
-        )
+        if sent == length:
+            return
+    search.troubles.append(f"{sent:,} of {length:,} bytes were read")
+    raise search.failure(what)
+
+
+def _proven(search: _Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
+    """Hand out a part of the bundle as it comes, and say at its end if it was wrong."""
+    digest = hashlib.sha256()
+    for piece in _pieces(search, what, start=start, length=length):
+        digest.update(piece)
+        yield piece
+    if (found := digest.hexdigest()) != sha256:
+        raise Damaged(f"{what}: the {length:,} bytes that were handed out are wrong: sha256 {found}, {sha256} expected")
 
 
 # ----------------------------------------------------------------------------------------------------------- restoring
@@ -328,7 +369,7 @@ def _check(manifest: Manifest, export: Export) -> None:
     """
     names = set()
     for member in manifest.members:
-        name = _home(member)
+        name = home(member)
         folder.confined(name)
         if name in names:
             raise Rejected(f"{shown(name)} is in the manifest twice")
@@ -361,7 +402,7 @@ def _bring(
                 told.append(f"{len(missing) - len(left)} of {len(manifest.members)} files from {copy}")
             missing = left
         if missing:
-            raise search.failure(f"{len(missing)} of {len(manifest.members)} files, like {shown(_home(missing[0]))}")
+            raise search.failure(f"{len(missing)} of {len(manifest.members)} files, like {shown(home(missing[0]))}")
     return (*told, *search.troubles) if told else ()
 
 
@@ -384,11 +425,11 @@ class _Progress:
 
 def _there(landing: folder.Landing, member: Member, progress: _Progress) -> bool:
     """Tell whether a file is there already; other bytes in its place are refused."""
-    found = landing.digest(_home(member))
+    found = landing.digest(home(member))
     if found is None:
         return False
     if found != member.sha256:
-        raise Conflict(f"{shown(_home(member))}: other bytes are there already (sha256 {found})")
+        raise Conflict(f"{shown(home(member))}: other bytes are there already (sha256 {found})")
     progress.add(member.size)
     return True
 
@@ -458,7 +499,7 @@ def _fetch(
             for member in run:
                 mtime, content = reading.modified(member), map(progress.counted, reading.pieces(member.size))
                 try:
-                    landing.write(_home(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
+                    landing.write(home(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
                 except Damaged as error:  # of the member alone: what follows is read on
                     search.wrong(copy, error)
                     progress.add(-member.size)
@@ -510,7 +551,7 @@ def _to_bench(
         told += _announce(line, instrument, event, aside=f"{back}/parts")
         if purge is not None:
             line.catalog.note_restored(ledger.ref, "raw", at=line.catalog.now(), reason=ON_REQUEST)
-    folder.remove(instrument.root, back, names=[f"images/{_home(member)}" for member in manifest.members])
+    folder.remove(instrument.root, back, names=[f"images/{home(member)}" for member in manifest.members])
     return sum(member.size for member in manifest.members), tuple(told)
 
 
@@ -520,7 +561,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
     Raises:
         Refused: with every difference.
     """
-    expected = {_home(member): member.sha256 for member in manifest.members}
+    expected = {home(member): member.sha256 for member in manifest.members}
     with folder.enter(root, path) as images:
         found = {file.name: digest_of(images.read(file)) for file in images.files()}
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -531,7 +572,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
 def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -> str:
     """Say what is to be moved to the event's path: a directory, or the one file that was announced."""
     only = event.path.rpartition("/")[2]
-    alone = [_home(member) for member in manifest.members] == [only]
+    alone = [home(member) for member in manifest.members] == [only]
     if purge is not None and "only" in purge.proof:
         alone = purge.proof["only"] is not None
     return f"{back}/images/{only}" if alone else f"{back}/images"
