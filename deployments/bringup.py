@@ -1,8 +1,9 @@
 """One machine: everything that ``plateway up`` starts, on loopback, below one home.
 
 Says which parts there are, what each is told, and when it is ready; ``supervisor`` keeps them running. What the home
-holds afterwards: ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``logs/``, ``ports.json`` (the
-next start takes the same), and ``runtime.json`` by which commands in other terminals find the S3 server and Prefect.
+holds afterwards: ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``gateway/``, ``logs/``,
+``ports.json`` (the next start takes the same), and ``runtime.json`` by which commands in other terminals find the S3
+server, Prefect and the gateway.
 Does not import Prefect: that takes seconds.
 """
 
@@ -35,7 +36,9 @@ PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the f
 PORTS = "ports.json"
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
+OBJECTS = "s3://plateway-objects"  # where the gateway keeps objects, beside our own S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
 FIRST = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 seen on busy ones
 
 # What a site may have set otherwise. Heartbeats: the least that Prefect takes, so that dead runs are found soon.
@@ -79,6 +82,7 @@ class Parts:
     env: Mapping[str, str] = field(repr=False)  # for commands that should see the same
     prefect_api_url: str
     prefect_ui: str
+    gateway: str  # where it is reached from here
     endpoint: str | None  # the S3 server, ours or the configured one; None for other kinds of bucket
     supervisor: Supervisor = field(repr=False)
 
@@ -100,6 +104,7 @@ def up(settings: Settings, console: Console) -> int:
     try:
         _unambiguous(settings)
         with bring_up(settings, console) as parts:
+            console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
             console.print(f"for others  export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
             console.print("Ctrl-C stops everything.")
@@ -146,9 +151,9 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
     with claim(home):
         if left := take_over(home):
             say(f"[yellow]![/] ended {left} processes that an earlier start had left")
-        listen = _ports(home)
+        listen = _ports(home, settings)
         s3 = _embedded(settings, home, listen["s3"])
-        told = resolve(settings, s3)
+        told = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
         parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
         env = environment(told, parts.keywords["prefect_api_url"])
         told.root.mkdir(parents=True, exist_ok=True)
@@ -161,15 +166,18 @@ def _say(console: Console, line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _ports(home: Path) -> dict[str, dict[str, int]]:
+def _ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:
     """Choose the ports of the home, those of last time where they are free, and keep them."""
     file = home / PORTS
     last: dict[str, dict[str, int]] = json.loads(file.read_text()) if file.exists() else {}
-    http = last.get("prefect", {}).get("http", 0)
-    chosen = {
-        "s3": seaweed.ports(last.get("s3")),
-        "prefect": {"http": http if http and seaweed.free(http) else seaweed.ports()["s3"]},
-    }
+    chosen = {"s3": seaweed.ports(last.get("s3"))}
+    for name in ("prefect", "gateway"):
+        http = last.get(name, {}).get("http", 0)
+        taken = {port for others in chosen.values() for port in others.values()}
+        drawn = (port for port in seaweed.ports().values() if port not in taken)
+        chosen[name] = {"http": http if http and http not in taken and seaweed.free(http) else next(drawn)}
+    if "serve_port" in settings.model_fields_set and settings.serve_port:
+        chosen["gateway"] = {"http": settings.serve_port}  # it is said where it is to be
     replace(file, chosen)
     return chosen
 
@@ -206,6 +214,7 @@ def resolve(settings: Settings, s3: Embedded | None) -> Settings:
             "secret_access_key": SecretStr(s3.admin.secret_access_key),
             "session_token": None,
             "region": "us-east-1",
+            "objects_url": settings.objects_url or OBJECTS,
         }
         if s3
         else {}
@@ -225,6 +234,7 @@ def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, An
     found = {
         "prefect_api_url": f"http://127.0.0.1:{port}/api",
         "prefect_ui": f"http://127.0.0.1:{port}",
+        "gateway": _url(settings),
         "endpoint": settings.endpoint_url if settings.bucket_url.startswith("s3://") else None,
     }
     ours = (
@@ -240,10 +250,17 @@ def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, An
     shown = {
         "prefect_api_url": found["prefect_api_url"],
         "prefect_ui": found["prefect_ui"],
+        "gateway": found["gateway"],
         "s3_endpoint": found["endpoint"],
     }
     replace(settings.home / RUNTIME, {"settings": ours, **shown})
     return found
+
+
+def _url(settings: Settings) -> str:
+    """Say where the gateway is reached from this machine."""
+    host = EVERYWHERE.get(settings.serve_host, settings.serve_host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve_port}"
 
 
 def environment(settings: Settings, api: str) -> dict[str, str]:
@@ -301,11 +318,13 @@ def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> lis
     found: list[Part | Step] = [prefect(settings, env)]
     before = ["prefect", "catalogue"]
     if s3 is not None:
-        bucket = settings.bucket_url.removeprefix("s3://").partition("/")[0]
-        found += [storage(s3), Step("bucket", "Bucket", partial(_create, s3, bucket), after=("s3",))]
+        urls = (settings.bucket_url, settings.objects_url or "")
+        buckets = {url.removeprefix("s3://").partition("/")[0]: None for url in urls if url.startswith("s3://")}
+        found += [storage(s3), Step("bucket", "Buckets", partial(_create, s3, list(buckets)), after=("s3",))]
         before.append("bucket")
     found.append(Step("catalogue", "Catalogue", partial(_migrate, settings)))
     parts = [provision(env), worker(settings, env, before), sensor(settings, env, before)]
+    parts.append(gateway(settings, env, [part for part in before if part != "prefect"]))
     servers = {"amqp": settings.amqp_url, "redis": settings.redis_url}
     return [*found, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url)]
 
@@ -400,6 +419,22 @@ def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
     )
 
 
+def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
+    """Describe the gateway: it goes on whatever Prefect does."""
+    url = _url(settings)
+    return Part(
+        name="gateway",
+        title="Gateway",
+        command=[sys.executable, "-m", "plateway", "serve"],
+        environment=env,
+        directory=PROJECT,
+        after=tuple(before),
+        where=url,
+        ready=lambda _: _answers(f"{url}/ready"),
+        farewell=20,  # half of it for requests that are under way
+    )
+
+
 def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
     """Describe a bridge to a message server of the site; whether that server is there is the bridge's business."""
     return Part(
@@ -413,9 +448,10 @@ def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
     )
 
 
-def _create(s3: Embedded, bucket: str) -> str:
-    seaweed.create(s3.url, bucket, s3.admin)
-    return bucket
+def _create(s3: Embedded, buckets: Sequence[str]) -> str:
+    for bucket in buckets:
+        seaweed.create(s3.url, bucket, s3.admin)
+    return ", ".join(buckets)
 
 
 def _migrate(settings: Settings) -> str:

@@ -258,7 +258,7 @@ def test_parts_see_the_settings_of_the_start(tmp_path: Path, monkeypatch: pytest
     assert json.loads(seen.stdout) == json.loads(told.model_dump_json())
     assert env["AWS_SECRET_ACCESS_KEY"] == s3.admin.secret_access_key
     assert env["NO_PROXY"].startswith("example.org,127.0.0.1")
-    assert s3.admin.secret_access_key not in repr(bringup.Parts(told, env, "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
+    assert s3.admin.secret_access_key not in repr(bringup.Parts(told, env, "", "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
 
 
 def test_archive_places_hold_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,13 @@ def test_bridges_run_where_their_servers_are_named(tmp_path: Path) -> None:
 
 def test_ports_are_kept(tmp_path: Path) -> None:
     """A second start takes the ports of the first, so that addresses in blocks and bookmarks hold."""
-    assert bringup._ports(tmp_path) == bringup._ports(tmp_path)
+    known = settings.load(home=tmp_path)
+    first = bringup._ports(tmp_path, known)
+    assert bringup._ports(tmp_path, known) == first
+    (prefect, gateway) = (first[name]["http"] for name in ("prefect", "gateway"))
+    assert len({prefect, gateway, *first["s3"].values()}) == len(first["s3"]) + 2
+    named = bringup._ports(tmp_path, settings.load(home=tmp_path, serve_port=8123))
+    assert named["gateway"] == {"http": 8123}
 
 
 def test_prefect_knows_the_settings_it_is_given(tmp_path: Path) -> None:
