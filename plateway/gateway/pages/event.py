@@ -1,0 +1,187 @@
+"""The page of one event: its images, where it is, and its history; and the page of one image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, Response
+
+from plateway import pictures
+from plateway.bundle import Member
+from plateway.catalog import Cursor, Ledger, Ref
+from plateway.errors import NotFound, PlatewayError
+from plateway.gateway import answers, auth, images
+from plateway.gateway.pages import site, story
+from plateway.pictures import Grid
+from plateway.pipeline import Line, copies, views
+
+AROUND = 3  # events of the same plate shown before and after
+SHEET = 300  # images on one contact sheet
+WIDEST = 40  # columns of a stitched grid
+PREVIEW = 1024  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image on a page."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+    page: str
+    thumbnail: str | None  # None: it is no picture
+    image: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The images of an event, or those of them that fit on a page."""
+
+    pictures: tuple[Picture, ...]
+    total: int
+    first: int  # number of the first one, from 1
+    rows: tuple[tuple[Picture | None, ...], ...]  # as they are stitched; empty: nobody knows how they are
+    others: tuple[Picture, ...]  # those that are in no row
+    earlier: str | None
+    later: str | None
+
+
+def install(app: FastAPI, line: Line) -> None:
+    """Give an application the pages of events."""
+
+    def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
+        ledger, now = find(line, id, seen), line.catalog.now()
+        members, problem = _members(line, ledger)
+        earlier, later = around(line, ledger, seen)
+        return site.render(
+            request,
+            "event.html",
+            ledger=ledger,
+            event=ledger.event,
+            state=ledger.state(now),
+            sheet=sheet(ledger.ref, members, first=int(first) if first.isdecimal() and len(first) < 9 else 1),
+            problem=problem,
+            strip=[*earlier, ledger, *later],
+            earlier=earlier[-1:],
+            later=later[:1],
+            places=story.places(ledger, present=views.status(line, ledger).raw_present),
+            moments=story.moments(ledger),
+            now=now,
+            details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
+            bundle=images.bundle_url(ledger.ref) if members else None,
+            others=[
+                one for one in line.catalog.revisions(ledger.event.id) if one.ref != ledger.ref and _within(one, seen)
+            ],
+        )
+
+    def image(id: str, name: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
+        ledger = find(line, id, seen)
+        members, problem = _members(line, ledger)
+        found = [_picture(ledger.ref, member) for member in members]
+        at = next((number for number, one in enumerate(found) if one.name == name), None)
+        if at is None:
+            raise NotFound(problem or "the event has no image of this name")
+        return site.render(
+            request,
+            "image.html",
+            ledger=ledger,
+            event=ledger.event,
+            picture=found[at],
+            preview=images.thumbnail_url(ledger.ref, name, size=PREVIEW) if found[at].thumbnail else None,
+            number=at + 1,
+            total=len(found),
+            earlier=found[at - 1] if at else None,
+            later=found[at + 1] if at + 1 < len(found) else None,
+        )
+
+    def cover(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
+        ledger = find(line, id, seen)
+        chosen = middle([_picture(ledger.ref, member) for member in _members(line, ledger)[0]])
+        if chosen is None or chosen.thumbnail is None:
+            raise NotFound("the event has no image to show")
+        kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
+        return Response(None, 307, kept)
+
+    site.add(app, "/events/{id}/images/{name:path}", image)
+    site.add(app, "/events/{id}/cover", cover)
+    site.add(app, "/events/{id}", event)
+
+
+def find(line: Line, text: str, seen: str) -> Ledger:
+    """Find an event by what an address calls it.
+
+    Raises:
+        NotFound: nothing is called that, or it is not among what may be seen.
+    """
+    id_, revision = Ref.parse(text)
+    ledger = line.catalog.ledger(Ref(id_, revision) if revision else line.catalog.newest(id_))
+    if not _within(ledger, seen):
+        raise NotFound(f"{ledger.ref}: no such event")
+    return ledger
+
+
+def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
+    """Find what was taken of the same plate shortly before and after, both in the order of time."""
+    event, here = ledger.event, Cursor.after(ledger)
+    asked: dict[str, Any] = {"experiment": event.experiment, "plate": event.plate, "prefix": seen, "limit": AROUND}
+    earlier = line.catalog.search(after=here, newest=True, **asked)
+    later = line.catalog.search(after=here, newest=False, **asked)
+    return earlier[::-1], later
+
+
+def sheet(ref: Ref, members: list[Member], *, first: int = 1) -> Sheet:
+    """Lay the images out: as they are stitched where all of them fit, else in their order, a page at a time."""
+    found = [_picture(ref, member) for member in members]
+    grid = pictures.grid([one.name for one in found if one.thumbnail])
+    if grid is not None and grid.columns <= WIDEST:
+        rows = _rows(grid, found)
+        placed = {one.name for row in rows for one in row if one}
+        others = tuple(one for one in found if one.name not in placed)
+        return Sheet(tuple(found), len(found), 1, rows, others[:SHEET], None, None)
+    at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
+    shown = tuple(found[at : at + SHEET])
+    earlier = site.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
+    later = site.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
+    return Sheet(shown, len(found), at + 1, (), shown, earlier, later)
+
+
+def middle(found: list[Picture]) -> Picture | None:
+    """Choose the image that says most about an event: the one in the middle of the view, else the first."""
+    shown = [one for one in found if one.thumbnail]
+    grid = pictures.grid([one.name for one in shown])
+    name = grid.cells.get((grid.rows // 2, grid.columns // 2)) if grid else None
+    return next((one for one in shown if one.name == name), shown[0] if shown else None)
+
+
+def _rows(grid: Grid, found: list[Picture]) -> tuple[tuple[Picture | None, ...], ...]:
+    named = {one.name: one for one in found}
+    cells = {place: named[name] for place, name in grid.cells.items()}
+    return tuple(tuple(cells.get((row, column)) for column in range(grid.columns)) for row in range(grid.rows))
+
+
+def _members(line: Line, ledger: Ledger) -> tuple[list[Member], str | None]:
+    """Read what is in the bundle, and say why where that cannot be done."""
+    if ledger.export is None:
+        return [], "The images can be seen here as soon as they are in the bucket."
+    try:
+        return list(copies.contents(line, ledger).members), None
+    except PlatewayError as error:
+        return [], f"The images cannot be read now: {answers.problem(error).message}"
+
+
+def _picture(ref: Ref, member: Member) -> Picture:
+    name = member.source or member.name
+    return Picture(
+        name=name,
+        size=member.size,
+        sha256=member.sha256,
+        page=f"/events/{ref}/images/{site.quoted(name)}",
+        thumbnail=images.thumbnail_url(ref, name) if pictures.media(name) else None,
+        image=images.image_url(ref, name),
+    )
+
+
+def _within(ledger: Ledger, seen: str) -> bool:
+    return ledger.event.key.startswith(seen)

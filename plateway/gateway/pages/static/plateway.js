@@ -1,0 +1,66 @@
+// Only what the keyboard and the clipboard gain by; every page is whole without it.
+"use strict";
+
+const within = (element, selector) => [...element.querySelectorAll(selector)];
+
+// Arrow keys go from image to image in a sheet, up and down by what is drawn there.
+for (const sheet of within(document, "[data-sheet]")) {
+  const links = within(sheet, "a");
+  sheet.addEventListener("keydown", (event) => {
+    const at = links.indexOf(document.activeElement);
+    if (at < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+    const next = step(links, at, event.key);
+    if (next) {
+      event.preventDefault();
+      next.focus();
+    }
+  });
+}
+
+function step(links, at, key) {
+  if (key === "ArrowRight") return links[at + 1];
+  if (key === "ArrowLeft") return links[at - 1];
+  if (key === "Home") return links[0];
+  if (key === "End") return links[links.length - 1];
+  if (key !== "ArrowDown" && key !== "ArrowUp") return undefined;
+  const here = links[at].getBoundingClientRect();
+  const down = key === "ArrowDown";
+  const order = down ? links.slice(at + 1) : links.slice(0, at).reverse();
+  const apart = (link) => link.getBoundingClientRect().top - here.top;
+  const row = order.find((link) => Math.abs(apart(link)) > here.height / 2);
+  if (!row) return undefined;
+  const level = row.getBoundingClientRect().top;
+  const same = order.filter((link) => Math.abs(link.getBoundingClientRect().top - level) < here.height / 2);
+  const off = (link) => Math.abs(link.getBoundingClientRect().left - here.left);
+  return same.reduce((best, link) => (off(link) < off(best) ? link : best));
+}
+
+// On the page of one image, and nowhere else, they lead to the one before and after. A slash goes to the search box.
+document.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+  const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+  const link = rel && document.querySelector(`[data-keys] a[rel=${rel}]`);
+  if (link) link.click();
+  const box = event.key === "/" && document.getElementById("q");
+  if (box) {
+    event.preventDefault();
+    box.select();
+  }
+});
+
+// Keys and checksums are there to be copied.
+if (navigator.clipboard) {
+  for (const code of within(document, "[data-copy]")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.setAttribute("aria-label", `Copy ${code.textContent}`);
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+    code.after(" ", button);
+  }
+}
