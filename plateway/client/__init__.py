@@ -1,0 +1,24 @@
+"""Clients of the gateway: objects as amplify-object-store's clients had them, and events for researchers.
+
+Owns how a program talks to a gateway; imports httpx and the standard library. One logic, written as steps that neither
+send nor wait, serves the synchronous and the asynchronous clients.
+"""
+
+from plateway.client.events import AsyncPlateway, Images, Picture, Plateway
+from plateway.client.objects import AsyncRestStore, AsyncRestStoreError, RestStore, RestStoreError
+from plateway.client.values import Archive, Event, Export, Image
+
+__all__ = [
+    "Archive",
+    "AsyncPlateway",
+    "AsyncRestStore",
+    "AsyncRestStoreError",
+    "Event",
+    "Export",
+    "Image",
+    "Images",
+    "Picture",
+    "Plateway",
+    "RestStore",
+    "RestStoreError",
+]

@@ -1,0 +1,118 @@
+"""What is sent: bytes, a file or pieces, from where it begins, as often as that is possible."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
+from typing import BinaryIO, NamedTuple, TypeAlias, cast
+
+PIECE = 1 << 20  # bytes
+
+Pieces: TypeAlias = Iterable[bytes] | AsyncIterable[bytes]
+Content: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
+AsyncContent: TypeAlias = Content | AsyncIterable[bytes]
+
+
+class Source(NamedTuple):
+    """Where the pieces of a body come from."""
+
+    begin: Callable[[], Pieces]
+    repeatable: bool
+    length: int | None = None  # bytes; None: that is known at the end
+    sha256: str | None = None  # None: that, too
+    blocks: bool = True  # the next piece may have to be waited for
+
+
+class Body:
+    """The content of a request. Bytes, files that can seek, and collections can be sent again; iterators cannot."""
+
+    def __init__(self, content: AsyncContent) -> None:
+        self._source = _source(content)
+        self._begun = False
+        self._sums, self.size = hashlib.sha256(), 0  # of what was sent the last time
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes will be sent; None: nobody knows yet."""
+        return self._source.length
+
+    @property
+    def known(self) -> str | None:
+        """SHA-256 of what will be sent; None: nobody knows yet."""
+        return self._source.sha256
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was sent the last time."""
+        return self._source.sha256 or self._sums.hexdigest()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be sent from its beginning."""
+        return self._source.repeatable or not self._begun
+
+    def __iter__(self) -> Iterator[bytes]:
+        pieces = self._restart()
+        if not isinstance(pieces, Iterable):
+            raise TypeError("pieces that are waited for need the asynchronous client")
+        return map(self._noted, pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = self._restart()
+        if not isinstance(pieces, Iterable):
+            async for piece in pieces:
+                yield self._noted(piece)
+        elif self._source.blocks:
+            waiting = iter(pieces)
+            while (found := await asyncio.to_thread(lambda: next(waiting, None))) is not None:
+                yield self._noted(found)
+        else:
+            for piece in pieces:
+                yield self._noted(piece)
+
+    def _restart(self) -> Pieces:
+        self._begun, self._sums, self.size = True, hashlib.sha256(), 0
+        return self._source.begin()
+
+    def _noted(self, piece: bytes) -> bytes:
+        self.size += len(piece)
+        if self._source.sha256 is None:
+            self._sums.update(piece)
+        return piece
+
+
+def _source(content: AsyncContent) -> Source:
+    if isinstance(content, str):
+        raise TypeError("an object is bytes, not text")
+    if isinstance(content, bytes | bytearray | memoryview):
+        held = memoryview(content).cast("B")
+        sha256 = hashlib.sha256(held).hexdigest()
+        return Source(partial(_cut, held), repeatable=True, length=held.nbytes, sha256=sha256, blocks=False)
+    if isinstance(content, AsyncIterable):
+        return Source(lambda: content, repeatable=not isinstance(content, AsyncIterator))
+    if not hasattr(content, "read"):
+        return Source(lambda: content, repeatable=not isinstance(content, Iterator))
+    return _file(cast("BinaryIO", content))
+
+
+def _cut(held: memoryview) -> Iterator[bytes]:
+    """Cut bytes into pieces: a network takes them one by one, and copies what is left of each."""
+    return (bytes(held[start : start + PIECE]) for start in range(0, held.nbytes, PIECE))
+
+
+def _file(file: BinaryIO) -> Source:
+    """Read a file from where it is."""
+    if not file.seekable():
+        return Source(lambda: iter(partial(file.read, PIECE), b""), repeatable=False)
+    start = file.tell()
+    length = max(0, file.seek(0, io.SEEK_END) - start)
+    file.seek(start)
+
+    def begin() -> Iterator[bytes]:
+        file.seek(start)
+        return iter(partial(file.read, PIECE), b"")
+
+    return Source(begin, repeatable=True, length=length)

@@ -1,0 +1,337 @@
+"""Events, for researchers: find them, read their ledgers, have their images as bytes or arrays without any file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from uuid import UUID
+
+import httpx
+
+from plateway.client.asking import Server, Tries, path
+from plateway.client.drivers import AsyncDriver, Driver
+from plateway.client.steps import Give, Steps, Stream, collected
+from plateway.client.values import Archive, Event, Export, Image, read
+from plateway.errors import Damaged, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Which: TypeAlias = Event | UUID | str  # an id stands for its newest revision; ``<id>-r2`` is a certain one
+T = TypeVar("T")
+V = TypeVar("V")
+EVENTS = "/api/1/events"
+PAGE = 100
+DAY = timedelta(days=1)
+TIFF = (".tif", ".tiff")
+
+
+class Within(TypedDict, total=False):
+    """What a search within an experiment is narrowed to; times are aware."""
+
+    system: str
+    plate: int
+    state: str  # waiting ready exporting exported archived purged quarantined lost changed
+    kind: str  # stitch | video | overview
+    since: datetime
+    until: datetime
+    text: str  # an id, or the beginning of an id or experiment
+
+
+class Filters(Within, total=False):
+    """What a search is narrowed to."""
+
+    experiment: str
+
+
+class Picture(NamedTuple):
+    """One image as an array."""
+
+    event: Event
+    name: str
+    array: npt.NDArray[np.generic]
+
+
+class Images(Mapping[str, V]):
+    """The images of one event by name; each is fetched, and compared with its SHA-256, whenever it is asked for."""
+
+    def __init__(self, infos: Mapping[str, Image], fetch: Callable[[Image], V]) -> None:
+        self.infos = infos
+        self._fetch = fetch
+
+    def __getitem__(self, name: str) -> V:
+        return self._fetch(self.infos[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} images, {sum(info.size for info in self.infos.values())} bytes>"
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # that of mappings would fetch everything
+
+
+class Plateway:
+    """A gateway. May be used by several threads.
+
+    What is wrong is raised as one of `plateway.errors`: ``NotFound``, ``Denied``, ``Unavailable``, …
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        session: httpx.Client | None = None,
+    ) -> None:
+        """Prepare to ask; nothing is sent yet. The options are those of `RestStore`.
+
+        Raises:
+            Misconfigured: the address or the token cannot be one.
+        """
+        self._events = Events(Server(base_url, token, tries=Tries(max_retries, retry_delay)))
+        self._driver = Driver(session, timeout=timeout)
+
+    def search(self, **filters: Unpack[Filters]) -> Iterator[Event]:
+        """Find events, the newest first."""
+        return self._driver.each(self._events.search(filters))
+
+    def event(self, which: Which) -> Event:
+        """Look at one event: at its newest revision, or at ``<id>-r<revision>``."""
+        return self._driver.run(self._events.event(which))
+
+    def ledger(self, which: Which) -> dict[str, Any]:
+        """Read all that is known of one event, as the gateway tells it."""
+        return self._driver.run(self._events.ledger(which))
+
+    def images(self, which: Which) -> Images[bytes]:
+        """List the images of one event, to be read on demand.
+
+        Reading raises `plateway.errors.Damaged` when what arrived is not what was exported.
+        """
+        infos = self._driver.run(self._events.images(which))
+        return Images(infos, lambda image: self._driver.run(self._events.image(image)))
+
+    def bundle(self, which: Which) -> Iterator[bytes]:
+        """Read the tar of one event piece by piece.
+
+        Raises:
+            Damaged: said at its end, it was not what was exported.
+        """
+        return self._driver.each(self._events.bundle(which))
+
+    def arrays(self, experiment: str, **filters: Unpack[Within]) -> Iterator[Picture]:
+        """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
+        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment)))
+
+    def exports(
+        self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
+    ) -> Iterator[Export]:
+        """List what reached the bucket between two times (the last day unless said), the oldest first."""
+        return self._driver.each(self._events.exports(since, until, kind))
+
+    def archives(self, *, experiment: str | None = None) -> Iterator[Archive]:
+        """List the tars on tape."""
+        return self._driver.each(self._events.archives(experiment))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncPlateway:
+    """A gateway, for one event loop; errors are those of `Plateway`."""
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        session: httpx.AsyncClient | None = None,
+    ) -> None:
+        """Prepare to ask; nothing is sent yet. The options are those of `RestStore`.
+
+        Raises:
+            Misconfigured: the address or the token cannot be one.
+        """
+        self._events = Events(Server(base_url, token, tries=Tries(max_retries, retry_delay)))
+        self._driver = AsyncDriver(session, timeout=timeout)
+
+    def search(self, **filters: Unpack[Filters]) -> AsyncIterator[Event]:
+        """Find events, the newest first."""
+        return self._driver.each(self._events.search(filters))
+
+    async def event(self, which: Which) -> Event:
+        """Look at one event: at its newest revision, or at ``<id>-r<revision>``."""
+        return await self._driver.run(self._events.event(which))
+
+    async def ledger(self, which: Which) -> dict[str, Any]:
+        """Read all that is known of one event, as the gateway tells it."""
+        return await self._driver.run(self._events.ledger(which))
+
+    async def images(self, which: Which) -> Images[Awaitable[bytes]]:
+        """List the images of one event, to be read on demand: ``await images[name]``.
+
+        Reading raises `plateway.errors.Damaged` when what arrived is not what was exported.
+        """
+        infos = await self._driver.run(self._events.images(which))
+        return Images(infos, lambda image: self._driver.run(self._events.image(image)))
+
+    def bundle(self, which: Which) -> AsyncIterator[bytes]:
+        """Read the tar of one event piece by piece.
+
+        Raises:
+            Damaged: said at its end, it was not what was exported.
+        """
+        return self._driver.each(self._events.bundle(which))
+
+    def arrays(self, experiment: str, **filters: Unpack[Within]) -> AsyncIterator[Picture]:
+        """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
+        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment)))
+
+    def exports(
+        self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
+    ) -> AsyncIterator[Export]:
+        """List what reached the bucket between two times (the last day unless said), the oldest first."""
+        return self._driver.each(self._events.exports(since, until, kind))
+
+    def archives(self, *, experiment: str | None = None) -> AsyncIterator[Archive]:
+        """List the tars on tape."""
+        return self._driver.each(self._events.archives(experiment))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._driver.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Events:
+    """What both gateways do, as steps."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def search(self, filters: Filters) -> Stream[Event]:
+        yield from self._server.pages(EVENTS, {**_told(filters), "limit": PAGE}, read=_page)
+
+    def event(self, which: Which) -> Steps[Event]:
+        return read(Event, (yield from self.ledger(which)))
+
+    def ledger(self, which: Which) -> Steps[dict[str, Any]]:
+        return (yield from self._document(path(EVENTS, key=_ref(which))))
+
+    def images(self, which: Which) -> Steps[dict[str, Image]]:
+        told = yield from self._document(f"{path(EVENTS, key=_ref(which))}/images")
+        return {image.name: image for image in _items(Image, told, "images")}
+
+    def image(self, image: Image) -> Steps[bytes]:
+        answer = yield from self._server.answer(self._server.ask("GET", image.url))
+        if hashlib.sha256(answer.content).hexdigest() != image.sha256:
+            told = f"{len(answer.content)} bytes arrived for {image.size}"
+            raise Damaged(f"{image.name}: {told}, and their SHA-256 is not the one recorded")
+        return answer.content
+
+    def bundle(self, which: Which) -> Stream[bytes]:
+        event = yield from self.event(which)
+        if event.sha256 is None:
+            raise NotFound(f"{event.ref}: there is no bundle, the event is {event.state}")
+        ask = self._server.ask("GET", f"{path(EVENTS, key=event.ref)}/bundle")
+        yield from self._server.stream(ask, sha256=event.sha256)
+
+    def arrays(self, filters: Filters) -> Stream[Picture]:
+        found = yield from collected(self.search(filters))
+        newest = {event.id: event for event in sorted(found, key=attrgetter("revision")) if event.sha256 is not None}
+        for event in sorted(newest.values(), key=attrgetter("timestamp", "id")):
+            images = yield from self.images(event)
+            for name in sorted(name for name in images if name.lower().endswith(TIFF)):
+                yield Give(Picture(event, name, _array(name, (yield from self.image(images[name])))))
+
+    def exports(self, since: datetime | None, until: datetime | None, kind: str) -> Stream[Export]:
+        until = until or datetime.now(UTC)  # of all pages: what arrives meanwhile would move the others
+        since = since or until - DAY
+        yield from self._rows(
+            Export, "/api/1/exports", {"start": _time(since), "end": _time(until), "event_type": kind}
+        )
+
+    def archives(self, experiment: str | None) -> Stream[Archive]:
+        yield from self._rows(Archive, "/api/1/archives", {"experiment_id": experiment})
+
+    def _rows(self, kind: type[T], place: str, params: Mapping[str, Any]) -> Stream[T]:
+        """Give the rows of a listing that counts them."""
+        offset, count = 0, 1
+        while offset < count:
+            told = yield from self._document(place, {**params, "limit": PAGE, "offset": offset})
+            rows, count = _items(kind, told, "data"), int(told.get("count", 0))
+            if not rows:
+                return
+            yield from map(Give, rows)
+            offset += len(rows)
+
+    def _document(self, place: str, params: Mapping[str, Any] | None = None) -> Steps[dict[str, Any]]:
+        return (yield from self._server.answer(self._server.ask("GET", place, params=params))).document()
+
+
+def _ref(which: Which) -> str:
+    return which.ref if isinstance(which, Event) else str(which)
+
+
+def _told(filters: Filters) -> dict[str, Any]:
+    return {name: _time(value) if isinstance(value, datetime) else value for name, value in filters.items()}
+
+
+def _time(moment: datetime) -> str:
+    if moment.tzinfo is None:
+        raise ValueError("a time has a zone: datetime.now(UTC), for example")
+    return moment.isoformat()
+
+
+def _page(told: dict[str, Any]) -> tuple[list[Event], str | None]:
+    return _items(Event, told, "events"), told.get("next_cursor") or None
+
+
+def _items(kind: type[T], told: Mapping[str, Any], name: str) -> list[T]:
+    items = told.get(name)
+    if not isinstance(items, list):
+        raise Unavailable(f"the answer has no {name}")
+    return [read(kind, item) for item in items]
+
+
+def _array(name: str, content: bytes) -> npt.NDArray[np.generic]:
+    """Read the pages of a TIFF file as one array."""
+    import tifffile  # noqa: PLC0415  only who wants arrays needs it
+
+    try:
+        return tifffile.imread(io.BytesIO(content))
+    except (tifffile.TiffFileError, ValueError, IndexError) as error:
+        raise Damaged(f"{name}: the bytes are the ones recorded, but no TIFF file that can be read") from error

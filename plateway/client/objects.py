@@ -1,0 +1,341 @@
+"""Objects, for those who used amplify-object-store's clients: the same methods, arguments and exceptions.
+
+What was wrong there is right here: ``exists`` says False only of what is not there, and at once; a key means the same
+to both clients; what arrived is compared with what was sent. What is new is streams, ranges and prefixes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from plateway.client.asking import Server, Tries, path
+from plateway.client.bodies import AsyncContent, Body, Content
+from plateway.client.drivers import AsyncDriver, Driver
+from plateway.client.steps import Answer, Steps, Stream
+from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
+
+PAGE = 100
+
+
+class RestStoreError(PlatewayError):
+    """The server does not do what it was asked; ``__cause__`` says why, and whether waiting may help."""
+
+
+class Failed(RestStoreError, KeyError):
+    """An object was not stored, read or removed, and not because it is not there."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes
+
+
+class Unlisted(RestStoreError, NotImplementedError):
+    """Keys are not listed."""
+
+
+AsyncRestStoreError = RestStoreError
+
+
+class RestStore:
+    """An object store over HTTP. May be used by several threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        *,
+        session: httpx.Client | None = None,
+    ) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        `timeout` is the seconds that a server may be silent, `max_retries` how often anything is asked at most,
+        `retry_delay` the first pause in seconds. A `session` of one's own stays open.
+
+        Raises:
+            Misconfigured: the address or the key cannot be one.
+        """
+        self._objects = Objects(Server(base_url, api_key, tries=Tries(max_retries, retry_delay)))
+        self._driver = Driver(session, timeout=timeout)
+
+    @classmethod
+    def create(
+        cls,
+        base_url: str,
+        api_key: str,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        *,
+        session: httpx.Client | None = None,
+    ) -> Self:
+        """Make a store, as the original is made."""
+        return cls(base_url, api_key, timeout, max_retries, retry_delay, session=session)
+
+    def put(self, key: str, data: Content) -> None:
+        """Store bytes, a file from where it is, or pieces; whatever had the key is replaced, whole or not at all.
+
+        Raises:
+            KeyError: it was not stored.
+        """
+        self._driver.run(self._objects.put(key, data))
+
+    def get(self, key: str) -> bytes:
+        """Read an object.
+
+        Raises:
+            KeyError: it was not read; `plateway.errors.NotFound` if there is none.
+        """
+        return self._driver.run(self._objects.get(key))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read so many bytes of an object, or those up to its end.
+
+        Raises:
+            KeyError: as `get`; also if it ends before `start`.
+        """
+        return self._driver.run(self._objects.get_range(key, start, length))
+
+    def open(self, key: str) -> Iterator[bytes]:
+        """Read an object piece by piece; what breaks off goes on where it was.
+
+        Raises:
+            KeyError: as `get`.
+        """
+        return self._driver.each(self._objects.open(key))
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is such an object.
+
+        Raises:
+            RestStoreError: nobody can tell.
+        """
+        return self._driver.run(self._objects.exists(key))
+
+    def delete(self, key: str) -> None:
+        """Remove an object.
+
+        Raises:
+            KeyError: it was not removed; `plateway.errors.NotFound` if there is none.
+        """
+        self._driver.run(self._objects.delete(key, failed=Failed))
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """List the keys, a page of 100 at a time.
+
+        Raises:
+            NotImplementedError: they cannot be listed.
+        """
+        return self._driver.each(self._objects.keys(prefix))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncRestStore:
+    """An object store over HTTP, for one event loop."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        *,
+        session: httpx.AsyncClient | None = None,
+    ) -> None:
+        """Prepare to ask, as `RestStore` does.
+
+        Raises:
+            Misconfigured: the address or the key cannot be one.
+        """
+        self._objects = Objects(Server(base_url, api_key, tries=Tries(max_retries, retry_delay)))
+        self._driver = AsyncDriver(session, timeout=timeout)
+
+    @classmethod
+    def create(
+        cls,
+        base_url: str,
+        api_key: str,
+        timeout: float = 30.0,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        *,
+        session: httpx.AsyncClient | None = None,
+    ) -> Self:
+        """Make a store, as the original is made."""
+        return cls(base_url, api_key, timeout, max_retries, retry_delay, session=session)
+
+    async def put(self, key: str, data: AsyncContent) -> None:
+        """Store bytes, a file from where it is, or pieces; as `RestStore.put`.
+
+        Raises:
+            KeyError: it was not stored.
+        """
+        await self._driver.run(self._objects.put(key, data))
+
+    async def get(self, key: str) -> bytes:
+        """Read an object.
+
+        Raises:
+            KeyError: it was not read; `plateway.errors.NotFound` if there is none.
+        """
+        return await self._driver.run(self._objects.get(key))
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read so many bytes of an object, or those up to its end.
+
+        Raises:
+            KeyError: as `get`; also if it ends before `start`.
+        """
+        return await self._driver.run(self._objects.get_range(key, start, length))
+
+    def open(self, key: str) -> AsyncIterator[bytes]:
+        """Read an object piece by piece; what breaks off goes on where it was.
+
+        Raises:
+            KeyError: as `get`.
+        """
+        return self._driver.each(self._objects.open(key))
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether there is such an object.
+
+        Raises:
+            AsyncRestStoreError: nobody can tell.
+        """
+        return await self._driver.run(self._objects.exists(key))
+
+    async def delete(self, key: str) -> None:
+        """Remove an object.
+
+        Raises:
+            KeyError: there is none.
+            AsyncRestStoreError: it was not removed.
+        """
+        await self._driver.run(self._objects.delete(key, failed=AsyncRestStoreError))
+
+    def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """List the keys, a page of 100 at a time.
+
+        Raises:
+            NotImplementedError: they cannot be listed.
+        """
+        return self._driver.each(self._objects.keys(prefix))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._driver.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Objects:
+    """What both stores do, as steps."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def put(self, key: str, content: AsyncContent) -> Steps[None]:
+        body = Body(content)
+        headers = {} if body.known is None else {"Repr-Digest": f"sha-256=:{_base64(body.known)}:"}
+        try:
+            ask = self._server.ask("PUT", path("/objects", key=key), headers=headers)
+            answer = yield from self._server.answer(replace(ask, body=body))
+            _compare(answer, key, body)
+        except PlatewayError as error:
+            raise _failed(error, f"Failed to store object {key}") from error
+
+    def get(self, key: str) -> Steps[bytes]:
+        return (yield from self._read(key, {})).content
+
+    def get_range(self, key: str, start: int, length: int) -> Steps[bytes]:
+        if start < 0 or length < 1:
+            raise ValueError(f"{length} bytes from {start} on are no range")
+        answer = yield from self._read(key, {"Range": f"bytes={start}-{start + length - 1}"})
+        return answer.content if answer.status == 206 else answer.content[start : start + length]
+
+    def open(self, key: str) -> Stream[bytes]:
+        try:
+            yield from self._server.stream(self._server.ask("GET", path("/objects", key=key)))
+        except PlatewayError as error:
+            raise _failed(error, f"Failed to retrieve object {key}") from error
+
+    def exists(self, key: str) -> Steps[bool]:
+        try:
+            yield from self._server.answer(self._server.ask("HEAD", path("/objects", key=key)))
+        except NotFound:
+            return False
+        except PlatewayError as error:
+            raise RestStoreError(f"Failed to look for object {key}: {error}") from error
+        return True
+
+    def delete(self, key: str, *, failed: type[RestStoreError]) -> Steps[None]:
+        try:
+            yield from self._server.answer(self._server.ask("DELETE", path("/objects", key=key)))
+        except PlatewayError as error:
+            raise _failed(error, f"Failed to delete object {key}", kind=failed) from error
+
+    def keys(self, prefix: str) -> Stream[str]:
+        try:
+            yield from self._server.pages("/objects", {"limit": PAGE, "prefix": prefix or None}, read=_page)
+        except PlatewayError as error:
+            raise Unlisted(f"Failed to list keys: {error}") from error
+
+    def _read(self, key: str, headers: Mapping[str, str]) -> Steps[Answer]:
+        try:
+            return (yield from self._server.answer(self._server.ask("GET", path("/objects", key=key), headers=headers)))
+        except PlatewayError as error:
+            raise _failed(error, f"Failed to retrieve object {key}") from error
+
+
+def _failed(error: PlatewayError, what: str, *, kind: type[PlatewayError] = Failed) -> PlatewayError:
+    """Say what failed; what is not there stays that."""
+    return (NotFound if isinstance(error, NotFound) else kind)(f"{what}: {error}")
+
+
+def _compare(answer: Answer, key: str, body: Body) -> None:
+    """Compare what a server says it stored with what was sent.
+
+    Raises:
+        Damaged: it stored something else.
+    """
+    told = answer.document()
+    if (told.get("key"), told.get("size")) != (key, body.size):
+        raise Damaged(f"{body.size} bytes were sent, and something else was stored")
+    digest = answer.headers.get("repr-digest")
+    if digest is not None and digest != f"sha-256=:{_base64(body.sha256)}:":
+        raise Damaged(f"the {body.size} bytes that arrived are not the ones that were sent: their SHA-256 is another")
+
+
+def _page(told: dict[str, Any]) -> tuple[list[str], str | None]:
+    keys, more, cursor = told.get("keys"), told.get("has_more"), told.get("next_cursor")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise Unavailable("the answer is no page of keys")
+    if more and not isinstance(cursor, str):
+        raise Unavailable("there are more keys, and no way to them")
+    return keys, cursor if more else None
+
+
+def _base64(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest)).decode()
