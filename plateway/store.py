@@ -214,6 +214,12 @@ def filesystem(url: str, endpoint: Endpoint | None = None, **more: Any) -> tuple
         "token": token.get_secret_value() if token else None,
         "endpoint_url": endpoint.url,
         "client_kwargs": {"region_name": endpoint.region},
+        "config_kwargs": {
+            "proxies": {} if endpoint.bypass_proxy else None,
+            "s3": {"addressing_style": "path" if endpoint.url else "auto"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
     }
     options = (options if url.startswith("s3://") else {}) | more
     found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url, **options)
@@ -473,6 +479,18 @@ class S3:
     def delete(self, key: str) -> None:
         with door(self._at(plain(key))):
             self._client.delete_object(Bucket=self.name, Key=key)
+
+    def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
+        """Delete up to 1,000 objects, whatever their keys look like; say what was wrong with which."""
+        with door(self.name):
+            told = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            answer = self._client.delete_objects(Bucket=self.name, Delete=told)
+        return {one["Key"]: f"not deleted ({one.get('Code', 'no code')})" for one in answer.get("Errors", ())}
+
+    def level(self, folder: str = "") -> Iterator[Stat | str]:
+        """List what lies directly in a folder (empty, or ending in a slash): objects, and folders by their name."""
+        for name, stat in self._level(folder, "", begins="", limit=LISTED):
+            yield stat or f"{folder}{name}/"
 
     def sign(self, key: str, *, expires: timedelta) -> str:
         where = {"Bucket": self.name, "Key": plain(key)}
@@ -904,6 +922,13 @@ MEANING: dict[int | None, type[PlatewayError]] = {  # everything else is Unavail
 }
 
 
+CLASSES: dict[type[OSError], tuple[type[PlatewayError], str]] = {  # what fsspec tells by the class alone
+    FileNotFoundError: (NotFound, "not found"),
+    PermissionError: (Denied, "denied"),
+    FileExistsError: (Conflict, "is there already"),
+}
+
+
 @contextmanager
 def door(what: str) -> Iterator[None]:
     """Let foreign errors in as ours. Their text may quote addresses and paths, so it is not chained."""
@@ -936,6 +961,9 @@ def _failed(what: str, error: Exception) -> PlatewayError:
         return _answered(what, int(status[1]), code[1] if code else "")
     if isinstance(error, OSError) and error.errno:
         return MEANING.get(error.errno, Unavailable)(f"{what}: {error.strerror}")
+    for theirs, (ours, told) in CLASSES.items():
+        if isinstance(error, theirs):
+            return ours(f"{what}: {told}")
     return Unavailable(f"{what}: the endpoint does not answer ({kind[1] if kind else type(error).__name__})")
 
 

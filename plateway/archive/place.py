@@ -23,7 +23,7 @@ from fsspec.registry import known_implementations, registry  # type: ignore[impo
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # the same
 
 from plateway import store
-from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Unavailable
+from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Unavailable
 from plateway.folder import NO_SYNC, shown
 from plateway.store import Endpoint
 
@@ -31,11 +31,6 @@ WINDOW = 1 << 20  # read at a time of a disk
 FAR_WINDOW = 8 << 20  # read at a time of anything else: each costs a request
 PATIENCE = {"connect_timeout": 5, "read_timeout": 30}
 FOREIGN = {"aiohttp", "paramiko"}  # libraries below fsspec whose errors are no OSError
-CLASSES: dict[type[OSError], tuple[type[PlatewayError], str]] = {
-    FileNotFoundError: (NotFound, "no such file"),
-    PermissionError: (Denied, "denied"),
-    FileExistsError: (Conflict, "is there already"),
-}
 ABANDONED = timedelta(days=1)  # after which a write that was cut off is removed by the next one
 NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # file systems without hard links
 
@@ -303,24 +298,12 @@ class Place:
         """Let foreign errors in as ours."""
         what = self.at(path)
         try:
-            with store.door(what), _classes(what):
+            with store.door(what):
                 yield
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in FOREIGN:
                 raise
             raise Unavailable(f"{what}: does not answer ({type(error).__name__})") from None
-
-
-@contextmanager
-def _classes(what: str) -> Iterator[None]:
-    """Read an error that fsspec tells by its class alone, without a number."""
-    try:
-        yield
-    except OSError as error:
-        found = next((ours for theirs, ours in CLASSES.items() if isinstance(error, theirs)), None)
-        if found is None or error.errno is not None:
-            raise
-        raise found[0](f"{what}: {found[1]}") from None
 
 
 def _found(entry: dict[str, Any], root: str) -> Found:

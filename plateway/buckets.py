@@ -1,0 +1,388 @@
+"""Buckets of an endpoint, for whoever keeps some: make, fill, list, copy, empty and remove them.
+
+Buckets are asked about through s3fs, whose words people know; bytes and keys go through ``store``. An address names
+the object of that name and the folder of that name, never what merely begins alike. What was deleted is looked for
+afterwards. What may be deleted is decided by whoever calls.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from plateway.bundle import Parts, part_size
+from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
+from plateway.folder import confined
+from plateway.store import S3, Endpoint, Stat, door, filesystem, open_store
+
+ABREAST = 32  # objects on their way at a time
+AT_ONCE = 1000  # keys that S3 deletes in one request
+DELETIONS = 4  # such requests at a time
+ATTEMPTS = 3  # to remove a short-lived bucket
+WINDOW = 1 << 20
+MD5 = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")  # capitals and underscores are in use
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Address(NamedTuple):
+    """A place in a bucket."""
+
+    bucket: str
+    key: str = ""  # of an object or of a folder; empty: the whole bucket
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def folder(self) -> str:
+        """What the keys below it begin with."""
+        return f"{self.key.rstrip('/')}/" if self.key.rstrip("/") else ""
+
+    def below(self, name: str) -> Address:
+        """Name what lies in it as in a folder."""
+        return Address(self.bucket, self.folder + name)
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``s3://bucket[/key]``, or the name of a bucket.
+
+        Raises:
+            Rejected: it is neither.
+        """
+        parts = urlsplit(text)
+        bucket, key = (parts.netloc, text.partition("://")[2].partition("/")[2]) if parts.scheme else (text, "")
+        if parts.scheme not in {"", "s3"} or not NAME.fullmatch(bucket):
+            raise Rejected(f"{text[:200]!r} is not an address like s3://bucket/key")
+        return cls(bucket, key)
+
+
+class Bucket(NamedTuple):
+    """A bucket as its owner sees it."""
+
+    name: str
+    created: datetime
+
+
+class Done(NamedTuple):
+    """What became of one object; `problem` is empty where all went well."""
+
+    address: Address
+    size: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What lies below an address."""
+
+    objects: int
+    size: int  # bytes
+    largest: int
+    newest: datetime | None
+
+
+class Buckets:
+    """The buckets of one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, *, abreast: int = ABREAST) -> None:
+        self._endpoint, self._abreast = endpoint, abreast
+        self._stores: dict[str, S3] = {}
+        self._fs, _ = filesystem("s3://", endpoint, use_listings_cache=False, skip_instance_cache=True)
+
+    # ------------------------------------------------------------------------------------------------------- buckets
+
+    def names(self) -> list[Bucket]:
+        """List the buckets that we may see, by name."""
+        found = self._ask("list_buckets", what="buckets")["Buckets"]
+        return sorted(Bucket(one["Name"], one["CreationDate"]) for one in found)
+
+    def make(self, bucket: str) -> None:
+        """Make a bucket.
+
+        Raises:
+            Conflict: there is one of that name. Rejected: it cannot be called that. Denied, Refused: it may not be.
+        """
+        self._may(f"s3://{bucket}")
+        if not NAME.fullmatch(bucket):
+            raise Rejected(
+                f"{bucket!r} is not the name of a bucket: 3 to 63 letters, digits, dots, hyphens, underscores"
+            )
+        if self.there(bucket):
+            raise Conflict(f"bucket {bucket} is there already")
+        self._ask("create_bucket", what=bucket, Bucket=bucket)
+
+    def there(self, bucket: str) -> bool:
+        """Tell whether there is a bucket of that name."""
+        try:
+            self._ask("head_bucket", what=bucket, Bucket=bucket)
+        except NotFound:
+            return False
+        return True
+
+    def remove(self, bucket: str) -> None:
+        """Remove an empty bucket, and look that it is gone.
+
+        Raises:
+            Refused: there is something in it, or an upload is open. NotFound: there is no such bucket.
+        """
+        self._may(f"s3://{bucket}")
+        if left := next(iter(self.store(bucket).list()), None):
+            raise Refused(f"bucket {bucket} is not empty: {left.key} and perhaps more lies in it")
+        self._ask("delete_bucket", what=bucket, Bucket=bucket)
+        if self.there(bucket):
+            raise Unavailable(f"bucket {bucket} was deleted and is still there")
+
+    def lifecycle(self, bucket: str) -> Sequence[dict[str, Any]]:
+        """Read the rules by which a bucket deletes objects by itself."""
+        return self.store(bucket).lifecycle()
+
+    def set_lifecycle(self, bucket: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        """Replace those rules; none: objects stay."""
+        self._may(f"s3://{bucket}")
+        if rules:
+            told = {"Rules": list(rules)}
+            self._ask("put_bucket_lifecycle_configuration", what=bucket, Bucket=bucket, LifecycleConfiguration=told)
+        else:
+            self._ask("delete_bucket_lifecycle", what=bucket, Bucket=bucket)
+
+    def clear(self, bucket: str) -> Iterator[Done]:
+        """Delete all that is in a bucket, and end the uploads that are open."""
+        yield from self.delete(Address(bucket), self.store(bucket).list())
+        for upload in list(self.store(bucket).uploads()):
+            self.store(bucket).abort(upload)
+
+    # ------------------------------------------------------------------------------------------------------- objects
+
+    def store(self, bucket: str) -> S3:
+        """Open one bucket."""
+        if bucket not in self._stores:
+            opened = open_store(f"s3://{bucket}", replace(self._endpoint, read_only=False))
+            assert isinstance(opened, S3)
+            self._stores[bucket] = opened
+        return self._stores[bucket]
+
+    def find(self, where: Address) -> Iterator[Stat]:
+        """List the object of that name, and what is in the folder of that name, in the endpoint's order."""
+        if where.key and not where.key.endswith("/"):
+            with suppress(Rejected):
+                if found := self.store(where.bucket).stat(where.key):
+                    yield found
+        yield from self.store(where.bucket).list(where.folder)
+
+    def level(self, where: Address) -> Iterator[Stat | str]:
+        """List one level: objects, and the names of folders."""
+        if where.key and not where.key.endswith("/") and (found := self.store(where.bucket).stat(where.key)):
+            yield found
+        yield from self.store(where.bucket).level(where.folder)
+
+    def usage(self, where: Address) -> Usage:
+        """Add up what lies below an address."""
+        objects = size = largest = 0
+        newest: datetime | None = None
+        for one in self.find(where):
+            objects, size, largest = objects + 1, size + one.size, max(largest, one.size)
+            newest = max(newest, one.modified) if newest else one.modified
+        return Usage(objects, size, largest, newest)
+
+    def put(self, files: Iterable[tuple[Path, Address]]) -> Iterator[Done]:
+        """Store files, many at a time; each is compared by the ETag that its bytes must have."""
+        self._may("this endpoint")
+        yield from self._each(lambda pair: self._put(*pair), files)
+
+    def get(self, objects: Iterable[tuple[Stat, Address, Path]]) -> Iterator[Done]:
+        """Fetch objects into files, many at a time; each is written aside, compared and then given its name."""
+        yield from self._each(lambda one: self._get(*one), objects)
+
+    def copy(self, objects: Iterable[tuple[Stat, Address, Address]]) -> Iterator[Done]:
+        """Copy objects within the endpoint, which moves the bytes by itself; the copies are looked at."""
+        self._may("this endpoint")
+        yield from self._each(lambda one: self._copy(*one), objects)
+
+    def delete(self, where: Address, chosen: Iterable[Stat]) -> Iterator[Done]:
+        """Delete objects below an address, a thousand a request; those that are still listed there then come again."""
+        self._may(str(where))
+        sizes: dict[str, int] = {}
+        stats = iter(chosen)
+        batches = iter(lambda: list(islice(stats, AT_ONCE)), [])
+        for some in self._each(partial(self._delete, where.bucket), batches, abreast=DELETIONS):
+            sizes |= {one.address.key: one.size for one in some if not one.problem}
+            yield from some
+        for stat in self.find(where) if sizes else ():
+            if stat.key in sizes:
+                problem = "was deleted and is still there"
+                yield Done(Address(where.bucket, stat.key), -sizes[stat.key], problem)
+
+    def tags(self, where: Address) -> dict[str, str]:
+        """Read an object's tags."""
+        return self.store(where.bucket).tags(where.key)
+
+    def set_tags(self, where: Address, tags: Mapping[str, str]) -> None:
+        """Replace an object's tags."""
+        self._may(str(where))
+        told = {"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]}
+        self._ask("put_object_tagging", what=str(where), Bucket=where.bucket, Key=where.key, Tagging=told)
+
+    # ----------------------------------------------------------------------------------------------------- one of each
+
+    def _put(self, path: Path, to: Address) -> Done:
+        try:
+            with door(path.name), path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                parts = Parts(part_size(size))
+                chunks = _passing(iter(partial(file.read, WINDOW), b""), parts.update)
+                told = self.store(to.bucket).put(to.key, chunks, size=size, part_size=part_size(size), metadata={})
+            if told and MD5.fullmatch(told) and told != parts.etag():
+                raise Damaged(f"{to}: has ETag {told}, its bytes make {parts.etag()}")
+        except PlatewayError as error:
+            return Done(to, 0, str(error))
+        return Done(to, size)
+
+    def _get(self, stat: Stat, source: Address, path: Path) -> Done:
+        aside = path.with_name(f".{path.name}.part-{uuid4().hex[:8]}")
+        try:
+            with door(path.name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                found, chunks = self.store(source.bucket).fetch(source.key)
+                size, parts = 0, Parts(part_size(found.size))
+                with door(path.name), aside.open("xb") as file:
+                    for chunk in _passing(chunks, parts.update):
+                        size += file.write(chunk)
+                _compare(source, found, size, parts.etag())
+                with door(path.name):
+                    aside.replace(path)
+            finally:
+                aside.unlink(missing_ok=True)
+        except PlatewayError as error:
+            return Done(source, 0, str(error))
+        return Done(source, stat.size)
+
+    def _copy(self, stat: Stat, source: Address, to: Address) -> Done:
+        try:
+            with door(str(to)):
+                self._fs.cp_file(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
+            made = self.store(to.bucket).stat(to.key)
+            if made is None or made.size != stat.size:
+                raise Damaged(f"{to}: {made.size if made else 'no'} of {stat.size} bytes were copied")
+        except PlatewayError as error:
+            return Done(to, 0, str(error))
+        return Done(to, stat.size)
+
+    def _delete(self, bucket: str, stats: Sequence[Stat]) -> list[Done]:
+        try:
+            problems = self.store(bucket).delete_all([stat.key for stat in stats])
+        except PlatewayError as error:
+            problems = {stat.key: str(error) for stat in stats}
+        return [
+            Done(Address(bucket, stat.key), 0 if stat.key in problems else stat.size, problems.get(stat.key, ""))
+            for stat in stats
+        ]
+
+    def _each(self, act: Callable[[T], U], items: Iterable[T], *, abreast: int | None = None) -> Iterator[U]:
+        """Do something to many, some at a time, in their order; no more are taken than can be worked at."""
+        abreast = abreast or self._abreast
+        taken = iter(items)
+        with ThreadPoolExecutor(abreast) as pool:
+            waiting = [pool.submit(act, item) for item in islice(taken, 2 * abreast)]
+            while waiting:
+                yield waiting.pop(0).result()
+                waiting += [pool.submit(act, item) for item in islice(taken, 1)]
+
+    def _ask(self, operation: str, *, what: str, **how: Any) -> Any:
+        with door(what):
+            return self._fs.call_s3(operation, **how)
+
+    def _may(self, what: str) -> None:
+        if self._endpoint.read_only:
+            raise Refused(f"{what}: the endpoint is read-only")
+
+
+@contextmanager
+def temporary(buckets: Buckets, name: str, *, keep: timedelta = timedelta(days=1)) -> Iterator[str]:
+    """Make a bucket of a name of its own, and remove it with all that is in it when the block is left, however it is.
+
+    Before that, those are removed that blocks which were killed have left: of the same name, older than ``keep``.
+
+    Raises:
+        Unavailable: it could not be removed; the next one of that name removes it.
+    """
+    sweep(buckets, name, before=datetime.now(UTC) - keep)
+    bucket = f"{name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{uuid4().hex[:6]}"
+    buckets.make(bucket)
+    try:
+        yield bucket
+    finally:
+        _dissolve(buckets, bucket)
+
+
+def sweep(buckets: Buckets, name: str, *, before: datetime) -> list[str]:
+    """Remove short-lived buckets of a name that were made before a time, by their name and by the endpoint's word."""
+    pattern = re.compile(re.escape(name) + r"-([0-9]{14})-[0-9a-f]{6}")
+    swept = []
+    for bucket in buckets.names():
+        match = pattern.fullmatch(bucket.name)
+        if match and bucket.created < before and _time(match[1]) < before:
+            with suppress(NotFound):  # somebody else was quicker
+                _dissolve(buckets, bucket.name)
+                swept.append(bucket.name)
+    return swept
+
+
+def _dissolve(buckets: Buckets, bucket: str) -> None:
+    """Empty and remove a bucket; what somebody still writes to it meanwhile is met by another attempt."""
+    for attempt in range(ATTEMPTS):
+        problems = [one for one in buckets.clear(bucket) if one.problem]
+        if problems:
+            raise Unavailable(f"{problems[0].address}: {problems[0].problem}, and {len(problems) - 1} more")
+        try:
+            buckets.remove(bucket)
+        except (Refused, Unavailable):
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _time(digits: str) -> datetime:
+    try:
+        return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)  # no name that we gave
+
+
+def landing(key: str, where: Address, directory: Path) -> Path:
+    """Say where in a directory an object goes that lies below an address.
+
+    Raises:
+        Rejected: its key cannot be the name of a file there.
+    """
+    name = key.removeprefix(where.folder) if key != where.key else key.rpartition("/")[2]
+    return directory.joinpath(*confined(name))
+
+
+def _passing(chunks: Iterable[bytes], tell: Callable[[bytes], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        tell(chunk)
+        yield chunk
+
+
+def _compare(source: Address, found: Stat, size: int, etag: str) -> None:
+    """Compare what came with what is said of it; an ETag of parts cut otherwise, or of no MD5, says nothing."""
+    if size != found.size:
+        raise Damaged(f"{source}: {size} of {found.size} bytes came")
+    comparable = MD5.fullmatch(found.etag) and found.etag.partition("-")[2] == etag.partition("-")[2] == ""
+    if comparable and found.etag != etag:
+        raise Damaged(f"{source}: its bytes have MD5 {etag}, its ETag is {found.etag}")
