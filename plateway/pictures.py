@@ -35,6 +35,7 @@ SUFFIXES = {  # of files that may be pictures, and what they are called over HTT
     "jp2": "image/jp2",
     "bmp": "image/bmp",
 }
+STYLE = 1  # another one when the same image becomes another small picture
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of TIFF and BigTIFF
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF")  # that Pillow may try
 DEFLATED, LZMA = frozenset({8, 32946, 50013}), 34925  # compressions of TIFF

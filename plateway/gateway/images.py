@@ -1,20 +1,60 @@
-"""Images over HTTP: one out of a bundle by ranged reads, small pictures of it, and the bundle itself."""
+"""Images over HTTP: one out of a bundle by ranged reads, small pictures of it, and the bundle itself.
+
+Names in URLs are looked up in the manifest and nowhere else. An image of up to 16 MiB is compared with its SHA-256
+before any of it is sent, and read from another copy where it is other; of what is larger the last piece is held back
+until all of it was compared, and the connection is broken if it was wrong. How bytes come out of copies is left to
+``pipeline.copies``, how small pictures are made to ``pictures``, how they are kept to ``thumbs``.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-from urllib.parse import quote
+import json
+import math
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+from uuid import UUID
 
-from fastapi import FastAPI, Request, Response
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
-from plateway.catalog import Ref
+from plateway import pictures
+from plateway.bundle import Member
+from plateway.catalog import Ledger, Ref
+from plateway.errors import NotFound, Refused, Rejected
 from plateway.gateway import auth
+from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
-from plateway.pipeline import Line
+from plateway.gateway.conditions import Span, consider, date, ranged
+from plateway.gateway.streams import MEDIA, SMALL, Rest, content, described
+from plateway.gateway.thumbs import Thumbs
+from plateway.pipeline import Line, copies
+from plateway.records import Export
+from plateway.store import Stat
 
-SIZE = 160  # pixels along either side of a thumbnail, unless others are asked for
+SIZE = 160  # pixels along either side of a small picture, unless others are asked for
 SIZES = (16, 1024)
+LARGEST = 128 << 20  # bytes of a file that a small picture is made of
+LEDGERS = 1000  # events whose ledgers are kept in mind
+HOLDS = 1.0  # seconds for which that is good
+MEMBERS = 100_000  # files whose place in bundles is kept in mind
+READS = 16  # reads of one worker at a time
+DRAWN = 2  # small pictures that one worker makes at a time
+TAR = "application/x-tar"
+PICTURE = "image/png"
+DAY = "private, max-age=86400"
+Seen = Annotated[str, auth.READER]
+T = TypeVar("T")
 
 
 class Image(BaseModel):
@@ -50,37 +90,304 @@ def bundle_url(ref: Ref) -> str:
     return f"/api/1/events/{ref}/bundle"
 
 
-async def list_images(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
-    """List the files of an event."""
-    raise Problem(501, "not yet")
+@dataclass(frozen=True)
+class Contents:
+    """What is in a bundle."""
+
+    members: tuple[Member, ...]
+    names: Mapping[str, Member]  # by the name on the bench, or else in the bundle
 
 
-async def get_image(id: str, name: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
-    """Read one image."""
-    raise Problem(501, "not yet")
+@dataclass(frozen=True)
+class Found:
+    """One image that was asked for, under one of its names."""
+
+    asked: str
+    ledger: Ledger
+    export: Export
+    member: Member
+
+    @property
+    def name(self) -> str:
+        """What it was called on the bench."""
+        return copies.home(self.member)
+
+    @property
+    def stat(self) -> Stat:
+        """Describe it as if it were an object."""
+        return Stat(self.name, self.member.size, self.member.sha256, self.export.uploaded_at)
+
+
+class Recall(Generic[T]):
+    """What was found lately, up to a weight, for so many seconds; threads share it."""
+
+    def __init__(self, most: int, *, weigh: Callable[[T], int] = lambda _: 1, holds: float = math.inf) -> None:
+        self._most, self._weigh, self._holds = most, weigh, holds
+        self._known: OrderedDict[str, tuple[T, float]] = OrderedDict()
+        self._weight = 0
+        self._lock = Lock()
+
+    def get(self, key: str, find: Callable[[], T]) -> T:
+        """Remember, or find out: several threads may do so at a time."""
+        with self._lock:
+            if key in self._known and time.monotonic() < self._known[key][1]:
+                self._known.move_to_end(key)
+                return self._known[key][0]
+        found = find()
+        with self._lock:
+            self._forget(key)
+            self._known[key] = found, time.monotonic() + self._holds
+            self._weight += self._weigh(found)
+            while self._weight > self._most and len(self._known) > 1:
+                self._forget(next(iter(self._known)))
+        return found
+
+    def _forget(self, key: str) -> None:
+        if (old := self._known.pop(key, None)) is not None:
+            self._weight -= self._weigh(old[0])
+
+
+class Gallery:
+    """The images of all events, as routes reach them: from a number of threads. What is in bundles is kept in mind."""
+
+    def __init__(self, line: Line, home: Path, *, links: timedelta) -> None:
+        self.line, self.thumbs = line, Thumbs(home / "thumbs")
+        self._links, self._spool = links, home / "spool"
+        self._reads, self._drawing = CapacityLimiter(READS), CapacityLimiter(DRAWN)
+        self._ledgers = Recall[Ledger](LEDGERS, holds=HOLDS)
+        self._contents = Recall[Contents](MEMBERS, weigh=lambda one: len(one.members))
+        self._spool.mkdir(parents=True, exist_ok=True)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Call something that blocks."""
+        return await to_thread.run_sync(call, limiter=self._reads)
+
+    def ledger(self, text: str, seen: str) -> Ledger:
+        """Look up an event that may be seen.
+
+        Raises:
+            NotFound: there is none, or it may not be seen.
+        """
+        id_, revision = Ref.parse(text)
+        ledger = self._ledgers.get(f"{id_} {revision}", partial(self._ledger, id_, revision))
+        if not ledger.event.key.startswith(seen):
+            raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
+        return ledger
+
+    def _ledger(self, id_: UUID, revision: int | None) -> Ledger:
+        return self.line.catalog.ledger(Ref(id_, revision) if revision else self.line.catalog.newest(id_))
+
+    def contents(self, ledger: Ledger) -> Contents:
+        """Tell what is in an event's bundle.
+
+        Raises:
+            NotFound: there is no copy to read, and why.
+        """
+        copies.there(self.line, ledger)
+        assert ledger.export is not None
+        return self._contents.get(ledger.export.manifest_sha256, partial(self._listed, ledger))
+
+    def _listed(self, ledger: Ledger) -> Contents:
+        members = copies.contents(self.line, ledger).members
+        return Contents(members, {one.name: one for one in members} | {copies.home(one): one for one in members})
+
+    def find(self, text: str, seen: str, *names: str) -> Found:
+        """Look up an image by the first of these names that one has.
+
+        Raises:
+            NotFound: no such event, copy or image.
+        """
+        ledger = self.ledger(text, seen)
+        known = self.contents(ledger).names
+        for name in names:
+            if name in known and ledger.export is not None:
+                return Found(name, ledger, ledger.export, known[name])
+        raise NotFound(f"{ledger.ref}: there is no such image")
+
+    def begin(self, found: Found, span: Span | None) -> tuple[bytes, Rest]:
+        """Read the first piece of an image, or all of a small one."""
+        member = found.member
+        if member.size > copies.HELD:
+            return _first(
+                copies.part(self.line, found.ledger, start=member.offset + span.start, length=span.length)
+                if span
+                else _behind(copies.image(self.line, found.ledger, member))
+            )
+        whole = b"".join(copies.image(self.line, found.ledger, member))
+        asked = whole[span.start : span.start + span.length] if span else whole
+        return (asked, Rest(iter(()))) if len(asked) <= SMALL else _first(self._spooled(asked))
+
+    def _spooled(self, whole: bytes) -> Iterator[bytes]:
+        """Keep bytes in a file that has no name, so that no slow client keeps them in memory."""
+        file = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115  it is closed where it ends
+        file.write(whole)
+        file.seek(0)
+
+        def pieces() -> Iterator[bytes]:
+            with file:
+                yield from iter(partial(file.read, SMALL), b"")
+
+        return pieces()
+
+    async def draw(self, found: Found, size: int) -> bytes:
+        """Make a small picture, or find the one that was made; a few at a time.
+
+        Raises:
+            Rejected: it is no picture.
+        """
+        name = _drawn(found, size)
+        kept = await self.run(partial(self.thumbs.find, name))
+        if kept is not None:
+            return kept
+        return await to_thread.run_sync(partial(self._draw, found, size, name), limiter=self._drawing)
+
+    def _draw(self, found: Found, size: int, name: str) -> bytes:
+        if found.member.size > LARGEST:
+            raise Rejected(f"too large for a small picture: {found.member.size} bytes")
+        whole = b"".join(copies.image(self.line, found.ledger, found.member))
+        try:
+            picture = pictures.thumbnail(whole, size=size)
+        except Rejected as error:
+            self.thumbs.keep(name, error)
+            raise
+        self.thumbs.keep(name, picture)
+        return picture
+
+    def bundle(self, text: str, seen: str, *, link: bool) -> tuple[Ledger, Export, str | None]:
+        """Look up a bundle, and make a link to it if that is wanted and can be had."""
+        ledger = self.ledger(text, seen)
+        there = copies.there(self.line, ledger)
+        assert ledger.export is not None
+        with suppress(Refused):  # the store makes no links
+            if link and "bucket" in there:
+                return ledger, ledger.export, self.line.store.sign(ledger.export.key, expires=self._links)
+        return ledger, ledger.export, None
+
+    def begin_bundle(self, ledger: Ledger, export: Export, span: Span | None) -> tuple[bytes, Rest]:
+        """Read the first piece of a bundle."""
+        if span:
+            return _first(copies.part(self.line, ledger, start=span.start, length=span.length))
+        return _first(_behind(copies.whole(self.line, ledger)))
+
+
+async def list_images(id: str, request: Request, seen: Seen) -> Response:  # noqa: A002
+    """List the files of an event with their sizes, SHA-256 and addresses."""
+    gallery = _gallery(request)
+    return Response(await gallery.run(partial(_listing, gallery, id, seen)), media_type="application/json")
+
+
+async def get_image(id: str, name: str, request: Request, seen: Seen) -> Response:  # noqa: A002
+    """Read one image, or one range of it, out of whichever copy of the bundle has it."""
+    gallery = _gallery(request)
+    return await _image(gallery, request, await gallery.run(partial(gallery.find, id, seen, _name(request))))
 
 
 async def get_thumbnail(
     id: str,  # noqa: A002
     name: str,
     request: Request,
-    seen: Annotated[str, auth.READER],
-    size: int = SIZE,
+    seen: Seen,
+    size: Annotated[int, Query(ge=SIZES[0], le=SIZES[1], description="pixels along the longer side")] = SIZE,
 ) -> Response:
-    """Make a small picture of an image."""
-    raise Problem(501, "not yet")
+    """Make a small picture of an image, as PNG; 16-bit grey is stretched between its percentiles."""
+    gallery, asked = _gallery(request), _name(request)
+    found = await gallery.run(partial(gallery.find, id, seen, asked, asked.removesuffix("/thumbnail")))
+    if found.asked == asked:  # a file is called so
+        return await _image(gallery, request, found)
+    stat = replace(found.stat, etag=_drawn(found, size))
+    consider(request.headers, stat, method=request.method)
+    try:
+        picture = await gallery.draw(found, size)
+    except Rejected as error:
+        raise Problem(415, str(error)) from error
+    headers = {"ETag": f'"{stat.etag}"', "Last-Modified": date(stat.modified), "Cache-Control": DAY}
+    return Response(picture, 200, headers, PICTURE)
 
 
-async def get_bundle(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
-    """Fetch the whole bundle."""
-    raise Problem(501, "not yet")
+async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa: A002
+    """Fetch the whole bundle: by a link into the bucket where there can be one, or else from here."""
+    gallery = _gallery(request)
+    wanted = partial(gallery.bundle, id, seen, link=request.method == "GET")
+    ledger, export, link = await gallery.run(wanted)
+    note(request.scope).key = export.key
+    if link is not None:
+        return Response(None, 307, {"Location": link, "Cache-Control": "no-store"})
+    stat = Stat(export.key, export.size, export.sha256, export.uploaded_at)
+    consider(request.headers, stat, method=request.method)
+    if request.method == "HEAD":
+        return _head(export.key, stat, TAR)
+    span = ranged(request.headers, stat)
+    first, rest = await gallery.run(partial(gallery.begin_bundle, ledger, export, span))
+    return content(export.key, stat, span=span, first=first, rest=rest, run=gallery.run, media=TAR)
 
 
 def install(app: FastAPI, line: Line) -> None:
     """Give an application these routes."""
-    told: dict[str, Any] = {"methods": ["GET", "HEAD"], "response_class": Response, "tags": ["images"]}
-    one = "/api/1/events/{id}"
-    app.add_api_route(f"{one}/images", list_images, **told, response_model=Images)
-    app.add_api_route(f"{one}/images/{{name:key}}/thumbnail", get_thumbnail, **told)
-    app.add_api_route(f"{one}/images/{{name:key}}", get_image, **told)
-    app.add_api_route(f"{one}/bundle", get_bundle, **told)
+    app.state.gallery = Gallery(line, app.state.parts.place, links=app.state.parts.links)
+    one, names = "/api/1/events/{id}", "/api/1/events/{id}/images"
+    told: dict[str, Any] = {"tags": ["images"], "response_class": Response}
+    for method in ("GET", "HEAD"):
+        app.add_api_route(names, list_images, methods=[method], **told, response_model=Images)
+        app.add_api_route(f"{names}/{{name:key}}/thumbnail", get_thumbnail, methods=[method], **told)
+        app.add_api_route(f"{names}/{{name:key}}", get_image, methods=[method], **told)
+        app.add_api_route(f"{one}/bundle", get_bundle, methods=[method], **told)
+
+
+async def _image(gallery: Gallery, request: Request, found: Found) -> Response:
+    note(request.scope).key = f"{found.export.key}/{found.name}"
+    stat, media = found.stat, pictures.media(found.name) or MEDIA
+    consider(request.headers, stat, method=request.method)
+    if request.method == "HEAD":
+        return _head(found.name, stat, media)
+    span = ranged(request.headers, stat)
+    first, rest = await gallery.run(partial(gallery.begin, found, span))
+    return content(found.name, stat, span=span, first=first, rest=rest, run=gallery.run, media=media)
+
+
+def _head(name: str, stat: Stat, media: str) -> Response:
+    return Response(None, 200, {**described(name, stat), "Content-Length": str(stat.size)}, media)
+
+
+def _listing(gallery: Gallery, text: str, seen: str) -> bytes:
+    ledger = gallery.ledger(text, seen)
+    ref = ledger.ref
+    told = [
+        {
+            "name": (name := copies.home(member)),
+            "size": member.size,
+            "sha256": member.sha256,
+            "url": image_url(ref, name),
+            "thumbnail": thumbnail_url(ref, name) if pictures.media(name) else None,
+        }
+        for member in gallery.contents(ledger).members
+    ]
+    return json.dumps({"id": str(ref.id), "revision": ref.revision, "images": told}).encode()  # any name can be said
+
+
+def _gallery(request: Request) -> Gallery:
+    gallery: Gallery = request.app.state.gallery
+    return gallery
+
+
+def _name(request: Request) -> str:
+    """Read the name out of the path as it was sent, percent-decoding it exactly once."""
+    raw: bytes = request.scope["raw_path"]
+    return unquote_to_bytes(raw.split(b"/", 6)[-1]).decode("utf-8", "surrogateescape")
+
+
+def _drawn(found: Found, size: int) -> str:
+    return f"{found.member.sha256}-{size}-{pictures.STYLE}"
+
+
+def _first(pieces: Iterator[bytes]) -> tuple[bytes, Rest]:
+    return next(pieces, b""), Rest(pieces)
+
+
+def _behind(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Hold each piece back until the next one is there: the last one comes only if all was well."""
+    held = b""
+    for piece in pieces:
+        if held:
+            yield held
+        held = piece
+    yield held

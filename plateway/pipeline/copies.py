@@ -245,6 +245,16 @@ def whole(line: Line, ledger: Ledger) -> Iterator[bytes]:
     return _proven(search, export.key, start=0, length=export.size, sha256=export.sha256)
 
 
+def there(line: Line, ledger: Ledger) -> list[Where]:
+    """Say where copies of an event are that can be asked, the best first.
+
+    Raises:
+        NotFound: there is none, and why.
+    """
+    search, _ = _search(line, ledger, None)
+    return [copy.where for copy in search.copies]
+
+
 def home(member: Member) -> str:
     """Say what a file was called on the bench."""
     return member.source or member.name
