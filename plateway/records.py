@@ -159,6 +159,8 @@ class Export(Record, table=True):
         CheckConstraint("(damage IS NULL) = (damaged_at IS NULL)", name="damage_dated"),
         CheckConstraint("evidence IS NULL OR damage IS NULL", name="good_or_damaged"),
         Index("ix_export_place", "bucket", "key", unique=True),
+        Index("ix_export_order", "uploaded_at", "event_id", "revision"),
+        Index("ix_export_damaged", "event_id", "revision", **only("damage IS NOT NULL")),
         Index("ix_export_unverified", "uploaded_at", **only("evidence IS NULL AND damage IS NULL")),
         Index("ix_export_read_back", "read_back_at", **only("evidence IS NOT NULL")),
     )
@@ -231,7 +233,7 @@ class ArchiveLocation(Record, table=True):
     """Tape says this event's export is this member of this archive: what all settled entries about it come to."""
 
     __tablename__: ClassVar[Any] = "archive_location"
-    __table_args__ = (of_event(),)
+    __table_args__ = (of_event(), Index("ix_archive_location_path", "path", "reported_at"))
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)

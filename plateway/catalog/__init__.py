@@ -28,6 +28,7 @@ from plateway.catalog.search import Search
 from plateway.catalog.tape import Tape
 from plateway.catalog.values import (
     DAY,
+    STATES,
     Account,
     ArchiveRow,
     Cursor,
@@ -48,6 +49,7 @@ from plateway.catalog.work import Work
 __all__ = [
     "DAY",
     "NETWORK",
+    "STATES",
     "Account",
     "ArchiveRow",
     "Catalog",

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import exists
+from sqlalchemy import exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
@@ -87,16 +87,17 @@ def beyond(event: Event) -> Any:
 
 
 def standing(now: datetime) -> Any:
-    """Say what ``Ledger.state`` says, of an event with its export and lease."""
+    """Say what ``Ledger.state`` says, of an event with its export joined. What few events are is asked first."""
     exported = EXPORT.event_id.is_not(None)
+    aside = select(QUARANTINE.event_id, QUARANTINE.revision).where(QUARANTINE.released_at.is_(None))
     return sa.case(
         (EXPORT.damage.startswith("lost"), "lost"),
         (EXPORT.damage.is_not(None), "changed"),
-        (in_quarantine(), "quarantined"),
+        (sa.tuple_(EVENT.id, EVENT.revision).in_(aside.where(QUARANTINE.event_id.is_not(None))), "quarantined"),
         (raw_away(), "purged"),
         (sa.and_(exported, about(ARCHIVE, EVENT)), "archived"),
         (exported, "exported"),
-        (LEASE.expires_at > now, "exporting"),
+        (about(LEASE, EVENT, LEASE.expires_at > now), "exporting"),
         (sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export")), "waiting"),
         else_="ready",
     )

@@ -15,7 +15,6 @@ from plateway.catalog.conditions import (
     ARCHIVE,
     EVENT,
     EXPORT,
-    LEASE,
     QUARANTINE,
     about,
     among,
@@ -31,7 +30,7 @@ from plateway.catalog.conditions import (
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
 from plateway.catalog.values import DAY, Day, Ledger, Ref, SystemFigures
-from plateway.records import Event, Export, Lease
+from plateway.records import Event, Export
 
 
 class Figures(Database):
@@ -43,7 +42,6 @@ class Figures(Database):
             select(standing(now), func.count())
             .select_from(Event)
             .outerjoin(Export, tied(EXPORT, EVENT))
-            .outerjoin(Lease, tied(LEASE, EVENT))
             .group_by(sa.literal_column("1"))
         )
         with self._reading() as session:

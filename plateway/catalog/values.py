@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -16,6 +16,7 @@ from plateway.events import ImagingEvent
 from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
 
 DAY = timedelta(days=1)
+STATES = ("waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed")
 
 
 class Ref(NamedTuple):
@@ -57,7 +58,7 @@ class Seen:
 class State(NamedTuple):
     """Where an event stands, and why."""
 
-    name: str  # waiting ready exporting exported archived purged · quarantined lost changed
+    name: str  # one of `STATES`
     reasons: tuple[str, ...]
 
 
@@ -262,12 +263,12 @@ class SystemOverview:
     """One system's events at a glance."""
 
     system: str
-    states: Mapping[str, int]  # how many events stand where; states without events are left out
-    bytes_exported: int  # of bundles that reached the bucket, those that went from it since included
-    oldest_waiting: datetime | None  # since when the first event waits that is not exported
-    oldest_unverified: datetime | None  # when the first upload without evidence arrived
-    last_success: datetime | None  # when an export was last verified
-    quarantined: int  # announcements and events that a person has to look at
+    states: Mapping[str, int] = field(default_factory=dict)  # how many events stand where, without zeros
+    bytes_exported: int = 0  # of bundles that reached the bucket, those that went from it since included
+    oldest_waiting: datetime | None = None  # since when the first event waits that is not exported
+    oldest_unverified: datetime | None = None  # when the first upload without evidence arrived
+    last_success: datetime | None = None  # when an export was last verified
+    quarantined: int = 0  # announcements and events that a person has to look at
 
     @property
     def events(self) -> int:
