@@ -81,18 +81,20 @@ def install(app: FastAPI, line: Line) -> None:
     def dashboard(request: Request, seen: Annotated[str, auth.READER]) -> Response:
         figures = kept.get(seen)
         today, days = figures.at.date(), figures.report.days if figures.report else []
-        sent = [(day.day, "bundles", day.exports) for day in days]
-        taped = [(day.day, "bundles", day.archived) for day in days]
-        systems = sorted({name for _, name, _ in figures.overview.days})
+        systems = plots.colours(sorted({name for _, name, _ in figures.overview.days}))
+        moved = [
+            ("Sent to the bucket", "s-exported", [(day.day, "bundles", day.exports) for day in days]),
+            ("On tape", "s-archived", [(day.day, "bundles", day.archived) for day in days]),
+        ]
         return site.render(
             request,
             "dashboard.html",
             figures=figures,
             came=plots.bars(figures.overview.days, series=systems, days=DAYS, today=today, what="Imaged"),
             moved=[
-                plots.bars(counts, series=["bundles"], days=DAYS, today=today, what=what)
-                for what, counts in (("Sent to the bucket", sent), ("On tape", taped))
-                if figures.report
+                plots.bars(counts, series={"bundles": colour}, days=DAYS, today=today, what=what)
+                for what, colour, counts in moved
+                if days
             ],
             systems=[(one, shares(one)) for one in figures.overview.systems],
             states=(*WAITING, *DONE, *BAD),

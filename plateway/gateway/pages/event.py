@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from plateway.bundle import Member
 from plateway.catalog import Cursor, Ledger, Ref
 from plateway.errors import NotFound, PlatewayError
 from plateway.gateway import answers, auth, images
+from plateway.gateway.images import Gallery
 from plateway.gateway.pages import site, story
 from plateway.pictures import Grid
 from plateway.pipeline import Line, copies, views
@@ -39,11 +41,11 @@ class Picture:
 class Sheet:
     """The images of an event, or those of them that fit on a page."""
 
-    pictures: tuple[Picture, ...]
-    total: int
+    total: int  # pictures
     first: int  # number of the first one, from 1
     rows: tuple[tuple[Picture | None, ...], ...]  # as they are stitched; empty: nobody knows how they are
     others: tuple[Picture, ...]  # those that are in no row
+    files: tuple[Picture, ...]  # those that are no pictures
     earlier: str | None
     later: str | None
 
@@ -52,8 +54,9 @@ def install(app: FastAPI, line: Line) -> None:
     """Give an application the pages of events."""
 
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
-        ledger, now = find(line, id, seen), line.catalog.now()
-        members, problem = _members(line, ledger)
+        gallery: Gallery = request.app.state.gallery
+        ledger, now = gallery.ledger(id, seen), line.catalog.now()
+        members, problem = _members(gallery, ledger)
         earlier, later = around(line, ledger, seen)
         return site.render(
             request,
@@ -77,8 +80,9 @@ def install(app: FastAPI, line: Line) -> None:
         )
 
     def image(id: str, name: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
-        ledger = find(line, id, seen)
-        members, problem = _members(line, ledger)
+        gallery: Gallery = request.app.state.gallery
+        ledger = gallery.ledger(id, seen)
+        members, problem = _members(gallery, ledger)
         found = [_picture(ledger.ref, member) for member in members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:
@@ -97,8 +101,9 @@ def install(app: FastAPI, line: Line) -> None:
         )
 
     def cover(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
-        ledger = find(line, id, seen)
-        chosen = middle([_picture(ledger.ref, member) for member in _members(line, ledger)[0]])
+        gallery: Gallery = request.app.state.gallery
+        ledger = gallery.ledger(id, seen)
+        chosen = middle([_picture(ledger.ref, member) for member in _members(gallery, ledger)[0]])
         if chosen is None or chosen.thumbnail is None:
             raise NotFound("the event has no image to show")
         kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
@@ -107,19 +112,6 @@ def install(app: FastAPI, line: Line) -> None:
     site.add(app, "/events/{id}/images/{name:path}", image)
     site.add(app, "/events/{id}/cover", cover)
     site.add(app, "/events/{id}", event)
-
-
-def find(line: Line, text: str, seen: str) -> Ledger:
-    """Find an event by what an address calls it.
-
-    Raises:
-        NotFound: nothing is called that, or it is not among what may be seen.
-    """
-    id_, revision = Ref.parse(text)
-    ledger = line.catalog.ledger(Ref(id_, revision) if revision else line.catalog.newest(id_))
-    if not _within(ledger, seen):
-        raise NotFound(f"{ledger.ref}: no such event")
-    return ledger
 
 
 def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
@@ -131,20 +123,18 @@ def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Le
     return earlier[::-1], later
 
 
-def sheet(ref: Ref, members: list[Member], *, first: int = 1) -> Sheet:
+def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
     """Lay the images out: as they are stitched where all of them fit, else in their order, a page at a time."""
-    found = [_picture(ref, member) for member in members]
-    grid = pictures.grid([one.name for one in found if one.thumbnail])
+    every = [_picture(ref, member) for member in members]
+    found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
+    grid = pictures.grid(one.name for one in found)
     if grid is not None and grid.columns <= WIDEST:
-        rows = _rows(grid, found)
-        placed = {one.name for row in rows for one in row if one}
-        others = tuple(one for one in found if one.name not in placed)
-        return Sheet(tuple(found), len(found), 1, rows, others[:SHEET], None, None)
+        others = [one for one in found if one.name not in set(grid.cells.values())]
+        return Sheet(len(found), 1, _rows(grid, found), tuple(others[:SHEET]), files, None, None)
     at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
-    shown = tuple(found[at : at + SHEET])
     earlier = site.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
     later = site.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
-    return Sheet(shown, len(found), at + 1, (), shown, earlier, later)
+    return Sheet(len(found), at + 1, (), tuple(found[at : at + SHEET]), files, earlier, later)
 
 
 def middle(found: list[Picture]) -> Picture | None:
@@ -161,18 +151,18 @@ def _rows(grid: Grid, found: list[Picture]) -> tuple[tuple[Picture | None, ...],
     return tuple(tuple(cells.get((row, column)) for column in range(grid.columns)) for row in range(grid.rows))
 
 
-def _members(line: Line, ledger: Ledger) -> tuple[list[Member], str | None]:
+def _members(gallery: Gallery, ledger: Ledger) -> tuple[Sequence[Member], str | None]:
     """Read what is in the bundle, and say why where that cannot be done."""
     if ledger.export is None:
         return [], "The images can be seen here as soon as they are in the bucket."
     try:
-        return list(copies.contents(line, ledger).members), None
+        return gallery.contents(ledger).members, None
     except PlatewayError as error:
         return [], f"The images cannot be read now: {answers.problem(error).message}"
 
 
 def _picture(ref: Ref, member: Member) -> Picture:
-    name = member.source or member.name
+    name = copies.home(member)
     return Picture(
         name=name,
         size=member.size,

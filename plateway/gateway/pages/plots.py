@@ -63,7 +63,7 @@ class Bar(NamedTuple):
     width: float
     y: float
     height: float
-    colour: int
+    colour: str  # its class in the style sheet
 
 
 class Column(NamedTuple):
@@ -84,7 +84,7 @@ class Bars:
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Tick, ...]
-    series: tuple[str, ...]
+    series: Mapping[str, str]  # name and colour
     summary: str
     rows: tuple[tuple[date, tuple[int, ...]], ...]  # the numbers themselves, days with none left out
     height: int = HIGH
@@ -132,8 +132,10 @@ def ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
     ]
 
 
-def bars(counts: Iterable[tuple[date, str, int]], *, series: Sequence[str], days: int, today: date, what: str) -> Bars:
-    """Pile up what each series has of each of the last days, today included."""
+def bars(
+    counts: Iterable[tuple[date, str, int]], *, series: Mapping[str, str], days: int, today: date, what: str
+) -> Bars:
+    """Pile up what each series (name and colour) has of each of the last days, today included."""
     dates = [today - timedelta(days=number) for number in reversed(range(days))]
     found: dict[date, Counter[str]] = {day: Counter() for day in dates}
     for day, name, count in counts:
@@ -150,10 +152,15 @@ def bars(counts: Iterable[tuple[date, str, int]], *, series: Sequence[str], days
         title=what,
         columns=tuple(columns),
         lines=tuple(Tick(HIGH * (1 - count / top), f"{count:,}") for count in range(0, top + 1, step)),
-        series=tuple(series),
+        series=series,
         summary=f"{what} on each of the last {days} days: {', '.join(sums) or 'none'}",
         rows=tuple((day, tuple(found[day][name] for name in series)) for day in reversed(dates) if found[day].total()),
     )
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """Give each series a colour; after some they come again."""
+    return {name: f"c{number % COLOURS}" for number, name in enumerate(names)}
 
 
 def scale(most: int) -> tuple[int, int]:
@@ -171,14 +178,14 @@ def _mark(ledger: Ledger, now: datetime, *, x: float, top: int) -> Mark:
 
 
 def _column(
-    day: date, counts: Counter[str], series: Sequence[str], *, x: float, slot: float, top: int, labelled: bool
+    day: date, counts: Counter[str], series: Mapping[str, str], *, x: float, slot: float, top: int, labelled: bool
 ) -> Column:
     piled, height, told = [], 0.0, []
-    for number, name in enumerate(series):
+    for name, colour in series.items():
         if counts[name]:
             high = HIGH * counts[name] / top
             height += high
-            piled.append(Bar(x + slot * 0.14, slot * 0.72, HIGH - height, high, number % COLOURS))
+            piled.append(Bar(x + slot * 0.14, slot * 0.72, HIGH - height, high, colour))
             told.append(f"{name} {counts[name]:,}")
     title = f"{day:%a %-d %b %Y}: {', '.join(told) or 'none'}"
     return Column(x, slot, day, title, f"{day:%-d %b}" if labelled else "", tuple(piled))
