@@ -63,6 +63,7 @@ MIB = 1 << 20
 IN_FLIGHT = 16 * MIB  # parts on their way at a time, of one upload; one more is being filled
 LARGEST_BUFFERED = 16 * MIB  # larger parts are streamed, one at a time
 WINDOW = MIB
+LINKED = timedelta(days=7)  # no link is good for longer
 BUCKET_SEEN = 5.0  # seconds for which a bucket that was there is taken to be there
 RETRY: RetryConfig = {  # of one request; whole verbs are tried again by whoever called
     "max_retries": 2,
@@ -146,7 +147,10 @@ class Store(Protocol):
         """Remove an object; one that is not there is fine."""
 
     def sign(self, key: str, *, expires: timedelta) -> str:
-        """Make a link to read the object without credentials; `Refused` where there are none."""
+        """Make a link to read the object without credentials; `Refused` where there are none.
+
+        It ends with the credentials that it is made with, where these tell when they do.
+        """
 
     def uploads(self) -> Iterator[Upload]:
         """List uploads that are still open."""
@@ -329,6 +333,7 @@ class S3:
             raise Misconfigured("the S3 endpoint is an http:// or https:// address")
         with door(bucket):
             session = _session(endpoint)
+            self._credentials = session.get_credentials()
             self._client = _looker(endpoint, session)
             self._reads = _mover(bucket, endpoint, session, timeout="1d", read_timeout="30s")
             self._writes = _mover(bucket, endpoint, session, timeout="1m")
@@ -495,8 +500,11 @@ class S3:
     def sign(self, key: str, *, expires: timedelta) -> str:
         where = {"Bucket": self.name, "Key": plain(key)}
         with door(self._at(key)):
-            link = self._client.generate_presigned_url("get_object", where, int(expires.total_seconds()))
-        return str(link)
+            self._credentials.get_frozen_credentials()  # renews those that end soon
+            until = getattr(self._credentials, "_expiry_time", None)  # botocore tells it nowhere else
+            lives = min(expires, LINKED, *([until - datetime.now(UTC)] if until else []))
+            seconds = max(int(lives.total_seconds()), 1)
+            return str(self._client.generate_presigned_url("get_object", where, seconds))
 
     def tags(self, key: str) -> dict[str, str]:
         """Read an object's tags; endpoints that know of none have none."""

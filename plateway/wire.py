@@ -136,3 +136,92 @@ class Report(BaseModel):
     stuck: list[StuckEvent]
     disks: list[DiskReport]
     alerts: list[Alert]  # empty: all is well
+
+
+class Exported(BaseModel):
+    """One export, as DLM tells it."""
+
+    ref_id: UUID
+    experiment_id: str
+    timestamp: datetime  # of the images
+    type: str  # stitch | video | overview
+    url: str | None  # to fetch the bundle without a token, for a while; None: the store makes no links
+    uploaded_at: datetime
+
+
+class Exports(BaseModel):
+    """A page of exports, and how many there are in all."""
+
+    count: int
+    data: list[Exported]
+
+
+class Archived(BaseModel):
+    """One archive on tape, as DLM tells it."""
+
+    id: UUID
+    path: str
+    type: str
+    experiment_id: str
+    created_at: datetime  # when tape told of it
+    url: str  # of its page, from the root of the gateway on
+    member_count: int
+
+
+class Archives(BaseModel):
+    """A page of archives, and how many there are in all."""
+
+    count: int
+    data: list[Archived]
+
+
+class ArchiveMember(BaseModel):
+    """One event in an archive."""
+
+    member_key: str
+    ref_id: UUID
+    timestamp: datetime
+    checksum: str | None  # SHA-256
+    size: int | None  # bytes
+
+
+class ArchiveDetail(BaseModel):
+    """One archive with its events."""
+
+    id: UUID
+    path: str
+    type: str
+    experiment_id: str
+    created_at: datetime
+    members: list[ArchiveMember]
+
+
+class DailyStats(BaseModel):
+    """What became of the events whose images were taken on one day (UTC)."""
+
+    date: date
+    event_count: int
+    export_count: int
+    archive_count: int
+
+
+class Events(BaseModel):
+    """A page of events."""
+
+    events: list[EventStatus]
+    next_cursor: str | None  # None: it is the last page
+
+
+class Moment(BaseModel):
+    """Something that happened to an event, or that it waits for."""
+
+    what: str  # seen | complete | staged | exported | verified | read back | damaged | archived | purged | restored …
+    at: datetime | None  # None: it has not happened yet
+    where: str | None  # key, archive or place
+    why: str | None  # evidence, or a reason
+
+
+class EventHistory(EventDetail):
+    """One event with its manifest, its whole ledger and what happened to it, in order; what it waits for comes last."""
+
+    history: list[Moment]
