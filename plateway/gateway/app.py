@@ -110,7 +110,7 @@ def create_app(parts: Parts) -> FastAPI:
     reference.install(app)
     list(auth.declared(app))
     if parts.read_only:
-        app.add_middleware(ReadOnly)
+        app.add_middleware(ReadOnly, whose=app.state.guard.whose)
     app.add_middleware(Addressed, rates=rates, rate=parts.limits.address, trusted=trusted)
     app.add_middleware(Bounded, limits=parts.limits)
     app.add_middleware(Safe)

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 
 from plateway.errors import Misconfigured
 from plateway.gateway.access import note
@@ -59,6 +60,12 @@ class Guard:
         if wait := self.rates.take(f"token {found.hash}", self.limits.token):
             raise too_many(wait)
         return found
+
+    def whose(self, headers: Headers) -> str | None:
+        """Say whose good token is shown, for the access log; lets nobody in, and charges nothing."""
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        found = self.tokens.find(secret.strip()) if kind.lower() == "bearer" else None
+        return None if found is None or found.expired(datetime.now(UTC)) else found.name
 
     def _refused(self, request: Request, why: str) -> Problem:
         wait = self.rates.take(f"failed {payer(note(request.scope).address)}", self.limits.failed)

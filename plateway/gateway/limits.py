@@ -185,13 +185,14 @@ class Addressed:
 
 
 class ReadOnly:
-    """Refuse every method that could change something."""
+    """Refuse every method that could change something, and note who tried."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, *, whose: Callable[[Headers], str | None]) -> None:
+        self.app, self._whose = app, whose
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in HARMLESS and scope["path"] not in PEOPLE:
+            note(scope).who = self._whose(Headers(scope=scope))
             await Problem(403, "This server is read-only").response()(scope, receive, send)
             return
         await self.app(scope, receive, send)

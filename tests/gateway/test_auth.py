@@ -152,7 +152,7 @@ def test_a_route_that_declares_nothing_is_noticed() -> None:
         lambda app: app.add_api_route("/x", nothing, dependencies=[auth.OPEN, auth.needs("read")]),
     ]
     for add in ways:
-        app = FastAPI()
+        app = FastAPI(docs_url=None, redoc_url=None)
         add(app)
         with pytest.raises(Misconfigured, match="/x"):
             list(auth.declared(app))
