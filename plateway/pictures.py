@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from plateway.errors import Rejected
 
 Pixels = npt.NDArray[Any]
+Levels = tuple[float, float]  # values that become black and white
 
 SUFFIXES = {  # of files that may be pictures, and what they are called over HTTP
     "tif": "image/tiff",
@@ -59,6 +60,23 @@ PLACES = (  # how names tell where an image lies; True: the column comes first
 
 
 @dataclass(frozen=True)
+class Light:
+    """Values that are to be stretched over what a screen can show."""
+
+    values: npt.NDArray[np.float64]
+    white: bool = False  # the smallest value is white
+
+    @property
+    def levels(self) -> Levels | None:
+        """Choose what becomes black and white; None: no value is a number."""
+        finite = self.values[np.isfinite(self.values)]
+        if not finite.size:
+            return None
+        dark, bright = np.percentile(finite, [DARK, BRIGHT])
+        return (dark, bright) if dark < bright else (finite.min(), finite.max())
+
+
+@dataclass(frozen=True)
 class Grid:
     """Tiles of one stitched view; rows and columns are counted from 0, from the upper left corner."""
 
@@ -72,21 +90,33 @@ def media(name: str) -> str | None:
     return SUFFIXES.get(name.rpartition("/")[2].rpartition(".")[2].lower())
 
 
-def thumbnail(content: bytes, *, size: int) -> bytes:
+def thumbnail(content: bytes, *, size: int, levels: Levels | None = None) -> bytes:
     """Make a PNG of at most `size` pixels along either side, of the first page.
 
-    TIFF in grey, and whatever has more than 8 bits, is stretched between its percentiles 0.5 and 99.8; other pictures
-    keep their colours. Nothing is made larger than it was.
+    TIFF in grey, and whatever has more than 8 bits, is stretched between its percentiles 0.5 and 99.8, or between the
+    `levels` that are given; other pictures keep their colours. Nothing is made larger than it was.
 
     Raises:
         Rejected: it is no picture that can be read, or has more than 67 million pixels or 128 MiB of them.
     """
     with _door():
-        image = _tiff(content) if content[:4] in MAGIC else _other(content, size)
+        found = _read(content, size)
+        image = _stretched(found, levels or found.levels) if isinstance(found, Light) else found
         image.thumbnail((size, size), Image.Resampling.BOX)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def levels(content: bytes) -> Levels | None:
+    """Say between which values a picture is stretched; None: its colours are kept as they are.
+
+    Raises:
+        Rejected: as `thumbnail`.
+    """
+    with _door():
+        found = _read(content, ENOUGH)
+        return found.levels if isinstance(found, Light) else None
 
 
 def grid(names: Iterable[str]) -> Grid | None:
@@ -138,10 +168,14 @@ def _bounded(width: int, height: int, depth: int) -> None:
         raise Rejected(f"too large for a small picture: {width} x {height} pixels of {depth} bytes")
 
 
+def _read(content: bytes, size: int) -> Image.Image | Light:
+    return _tiff(content) if content[:4] in MAGIC else _other(content, size)
+
+
 # ---------------------------------------------------------------------------------------------------------------- TIFF
 
 
-def _tiff(content: bytes) -> Image.Image:
+def _tiff(content: bytes) -> Image.Image | Light:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
         _bounded(page.imagewidth, page.imagelength * page.imagedepth, _depth(page))
@@ -196,7 +230,7 @@ def _thinned(pixels: Pixels) -> Pixels:
 # -------------------------------------------------------------------------------------------------------------- others
 
 
-def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image:
+def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image | Light:
     """Read with Pillow; grey is stretched if asked for, and wherever it has more than 8 bits."""
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -216,26 +250,22 @@ def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image:
 # -------------------------------------------------------------------------------------------------------------- levels
 
 
-def _image(pixels: Pixels, *, stretch: bool, white: bool = False) -> Image.Image:
-    """Bring pixels to 8 bits; colours of 8 bits stay as they are. `white`: the smallest value is white."""
+def _image(pixels: Pixels, *, stretch: bool, white: bool = False) -> Image.Image | Light:
+    """Leave pixels of 8 bits as they are unless grey is to be stretched, and stretch all others."""
     if np.iscomplexobj(pixels):
         pixels = np.abs(pixels)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    elif pixels.dtype != np.uint8 or (stretch and pixels.ndim == 2):
-        pixels = _stretched(pixels.astype(np.float64)) if stretch else pixels.astype(np.uint8)
+    elif stretch and (pixels.dtype != np.uint8 or pixels.ndim == 2):
+        return Light(pixels.astype(np.float64), white)
+    pixels = pixels.astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(255 - pixels if white else pixels))
 
 
-def _stretched(light: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Spread values between two percentiles over 8 bits; what is no number is black."""
-    finite = light[np.isfinite(light)]
-    if not finite.size:
-        return np.zeros(light.shape, np.uint8)
-    dark, bright = np.percentile(finite, [DARK, BRIGHT])
-    if dark == bright:
-        dark, bright = finite.min(), finite.max()
+def _stretched(light: Light, between: Levels | None) -> Image.Image:
+    """Spread values between two of them over 8 bits; what is no number is black."""
+    dark, bright = between or (0.0, 0.0)
     with np.errstate(all="ignore"):
         scale = 255 / (bright - dark) if bright > dark else 0.0
-        spread: npt.NDArray[np.float64] = np.nan_to_num(np.clip((light - dark) * scale, 0, 255))
-    return spread.astype(np.uint8)
+        spread = np.nan_to_num(np.clip((light.values - dark) * scale, 0, 255)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(255 - spread if light.white else spread))

@@ -13,15 +13,15 @@ import math
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Generic, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import quote, unquote_to_bytes, urlencode
 from uuid import UUID
 
 from anyio import CapacityLimiter, to_thread
@@ -49,11 +49,15 @@ LEDGERS = 1000  # events whose ledgers are kept in mind
 HOLDS = 1.0  # seconds for which that is good
 MEMBERS = 100_000  # files whose place in bundles is kept in mind
 READS = 16  # reads of one worker at a time
+SAMPLES = 9  # images by which the levels of an event are chosen
+SPREAD = (math.sqrt(5) - 1) / 2  # of the samples over the event: steps of this part of it meet no row twice
+SAMPLED = 64 << 20  # bytes of them after which no more are read
 DRAWN = 2  # small pictures that one worker makes at a time
 TAR = "application/x-tar"
 PICTURE = "image/png"
 DAY = "private, max-age=86400"
 Seen = Annotated[str, auth.READER]
+Levels = Literal["own", "event"]  # of a small picture: chosen by its image, or by all images of the event together
 T = TypeVar("T")
 
 
@@ -80,9 +84,11 @@ def image_url(ref: Ref, name: str) -> str:
     return f"/api/1/events/{ref}/images/{quote(name.encode('utf-8', 'surrogateescape'))}"
 
 
-def thumbnail_url(ref: Ref, name: str, *, size: int = SIZE) -> str:
+def thumbnail_url(ref: Ref, name: str, *, size: int = SIZE, levels: Levels = "own") -> str:
     """Say where a small picture of an image is."""
-    return f"{image_url(ref, name)}/thumbnail{f'?size={size}' if size != SIZE else ''}"
+    asked = {"size": size} if size != SIZE else {}
+    query = urlencode(asked | ({"levels": levels} if levels != "own" else {}))
+    return f"{image_url(ref, name)}/thumbnail{f'?{query}' if query else ''}"
 
 
 def bundle_url(ref: Ref) -> str:
@@ -156,6 +162,7 @@ class Gallery:
         self._reads, self._drawing = CapacityLimiter(READS), CapacityLimiter(DRAWN)
         self._ledgers = Recall[Ledger](LEDGERS, holds=HOLDS)
         self._contents = Recall[Contents](MEMBERS, weigh=lambda one: len(one.members))
+        self._levels = Recall[pictures.Levels | None](LEDGERS)
         self._spool.mkdir(parents=True, exist_ok=True)
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -229,29 +236,45 @@ class Gallery:
 
         return pieces()
 
-    async def draw(self, found: Found, size: int) -> bytes:
+    async def draw(self, found: Found, size: int, levels: Levels = "own") -> bytes:
         """Make a small picture, or find the one that was made; a few at a time.
 
         Raises:
             Rejected: it is no picture.
         """
-        name = _drawn(found, size)
+        name = _drawn(found, size, levels)
         kept = await self.run(partial(self.thumbs.find, name))
         if kept is not None:
             return kept
-        return await to_thread.run_sync(partial(self._draw, found, size, name), limiter=self._drawing)
+        return await to_thread.run_sync(partial(self._draw, found, size, levels, name), limiter=self._drawing)
 
-    def _draw(self, found: Found, size: int, name: str) -> bytes:
+    def _draw(self, found: Found, size: int, levels: Levels, name: str) -> bytes:
         if found.member.size > LARGEST:
             raise Rejected(f"too large for a small picture: {found.member.size} bytes")
         whole = b"".join(copies.image(self.line, found.ledger, found.member))
+        shared = self._shared(found.ledger, found.export) if levels == "event" else None
         try:
-            picture = pictures.thumbnail(whole, size=size)
+            picture = pictures.thumbnail(whole, size=size, levels=shared)
         except Rejected as error:
             self.thumbs.keep(name, error)
             raise
         self.thumbs.keep(name, picture)
         return picture
+
+    def _shared(self, ledger: Ledger, export: Export) -> pictures.Levels | None:
+        """Choose levels for all images of an event, by some of them; None: none of those is stretched."""
+        return self._levels.get(export.manifest_sha256, partial(self._chosen, ledger))
+
+    def _chosen(self, ledger: Ledger) -> pictures.Levels | None:
+        found: list[pictures.Levels | None] = []
+        left = SAMPLED
+        for member in samples(self.contents(ledger).members):
+            if (left := left - member.size) < 0 and found:
+                break
+            with suppress(Rejected):
+                found.append(pictures.levels(b"".join(copies.image(self.line, ledger, member))))
+        between = [one for one in found if one is not None]
+        return (min(dark for dark, _ in between), max(bright for _, bright in between)) if between else None
 
     def bundle(self, text: str, seen: str, *, link: bool) -> tuple[Ledger, Export, str | None]:
         """Look up a bundle, and make a link to it if that is wanted and can be had."""
@@ -287,17 +310,19 @@ async def get_thumbnail(
     name: str,
     request: Request,
     seen: Seen,
+    *,
     size: Annotated[int, Query(ge=SIZES[0], le=SIZES[1], description="pixels along the longer side")] = SIZE,
+    levels: Annotated[Levels, Query(description="event: tiles of a stitched view are stretched alike")] = "own",
 ) -> Response:
-    """Make a small picture of an image, as PNG; 16-bit grey is stretched between its percentiles."""
+    """Make a small picture of an image, as PNG; 16-bit grey is stretched between its percentiles, or the event's."""
     gallery, asked = _gallery(request), _name(request)
     found = await gallery.run(partial(gallery.find, id, seen, asked, asked.removesuffix("/thumbnail")))
     if found.asked == asked:  # a file is called so
         return await _image(gallery, request, found)
-    stat = replace(found.stat, etag=_drawn(found, size))
+    stat = replace(found.stat, etag=_drawn(found, size, levels))
     consider(request.headers, stat, method=request.method)
     try:
-        picture = await gallery.draw(found, size)
+        picture = await gallery.draw(found, size, levels)
     except Rejected as error:
         raise Problem(415, str(error)) from error
     headers = {"ETag": f'"{stat.etag}"', "Last-Modified": date(stat.modified), "Cache-Control": DAY}
@@ -319,6 +344,13 @@ async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa
     span = ranged(request.headers, stat)
     first, rest = await gallery.run(partial(gallery.begin_bundle, ledger, export, span))
     return content(export.key, stat, span=span, first=first, rest=rest, run=gallery.run, media=TAR)
+
+
+def samples(members: Sequence[Member]) -> list[Member]:
+    """Choose some pictures of all over an event."""
+    found = [one for one in members if pictures.media(copies.home(one)) and one.size <= LARGEST]
+    chosen = dict.fromkeys(int(len(found) * (number * SPREAD % 1)) for number in range(SAMPLES))
+    return [found[number] for number in chosen] if found else []
 
 
 def install(app: FastAPI, line: Line) -> None:
@@ -375,8 +407,10 @@ def _name(request: Request) -> str:
     return unquote_to_bytes(raw.split(b"/", 6)[-1]).decode("utf-8", "surrogateescape")
 
 
-def _drawn(found: Found, size: int) -> str:
-    return f"{found.member.sha256}-{size}-{pictures.STYLE}"
+def _drawn(found: Found, size: int, levels: Levels) -> str:
+    """Name a small picture by all that it follows from."""
+    event = f"-{found.export.manifest_sha256}" if levels == "event" else ""
+    return f"{found.member.sha256}-{size}-{pictures.STYLE}{event}"
 
 
 def _first(pieces: Iterator[bytes]) -> tuple[bytes, Rest]:

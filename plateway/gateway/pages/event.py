@@ -125,7 +125,7 @@ def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Le
 
 def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
     """Lay the images out: as they are stitched where all of them fit, else in their order, a page at a time."""
-    every = [_picture(ref, member) for member in members]
+    every = [_picture(ref, member, levels="event") for member in members]
     found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
     grid = pictures.grid(one.name for one in found)
     if grid is not None and grid.columns <= WIDEST:
@@ -161,14 +161,14 @@ def _members(gallery: Gallery, ledger: Ledger) -> tuple[Sequence[Member], str | 
         return [], f"The images cannot be read now: {answers.problem(error).message}"
 
 
-def _picture(ref: Ref, member: Member) -> Picture:
+def _picture(ref: Ref, member: Member, *, levels: images.Levels = "own") -> Picture:
     name = copies.home(member)
     return Picture(
         name=name,
         size=member.size,
         sha256=member.sha256,
         page=f"/events/{ref}/images/{site.quoted(name)}",
-        thumbnail=images.thumbnail_url(ref, name) if pictures.media(name) else None,
+        thumbnail=images.thumbnail_url(ref, name, levels=levels) if pictures.media(name) else None,
         image=images.image_url(ref, name),
     )
 

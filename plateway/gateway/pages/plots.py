@@ -22,6 +22,7 @@ STEPS = (
 TICKS = 6  # at most, across
 LANE = 44  # pixels
 MARGIN = 2.5  # per cent left and right of the marks
+SETTLED = frozenset({"exported", "archived", "purged"})
 COLOURS = 6  # of systems; then they come again
 HIGH = 180  # pixels of a plot of bars
 LINES = 4  # at most, above the lowest
@@ -106,6 +107,7 @@ def timeline(ledgers: Sequence[Ledger], *, now: datetime) -> Timeline | None:
 
     marks = [_mark(ledger, now, x=across(ledger.event.timestamp), top=lanes[ledger.event.system]) for ledger in ledgers]
     counts = Counter(mark.state for mark in marks)
+    marks.sort(key=lambda mark: mark.state not in SETTLED)  # what needs somebody is drawn on top
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return Timeline(
         lanes=tuple(Tick(top, system) for system, top in lanes.items()),
