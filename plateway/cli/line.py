@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,11 +83,19 @@ def simulate(
     images: Annotated[int, typer.Option(min=1, help="Images per event.")] = 6,
     size: Annotated[int, typer.Option(min=16, help="Pixels along either side of an image.")] = 512,
     fault: Annotated[list[str] | None, typer.Option(help=f"The first events misbehave: {', '.join(FAULTS)}.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Acquire what is posted to /timestep, until Ctrl-C.")] = False,
+    host: Annotated[str, typer.Option(help="With --serve: where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve: 0 is any that is free.")] = 8001,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="With --serve: acquire by itself as well, after so many seconds.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let instruments that are not there acquire plates on the bench; every other one speaks the older dialect."""
     from plateway import simulator  # noqa: PLC0415  the same: it draws with numpy
 
+    if serve:
+        return serve_instrument(settings.load(home=home).root, host=host, port=port, size=size, interval=interval)
     unknown = sorted(set(fault or ()) - set(simulator.FAULTS))
     if unknown:
         raise typer.BadParameter(f"no such fault: {', '.join(unknown)}", param_hint="--fault")
@@ -108,6 +117,16 @@ def simulate(
         err.print(f"{one.system} announced {one.id}")
     if as_json:
         print_json({"events": announced})
+    return None
+
+
+def serve_instrument(bench: Path, *, host: str, port: int, size: int, interval: float | None) -> None:
+    """Acquire what is posted, on any system of the bench."""
+    from plateway import instrument  # noqa: PLC0415  the same
+
+    every = timedelta(seconds=interval) if interval else None
+    application = instrument.create_app(bench, size=size, interval=every)
+    instrument.serve(application, host=host, port=port, ready=lambda url: out.print(f"POST {url}"))
 
 
 @app.command()
