@@ -16,7 +16,7 @@ SECRET = (
     *("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
     *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL"),
 )
-PARTS = {"provision", "sensor", "worker", "amqp", "redis"}
+PARTS = {"provision", "sensor", "worker", "gateway", "amqp", "redis"}
 OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 
@@ -45,3 +45,14 @@ def test_the_server_sees_no_key_of_the_bucket() -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
     assert all(re.match(r"\$\{[A-Z]+_ADDRESS:-127\.0\.0\.1\}:", port) for port in published)
+
+
+def test_the_gateway_changes_nothing_but_its_own() -> None:
+    """It sees bench and archive for reading only, keeps its tokens apart from the other parts, and asks for them."""
+    gateway = yaml.safe_load(COMPOSE)["services"]["gateway"]
+    mounts = {mount.split(":")[1]: mount for mount in (one.replace(":-", "") for one in gateway["volumes"])}
+    assert mounts["/bench"].endswith(":ro")
+    assert mounts["/archive"].endswith(":ro")
+    assert mounts["/var/lib/plateway"].startswith("gateway:")
+    assert "0.0.0.0" in gateway["command"]  # so that events are shown to tokens only
+    assert gateway["depends_on"].keys() == {"provision"}
