@@ -94,13 +94,25 @@ def _source(content: AsyncContent) -> Source:
     if isinstance(content, AsyncIterable):
         return Source(lambda: content, repeatable=not isinstance(content, AsyncIterator))
     if not hasattr(content, "read"):
-        return Source(lambda: content, repeatable=not isinstance(content, Iterator))
+        return Source(lambda: _gathered(content), repeatable=not isinstance(content, Iterator))
     return _file(cast("BinaryIO", content))
 
 
 def _cut(held: memoryview) -> Iterator[bytes]:
     """Cut bytes into pieces: a network takes them one by one, and copies what is left of each."""
     return (bytes(held[start : start + PIECE]) for start in range(0, held.nbytes, PIECE))
+
+
+def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Bring many small pieces into fewer."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _file(file: BinaryIO) -> Source:

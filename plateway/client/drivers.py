@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,7 +27,7 @@ class Driver:
 
     def __init__(self, session: httpx.Client | None, *, timeout: float) -> None:
         self._owned = session is None
-        self._http = httpx.Client(max_redirects=REDIRECTS) if session is None else session
+        self._http = httpx.Client(verify=_trust(), max_redirects=REDIRECTS) if session is None else session
         self._timeout = httpx.Timeout(timeout, pool=max(timeout, QUEUE))
 
     def run(self, steps: Steps[R]) -> R:
@@ -58,7 +60,7 @@ class AsyncDriver:
 
     def __init__(self, session: httpx.AsyncClient | None, *, timeout: float) -> None:
         self._owned = session is None
-        self._http = httpx.AsyncClient(max_redirects=REDIRECTS) if session is None else session
+        self._http = httpx.AsyncClient(verify=_trust(), max_redirects=REDIRECTS) if session is None else session
         self._timeout = httpx.Timeout(timeout, pool=max(timeout, QUEUE))
 
     async def run(self, steps: Steps[R]) -> R:
@@ -164,6 +166,12 @@ class AsyncExchange:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self._leave()
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """Read the certificates of the authorities once: it takes longer than most requests."""
+    return httpx.create_ssl_context()
 
 
 def _request(
