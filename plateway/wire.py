@@ -50,9 +50,19 @@ class ManifestFile(BaseModel):
     offset: int  # of its first byte inside the bundle
 
 
-class EventDetail(EventStatus):
-    """One event with its manifest and its whole ledger: every row the catalogue has on it."""
+class Moment(BaseModel):
+    """Something that happened to an event, or what it waits for."""
 
+    what: str  # announced seen complete staged exported verified read back damaged archived purged … · waits
+    at: datetime | None  # None: it has not happened yet
+    where: str | None  # key in the bucket, path of the archive, place that was purged
+    why: str | None  # the evidence, or the reason
+
+
+class EventDetail(EventStatus):
+    """One event with its manifest, what happened to it, and its whole ledger: every row the catalogue has on it."""
+
+    history: list[Moment]  # in order; what it waits for comes last
     manifest: list[ManifestFile] | None  # None: not exported, or the bucket cannot be asked (see manifest_error)
     manifest_error: str | None
     ledger: dict[str, Any]
@@ -210,18 +220,3 @@ class Events(BaseModel):
 
     events: list[EventStatus]
     next_cursor: str | None  # None: it is the last page
-
-
-class Moment(BaseModel):
-    """Something that happened to an event, or that it waits for."""
-
-    what: str  # seen | complete | staged | exported | verified | read back | damaged | archived | purged | restored …
-    at: datetime | None  # None: it has not happened yet
-    where: str | None  # key, archive or place
-    why: str | None  # evidence, or a reason
-
-
-class EventHistory(EventDetail):
-    """One event with its manifest, its whole ledger and what happened to it, in order; what it waits for comes last."""
-
-    history: list[Moment]

@@ -101,10 +101,14 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
     if as_json:
         return print_json(told)
     facts = Table(show_header=False, box=None)
-    for field, value in told.model_dump(exclude={"manifest", "ledger"}).items():
+    for field, value in told.model_dump(exclude={"history", "manifest", "ledger"}).items():
         if value not in (None, [], ""):
             facts.add_row(field, "; ".join(map(str, value)) if isinstance(value, list) else str(value))
     out.print(facts)
+    history = Table("when", "what", Column("where", overflow="fold"), Column("why", overflow="fold"))
+    for one in told.history:
+        history.add_row(when(one.at) if one.at else "", one.what, one.where or "", one.why or "")
+    out.print(history)
     tape = Table(Column("archive", overflow="fold"), Column("member", overflow="fold"), "job", "evidence", "reported")
     for location in told.ledger["archives"]:
         reported = when(datetime.fromisoformat(location["reported_at"]))

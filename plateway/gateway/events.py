@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import json
+from typing import Annotated, Literal
 
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from plateway import pipeline, wire
+from plateway.catalog import Cursor, Ref
+from plateway.errors import NotFound
+from plateway.events import LARGEST, Kind
+from plateway.gateway.access import note
+from plateway.gateway.lifecycle import Instant, Name, Seen
 from plateway.pipeline import Line
+
+State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
+
+
+class EventsAsked(BaseModel):
+    """Which events are asked for."""
+
+    system: Name | None = None
+    experiment: Name | None = None
+    plate: int | None = Field(None, ge=-LARGEST, le=LARGEST)
+    state: State | None = None
+    kind: Kind | None = None
+    since: Instant | None = Field(None, description="of the images; this time is included")
+    until: Instant | None = Field(None, description="of the images; this time is left out")
+    text: Name | None = Field(None, description="how an id or an experiment begins")
+    order: Literal["newest", "oldest"] = Field("newest", description="which come first")
+    limit: int = Field(100, ge=1, le=500)
+    cursor: Name | None = Field(None, description="the `next_cursor` of the page before")
 
 
 def install(app: FastAPI, line: Line) -> None:
     """Give an application these routes."""
+    told = Told(line)
+    app.add_api_route("/api/1/events", told.list_events, tags=["events"])
+    app.add_api_route("/api/1/events/{id}", told.read_event, tags=["events"], response_model=wire.EventDetail)
+
+
+class Told:
+    """Answers out of a line's catalogue."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def list_events(self, asked: Annotated[EventsAsked, Query()], seen: Seen) -> wire.Events:
+        """List the events that fit, by the time of their images. Events that come meanwhile shift no page."""
+        found = self._line.catalog.search(
+            **asked.model_dump(exclude={"order", "limit", "cursor"}),
+            prefix=seen,
+            after=Cursor.parse(asked.cursor) if asked.cursor else None,
+            limit=asked.limit + 1,
+            newest=asked.order == "newest",
+        )
+        now, page = self._line.catalog.now(), found[: asked.limit]
+        return wire.Events(
+            events=[pipeline.status(self._line, ledger, now=now) for ledger in page],
+            next_cursor=str(Cursor.after(page[-1])) if len(found) > len(page) else None,
+        )
+
+    def read_event(self, id: str, request: Request, seen: Seen) -> Response:  # noqa: A002 - it is the id of the event
+        """Tell all that is known of one event: ``<id>`` at its newest revision, or ``<id>-r2``."""
+        id_, revision = Ref.parse(id)
+        ledger = self._line.catalog.ledger(Ref(id_, revision) if revision else self._line.catalog.newest(id_))
+        if not ledger.event.key.startswith(seen):
+            raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
+        note(request.scope).key = ledger.event.key
+        told = pipeline.detail(self._line, ledger).model_dump(mode="json")
+        return Response(json.dumps(told), media_type="application/json")  # escaped: any name of a file can be said

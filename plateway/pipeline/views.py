@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from plateway import folder, wire
@@ -10,17 +12,17 @@ from plateway.catalog import Ledger
 from plateway.errors import PlatewayError
 from plateway.pipeline.copies import contents
 from plateway.pipeline.line import Line
-from plateway.records import Event
+from plateway.records import ArchiveLocation, Event, Export, Purge, Setback
 
 
-def status(line: Line, ledger: Ledger) -> wire.EventStatus:
-    """Tell where one event stands."""
-    return wire.EventStatus(**_told(line, ledger))
+def status(line: Line, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
+    """Tell where one event stands; of many, say what time it is."""
+    return wire.EventStatus(**_told(line, ledger, now or line.catalog.now()))
 
 
 def detail(line: Line, ledger: Ledger) -> wire.EventDetail:
     """Tell all that is known of one event, with the manifest as it lies in the first copy that can be read."""
-    manifest, error = None, None
+    now, manifest, error = line.catalog.now(), None, None
     if ledger.export is not None:
         try:
             manifest = [wire.ManifestFile(**asdict(member)) for member in contents(line, ledger).members]
@@ -35,12 +37,60 @@ def detail(line: Line, ledger: Ledger) -> wire.EventDetail:
         "setbacks": [row.model_dump(mode="json") for row in ledger.setbacks],
         "lease": ledger.lease and ledger.lease.model_dump(mode="json"),
     }
-    return wire.EventDetail(**_told(line, ledger), manifest=manifest, manifest_error=error, ledger=rows)
+    return wire.EventDetail(
+        **_told(line, ledger, now), history=history(ledger, now), manifest=manifest, manifest_error=error, ledger=rows
+    )
 
 
-def _told(line: Line, ledger: Ledger) -> dict[str, Any]:
+def history(ledger: Ledger, now: datetime) -> list[wire.Moment]:
+    """Tell what happened to an event, in order, and what it waits for."""
+    told = [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
+    told += [moment for archive in ledger.archives for moment in _archived(archive)]
+    told += [moment for purge in ledger.purges for moment in _purged(purge)]
+    told += [moment for setback in ledger.setbacks for moment in _failed(setback)]
+    if ledger.quarantine:
+        told.append(_moment("quarantined", ledger.quarantine.first_seen, why=ledger.quarantine.reason))
+    done = sorted((one for one in told if one.at is not None), key=lambda one: one.at or now)
+    return done + [_moment("waits", None, why=reason) for reason in ledger.state(now).reasons]
+
+
+def _moment(what: str, at: datetime | None, *, where: str | None = None, why: str | None = None) -> wire.Moment:
+    return wire.Moment(what=what, at=at, where=where, why=why)
+
+
+def _came(event: Event) -> Iterator[wire.Moment]:
+    yield _moment("announced", event.announced_at, where=event.path)
+    yield _moment("seen", event.first_seen)
+    yield _moment("complete", event.sealed_at, why=f"{event.present} of {event.image_count} images")
+    yield _moment("staged", event.staged_at)
+
+
+def _went(export: Export) -> Iterator[wire.Moment]:
+    yield _moment("exported", export.uploaded_at, where=export.key)
+    yield _moment("verified", export.evidence_at, where=export.key, why=export.evidence)
+    yield _moment("read back", export.read_back_at, where=export.key)
+    yield _moment("damaged", export.damaged_at, where=export.key, why=export.damage)
+
+
+def _archived(archive: ArchiveLocation) -> Iterator[wire.Moment]:
+    yield _moment("archived", archive.reported_at, where=archive.path, why=archive.evidence)
+    yield _moment("read from tape", archive.read_at, where=archive.path)
+
+
+def _purged(purge: Purge) -> Iterator[wire.Moment]:
+    yield _moment("moved aside", purge.trashed_at if purge.place != "bucket" else None, where=purge.place)
+    evidence = purge.proof.get("evidence")
+    yield _moment("purged", purge.gone_at, where=purge.place, why=evidence and str(evidence))
+    yield _moment("restored", purge.restored_at, where=purge.place, why=purge.reason)
+
+
+def _failed(setback: Setback) -> Iterator[wire.Moment]:
+    yield _moment(f"{setback.verb} failed", setback.at, why=setback.reason)
+
+
+def _told(line: Line, ledger: Ledger, now: datetime) -> dict[str, Any]:
     event, export = ledger.event, ledger.export
-    stands = ledger.state(line.catalog.now())
+    stands = ledger.state(now)
     verified = export.evidence_at if export else None
     return {
         "id": event.id,
