@@ -101,6 +101,7 @@ class Buckets:
         self._endpoint, self._abreast = endpoint, abreast
         self._stores: dict[str, S3] = {}
         self._fs, _ = filesystem("s3://", endpoint, use_listings_cache=False, skip_instance_cache=True)
+        self._fs.retries = 1  # of its own; its client has some already
 
     # ------------------------------------------------------------------------------------------------------- buckets
 

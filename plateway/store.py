@@ -220,6 +220,7 @@ def filesystem(url: str, endpoint: Endpoint | None = None, **more: Any) -> tuple
         "client_kwargs": {"region_name": endpoint.region},
         "config_kwargs": {
             "proxies": {} if endpoint.bypass_proxy else None,
+            "retries": {"total_max_attempts": 2, "mode": "standard"},
             "s3": {"addressing_style": "path" if endpoint.url else "auto"},
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
