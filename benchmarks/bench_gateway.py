@@ -154,7 +154,7 @@ def answers(running: Running) -> None:
     until = time.monotonic() + START
     while True:
         try:
-            httpx.get(f"http://127.0.0.1:{running.port}/objects/none", headers=running.headers, trust_env=False)
+            httpx.get(f"http://127.0.0.1:{running.port}/health", trust_env=False)
             return
         except httpx.TransportError:
             if time.monotonic() > until:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from plateway.gateway.answers import GONE
 NOTE = "plateway.note"
 FULL = 64 << 20  # bytes after which the file is moved aside
 KEPT = 64  # files that were moved aside and are kept
+LOOK = 1.0  # seconds after which it is seen whether the file still has the name
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +84,16 @@ class AccessLog:
         self._path, self._full, self._kept = path, full, kept
         self._file = -1
         self._inode = -1
+        self._room, self._until = 0, 0.0  # bytes and time that are left before the file is looked at
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, access: Access) -> None:
         """Add a line; never fails the request that it is about."""
-        line = json.dumps(asdict(access), ensure_ascii=True).encode() + b"\n"
+        line = json.dumps(vars(access), ensure_ascii=True).encode() + b"\n"
         try:
-            self._turn()
+            if self._room <= 0 or time.monotonic() > self._until:
+                self._turn()
+            self._room -= len(line)
             written = os.write(self._file, line)
             if written != len(line):
                 raise OSError(f"{written} of {len(line)} bytes written")
@@ -104,6 +108,7 @@ class AccessLog:
         if self._file >= 0:
             os.close(self._file)
         self._file = self._inode = -1
+        self._room = 0
 
     def _turn(self) -> None:
         """Have the file open that has the name now, and move a full one aside."""
@@ -118,6 +123,7 @@ class AccessLog:
             self.close()
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             self._inode = os.fstat(self._file).st_ino
+        self._room, self._until = (self._full - (told.st_size if told else 0)) // 4, time.monotonic() + LOOK
 
     def _aside(self) -> None:
         lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -219,4 +225,4 @@ def _parsed(line: bytes) -> Access | None:
 
 
 def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

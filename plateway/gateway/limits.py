@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from plateway.gateway.answers import Problem
 
 SLOT = struct.Struct("<Qd")  # who, and when the budget is full again
 WAYS = 8  # budgets that share a place in the table; the fullest makes room for a new one
+SET = struct.Struct("<" + WAYS * "Qd")
 SETS = 8192
 LOCK_TRIES = 40
 LOCK_PAUSE = 0.0005
@@ -74,8 +76,8 @@ class Rates:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._file, SETS * WAYS * SLOT.size)
-        self._table = mmap.mmap(self._file, SETS * WAYS * SLOT.size)
+        os.ftruncate(self._file, SETS * SET.size)
+        self._table = mmap.mmap(self._file, SETS * SET.size)
         self._clock = clock
         self._mine = threading.Lock()
 
@@ -115,12 +117,11 @@ class Rates:
     def _find(self, who: str, now: float) -> tuple[int, int, float]:
         """Find the place of a budget, its tag, and when it is full again (never before now)."""
         place, tag = struct.unpack("<QQ", hashlib.blake2b(who.encode("utf-8", "replace"), digest_size=16).digest())
-        first = place % SETS * WAYS * SLOT.size
-        slots = [(at, *SLOT.unpack_from(self._table, at)) for at in range(first, first + WAYS * SLOT.size, SLOT.size)]
-        for at, known, full in slots:
-            if known == tag:
-                return at, tag, max(full, now)
-        return min(slots, key=lambda slot: slot[2])[0], tag, now
+        first = place % SETS * SET.size
+        found = SET.unpack_from(self._table, first)
+        known, full = found[::2], found[1::2]
+        way = known.index(tag) if tag in known else full.index(min(full))
+        return first + way * SLOT.size, tag, max(full[way], now) if tag in known else now
 
 
 def too_many(wait: float) -> Problem:
@@ -146,6 +147,7 @@ def address(peer: str | None, forwarded: str, trusted: Sequence[Network]) -> str
     return peer
 
 
+@lru_cache(1024)
 def payer(found: str | None) -> str:
     """Say whose budget an address counts for: an IPv6 customer has a /64."""
     told = _parsed(found or "")
@@ -154,6 +156,7 @@ def payer(found: str | None) -> str:
     return f"address {told}"
 
 
+@lru_cache(1024)
 def _parsed(found: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         told = ipaddress.ip_address(found)
@@ -333,10 +336,10 @@ class Safe:
     """Say with every answer that it is no page: browsers neither guess nor run it."""
 
     HEADERS = (
-        ("X-Content-Type-Options", "nosniff"),
-        (POLICY, "default-src 'none'; frame-ancestors 'none'; sandbox"),
-        ("Referrer-Policy", "no-referrer"),
-        ("X-Frame-Options", "DENY"),
+        (b"x-content-type-options", b"nosniff"),
+        (POLICY.lower().encode(), b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-frame-options", b"DENY"),
     )
 
     def __init__(self, app: ASGIApp) -> None:
@@ -345,9 +348,9 @@ class Safe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self.HEADERS:
-                    headers.setdefault(name, value)
+                said = list(message["headers"])
+                names = {name for name, _ in said}
+                message["headers"] = said + [one for one in self.HEADERS if one[0] not in names]
             await send(message)
 
         await self.app(scope, receive, safe if scope["type"] == "http" else send)
