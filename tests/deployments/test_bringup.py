@@ -222,6 +222,8 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
     assert read.secret_access_key == told.secret_access_key
     shown = json.loads(file.read_text())
     assert (shown["prefect_ui"], shown["s3_endpoint"]) == ("http://127.0.0.1:4200", s3.url)
+    assert shown["gateway"] == "http://127.0.0.1:8000"
+    assert read.prefect_ui == "http://127.0.0.1:4200"
 
 
 def test_a_configured_endpoint_needs_no_server(tmp_path: Path) -> None:
@@ -280,6 +282,25 @@ def test_bridges_run_where_their_servers_are_named(tmp_path: Path) -> None:
     assert bridges[0].environment["PLATEWAY_AMQP_URL"] == urls["amqp_url"]
     none = settings.load(home=tmp_path, bucket_url="memory://")
     assert not [part for part in bringup.plan(none, None, env) if part.name in {"amqp", "redis"}]
+
+
+def test_the_gateway_runs_without_prefect(tmp_path: Path) -> None:
+    """It waits for catalogue and buckets only; beside our S3 server it has a bucket for objects of its own."""
+    s3 = bringup.Embedded(tmp_path / "s3", seaweed.ports(), seaweed.Identity("plateway"))
+    told = bringup.resolve(settings.load(home=tmp_path, serve_port=8123), s3)
+    assert told.objects_url == bringup.OBJECTS
+    env = bringup.environment(told, "http://127.0.0.1:4200/api")
+    parts = {part.name: part for part in bringup.plan(told, s3, env)}
+    gateway = parts["gateway"]
+    assert isinstance(gateway, Part)
+    assert (set(gateway.after), gateway.where) == ({"bucket", "catalogue"}, "http://127.0.0.1:8123")
+    assert gateway.environment["PLATEWAY_SERVE_PORT"] == "8123"
+    assert gateway.environment["PLATEWAY_OBJECTS_URL"] == bringup.OBJECTS
+    own = bringup.resolve(settings.load(home=tmp_path, objects_url="s3://mine/x"), s3)
+    assert own.objects_url == "s3://mine/x"
+    elsewhere = settings.load(home=tmp_path, bucket_url="memory://", serve_host="0.0.0.0", serve_port=8123)
+    assert bringup.resolve(elsewhere, None).objects_url is None
+    assert bringup.announce(elsewhere, None, 4200)["gateway"] == "http://127.0.0.1:8123"
 
 
 def test_ports_are_kept(tmp_path: Path) -> None:
