@@ -38,7 +38,7 @@ WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
 OBJECTS = "s3://plateway-objects"  # where the gateway keeps objects, beside our own S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
 FIRST = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 seen on busy ones
 
 # What a site may have set otherwise. Heartbeats: the least that Prefect takes, so that dead runs are found soon.

@@ -17,8 +17,8 @@ from plateway.settings import Settings
 from plateway.store import open_store
 
 
-def parts(settings: Settings, *, host: str | None = None, read_only: bool = False) -> Parts:
-    """Say what a gateway consists of that listens on this host; what is not given is as the settings have it.
+def parts(settings: Settings) -> Parts:
+    """Say what the gateway of these settings consists of.
 
     Raises:
         Misconfigured: objects would lie where something else is.
@@ -26,13 +26,12 @@ def parts(settings: Settings, *, host: str | None = None, read_only: bool = Fals
     for what, place in _taken(settings):
         if settings.objects_url and overlap(settings.objects_url, place):
             raise Misconfigured(f"PLATEWAY_OBJECTS_URL: objects need a place of their own, apart from {what}")
-    reading = read_only or settings.read_only
     return Parts(
         home=settings.home.absolute(),
         tokens=settings.tokens,
         objects=settings.objects_url,
         bucket=settings.bucket_url,
-        endpoint=replace(endpoint(settings), read_only=reading),
+        endpoint=replace(endpoint(settings), read_only=settings.read_only),
         access=settings.access_file,
         limits=Limits(
             token=Rate(settings.token_rate),
@@ -41,22 +40,22 @@ def parts(settings: Settings, *, host: str | None = None, read_only: bool = Fals
             object_size=settings.max_object,
         ),
         trusted=settings.trusted_proxies,
-        read_only=reading,
+        read_only=settings.read_only,
         line=partial(reader, settings),
-        open=not asks(settings, host=host or settings.serve_host),
+        open=not asks(settings),
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui,
     )
 
 
-def asks(settings: Settings, *, host: str) -> bool:
+def asks(settings: Settings) -> bool:
     """Say whether events are shown to tokens only: as it is set, else wherever others than this machine can ask.
 
     Whoever names proxies lets others in, also on loopback.
     """
     if settings.api_needs_token is not None:
         return settings.api_needs_token
-    return bool(settings.trusted_proxies) or not loopback(host)
+    return bool(settings.trusted_proxies) or not loopback(settings.serve_host)
 
 
 def loopback(host: str) -> bool:

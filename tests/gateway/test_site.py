@@ -1,0 +1,191 @@
+"""The gateway as the settings have it, and the page that tells its API."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from plateway import settings
+from plateway.errors import Misconfigured, Refused
+from plateway.gateway import Rate, create_app, reference, site
+from plateway.gateway.app import overlap
+from plateway.settings import RUNTIME, Settings
+from tests.gateway.conftest import Start
+
+Known = Callable[..., Settings]
+SECRET = "canary-5d1e"
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
+    """Settings of a home of the test's own, over memory."""
+    monkeypatch.chdir(tmp_path)  # no .env
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def load(**flags: object) -> Settings:
+        return settings.load(**{"home": home, "bucket_url": "memory://site", **flags})
+
+    return load
+
+
+def test_settings_become_parts(known: Known) -> None:
+    """Each setting of the gateway has its place; what is not set is as told."""
+    default = site.parts(known())
+    assert (default.objects, default.read_only, default.links) == (None, False, timedelta(minutes=15))
+    assert default.tokens == default.home / "tokens.json"
+    assert default.log == default.home / "gateway" / "access.log"
+    limits = site.parts(known(token_rate=1, address_rate=2, failed_rate=3, max_object="4KiB")).limits
+    assert (limits.token, limits.address, limits.failed) == (Rate(1), Rate(2), Rate(3))
+    assert limits.object_size == 4096
+    named = site.parts(
+        known(
+            objects_url="memory://objects",
+            tokens_file="t.json",
+            access_log="a.log",
+            trusted_proxies="10.0.0.0/8",
+            link_lifetime="1m",
+            read_only=True,
+            bypass_proxy=True,
+            prefect_ui_url="https://prefect.example.org",
+        )
+    )
+    assert (named.tokens, named.log) == (Path("t.json").absolute(), Path("a.log").absolute())
+    assert (named.objects, named.trusted) == ("memory://objects", ("10.0.0.0/8",))
+    assert (named.links, named.prefect_ui) == (timedelta(minutes=1), "https://prefect.example.org")
+    assert named.read_only and named.endpoint.read_only and named.endpoint.bypass_proxy
+
+
+@pytest.mark.parametrize(
+    ("host", "flags", "open_"),
+    [
+        ("127.0.0.1", {}, True),
+        ("127.8.0.1", {}, True),
+        ("::1", {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        ("::", {}, False),
+        ("192.0.2.7", {}, False),
+        ("localhost.example.org", {}, False),
+        ("", {}, False),
+        ("127.0.0.1", {"trusted_proxies": "127.0.0.1"}, False),
+        ("127.0.0.1", {"api_needs_token": True}, False),
+        ("0.0.0.0", {"api_needs_token": False}, True),
+        ("127.0.0.1", {"api_needs_token": False, "trusted_proxies": "127.0.0.1"}, True),
+    ],
+)
+def test_who_may_look(known: Known, host: str, flags: dict[str, object], *, open_: bool) -> None:
+    """Events are open on loopback without a proxy in front, and nowhere else, unless a setting says so."""
+    assert site.parts(known(serve_host=host, **flags)).open is open_
+
+
+def test_parts_go_to_workers(known: Known) -> None:
+    """Another process gets the same line out of them; no secret shows."""
+    parts = site.parts(known(access_key_id="a", secret_access_key=SECRET, database_url="sqlite:///x.db"))
+    assert SECRET not in repr(parts)
+    again = pickle.loads(pickle.dumps(parts))
+    assert again.line is not None
+    with closing(again.line()) as line:
+        assert line.store.name == "site"
+
+
+def test_the_events_are_never_written(known: Known) -> None:
+    """The line that the gateway opens refuses every change of the bucket, whatever the mode."""
+    with closing(site.reader(known())) as line:
+        with pytest.raises(Refused, match="read-only"):
+            line.store.put("k", [b"1"], size=1, part_size=1, metadata={})
+        with pytest.raises(Refused, match="read-only"):
+            line.store.delete("k")
+
+
+def test_prefect_is_where_up_left_it(known: Known) -> None:
+    """Links go to the UI of `plateway up`, a damaged runtime file is none."""
+    config = known()
+    assert config.prefect_ui is None
+    (config.home / RUNTIME).write_text('{"settings": {}, "prefect_ui": "http://127.0.0.1:4200"}')
+    assert site.parts(config).prefect_ui == "http://127.0.0.1:4200"
+    (config.home / RUNTIME).write_text("[")
+    assert site.parts(config).prefect_ui is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("s3://raw", "s3://raw/", True),
+        ("s3://raw/a", "s3://raw", True),
+        ("s3://raw//a/", "s3://raw/a", True),
+        ("s3://raw/%61", "s3://raw/a/b", True),
+        ("s3://raw/a", "s3://raw/ab", False),
+        ("s3://raw", "s3://raw2", False),
+        ("s3://raw", "file:///raw", False),
+        ("file:///data/../data/x", "/data", True),
+        ("file:///", "/data", True),
+        ("memory://a", "memory://b", False),
+    ],
+)
+def test_places_that_overlap(one: str, other: str, *, same: bool) -> None:
+    """Two spellings of a place are one place, and a place within another one is in it."""
+    assert overlap(one, other) is overlap(other, one) is same
+
+
+def test_links_do_not_hide_a_place(known: Known, tmp_path: Path) -> None:
+    """A directory of objects that leads to the bench by a symbolic link is on the bench."""
+    config = known()
+    config.root.mkdir()
+    (tmp_path / "aside").symlink_to(config.root)
+    with pytest.raises(Misconfigured, match="apart from the bench"):
+        site.parts(known(objects_url=(tmp_path / "aside").as_uri()))
+
+
+def test_the_api_has_a_page(start: Start) -> None:
+    """Every request of the OpenAPI document is on it, with what it asks for; nothing comes from elsewhere or runs."""
+    gateway = start()
+    answer = httpx.get(f"{gateway.url}/docs", trust_env=False)
+    document = httpx.get(f"{gateway.url}/openapi.json", trust_env=False).json()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f">{method.upper()} {path}</a>" in answer.text
+    assert "Asks for a token that may write." in answer.text
+    assert "<script" not in answer.text
+    assert re.findall(r'(?:src|href)="(?!#|openapi\.json")[^"]*"', answer.text) == []
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src" not in policy and "unsafe" not in policy
+
+
+def test_the_page_runs_nothing_that_is_told(start: Start) -> None:
+    """What a route says of itself is text."""
+    gateway = start()
+    app = create_app(gateway.parts)
+    app.description = "x"
+    for route in app.routes:
+        if getattr(route, "path", "") == "/health":
+            route.description = "<script>alert(1)</script>"  # type: ignore[attr-defined]  # an APIRoute
+    body = bytes(reference.show(app).body).decode()
+    assert "<script" not in body
+    assert "&lt;script&gt;" in body
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({}, "anything"),
+        ({"type": "string"}, "string"),
+        ({"type": "string", "format": "date-time"}, "date-time"),
+        ({"type": "integer", "minimum": 0, "maximum": 500}, "integer, from 0 to 500"),
+        ({"type": "array", "items": {"$ref": "#/components/schemas/Export"}}, "list of Export"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string or null"),
+        ({"enum": ["stitch", "video"]}, "stitch or video"),
+        ({"const": 1}, "1"),
+    ],
+)
+def test_kinds_in_words(schema: dict[str, object], words: str) -> None:
+    """What a value is, said shortly."""
+    assert reference.kind(schema) == words
