@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,7 +30,7 @@ def site(home: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def filled(site: Path, bucket: str) -> Iterator[str]:
+def filled(site: Path, bucket: str) -> str:
     """A bucket with a folder, and a sibling whose name begins alike."""
     plates = site / "plates"
     (plates / "deep").mkdir(parents=True)
