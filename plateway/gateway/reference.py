@@ -20,8 +20,12 @@ from plateway.gateway import auth
 from plateway.gateway.limits import POLICY
 
 PATH = "/docs"
-LIMITS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLength": "at most"}  # said before a number
-WHERE = {"path": "in the path", "query": "after the ?", "header": "header", "cookie": "cookie"}
+LIMITS = {
+    "minimum": "from {}",
+    "maximum": "to {}",
+    "minLength": "of {} and more",
+    "maxLength": "of up to {} characters",
+}
 
 _templates = Environment(
     loader=PackageLoader("plateway.gateway", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -96,29 +100,28 @@ def kind(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
         return f"list of {kind(schema.get('items', {}))}"
-    limits = " ".join(f"{words} {schema[limit]}" for limit, words in LIMITS.items() if limit in schema)
-    said = schema.get("format", schema.get("type", "anything"))
-    return f"{said}, {limits}" if limits else str(said)
+    limits = [words.format(schema[limit]) for limit, words in LIMITS.items() if limit in schema]
+    return " ".join([schema.get("format", schema.get("type", "anything")), *limits])
 
 
 def _parameters(told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for one in told.get("parameters", ()):
         schema = one.get("schema", {})
-        default = "required" if one.get("required") else schema.get("default", "")
+        default = schema.get("default")
+        said = one.get("description", schema.get("description", ""))
         yield {
             "name": one["name"],
-            "where": WHERE.get(one["in"], one["in"]),
-            "kind": kind(schema),
-            "default": str(default),
-            "told": one.get("description", schema.get("description", "")),
+            "where": one["in"],
+            "kind": kind(schema).removesuffix(" or null"),  # what need not be given
+            "told": "; ".join(filter(None, [said, "" if default is None else f"default {default}"])),
         }
 
 
 def _body(told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for media, one in told.get("requestBody", {}).get("content", {}).items():
-        yield {"name": media, "where": "body", "kind": kind(one.get("schema", {})), "default": "", "told": ""}
+        yield {"name": media, "where": "body", "kind": kind(one.get("schema", {})), "told": ""}
 
 
 def _answer(status: str, answer: Mapping[str, Any]) -> dict[str, str]:
-    kinds = [f"{media}: {kind(one.get('schema', {}))}" for media, one in answer.get("content", {}).items()]
-    return {"status": status, "told": answer.get("description", ""), "kind": "; ".join(kinds)}
+    kinds = [f"{media} {kind(one.get('schema', {}))}" for media, one in answer.get("content", {}).items()]
+    return {"status": status, "told": answer.get("description", ""), "kind": " or ".join(kinds)}

@@ -179,7 +179,7 @@ def test_the_page_runs_nothing_that_is_told(start: Start) -> None:
         ({}, "anything"),
         ({"type": "string"}, "string"),
         ({"type": "string", "format": "date-time"}, "date-time"),
-        ({"type": "integer", "minimum": 0, "maximum": 500}, "integer, from 0 to 500"),
+        ({"type": "integer", "minimum": 0, "maximum": 500}, "integer from 0 to 500"),
         ({"type": "array", "items": {"$ref": "#/components/schemas/Export"}}, "list of Export"),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string or null"),
         ({"enum": ["stitch", "video"]}, "stitch or video"),
