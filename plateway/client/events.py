@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import httpx
@@ -45,9 +45,10 @@ class Within(TypedDict, total=False):
 
 
 class Filters(Within, total=False):
-    """What a search is narrowed to."""
+    """What a search is narrowed to, and its order."""
 
     experiment: str
+    order: Literal["newest", "oldest"]
 
 
 class Picture(NamedTuple):
@@ -108,7 +109,7 @@ class Plateway:
         self._driver = Driver(session, timeout=timeout)
 
     def search(self, **filters: Unpack[Filters]) -> Iterator[Event]:
-        """Find events, the newest first."""
+        """Find events, the newest first unless the other order is asked for."""
         return self._driver.each(self._events.search(filters))
 
     def event(self, which: Which) -> Event:
@@ -137,7 +138,7 @@ class Plateway:
 
     def arrays(self, experiment: str, **filters: Unpack[Within]) -> Iterator[Picture]:
         """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
-        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment)))
+        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment, order="oldest")))
 
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
@@ -182,7 +183,7 @@ class AsyncPlateway:
         self._driver = AsyncDriver(session, timeout=timeout)
 
     def search(self, **filters: Unpack[Filters]) -> AsyncIterator[Event]:
-        """Find events, the newest first."""
+        """Find events, the newest first unless the other order is asked for."""
         return self._driver.each(self._events.search(filters))
 
     async def event(self, which: Which) -> Event:
@@ -211,7 +212,7 @@ class AsyncPlateway:
 
     def arrays(self, experiment: str, **filters: Unpack[Within]) -> AsyncIterator[Picture]:
         """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
-        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment)))
+        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment, order="oldest")))
 
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
@@ -256,6 +257,8 @@ class Events:
         return {image.name: image for image in _items(Image, told, "images")}
 
     def image(self, image: Image) -> Steps[bytes]:
+        if not image.url.startswith("/"):
+            raise Unavailable(f"{image.name}: its address is not one of the gateway")
         answer = yield from self._server.answer(self._server.ask("GET", image.url))
         if hashlib.sha256(answer.content).hexdigest() != image.sha256:
             told = f"{len(answer.content)} bytes arrived for {image.size}"

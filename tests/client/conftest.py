@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
+import json
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from plateway.client import AsyncPlateway, AsyncRestStore, Plateway, RestStore
+from plateway.catalog import Ref
+from plateway.client import AsyncPlateway, AsyncRestStore, Images, Plateway, RestStore
 from plateway.gateway import Parts
+from plateway.simulator import Announced
 from tests.client.scripted import Scripted
 from tests.gateway.conftest import GENEROUS, Gateway, running
+from tests.gateway.sites import Site, site
+from tests.lab import Lab
 
 T = TypeVar("T")
 DELAY = 0.02  # seconds of the first pause
@@ -32,7 +44,7 @@ class Blocking:
 
         def called(*args: Any, **options: Any) -> Any:
             found = method(*args, **options)
-            return self._items(found) if isinstance(found, AsyncGenerator) else self.wait(found)
+            return self._items(found) if isinstance(found, AsyncGenerator) else self._shown(self.wait(found))
 
         return called
 
@@ -48,6 +60,11 @@ class Blocking:
         """Close the client and the loop."""
         self.wait(self._client.close())
         self._runner.close()
+
+    def _shown(self, found: Any) -> Any:
+        if isinstance(found, Images):
+            return Images(found.infos, lambda image: self.wait(found[image.name]))
+        return found
 
     def _items(self, stream: AsyncGenerator[Any, None]) -> Iterator[Any]:
         try:
@@ -125,3 +142,84 @@ def scripted() -> Iterator[Scripted]:
     """A server that answers as it is told."""
     with Scripted() as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A gateway with events, and what the instruments wrote."""
+
+    site: Site
+    stitches: list[Announced]  # of one experiment, the oldest first
+    scan: Announced  # with a DICOM file and a text
+    waiting: Announced  # seen, and not exported
+
+    @property
+    def url(self) -> str:
+        """Where the gateway listens."""
+        return self.site.gateway.url
+
+    @property
+    def secret(self) -> str:
+        """A token that may read all events."""
+        return self.site.gateway.secrets["reader"]
+
+    def experiment(self, announced: Announced) -> str:
+        """Say to which experiment an event belongs."""
+        return self.site.lab.catalog.get(Ref(announced.id, 1)).experiment
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """A gateway with some events, for all tests: they only read."""
+    with site(tmp_path_factory.mktemp("laboratory"), objects=f"memory://{uuid4().hex}") as one:
+        lab = one.lab
+        stitches = []
+        for _ in range(4):  # two plates in turn
+            stitches.append(lab.exported(images=2)[0])
+            lab.clock.turn(minutes=1)
+        scan = scanned(lab)
+        lab.settle()
+        lab.export()
+        waiting = lab.acquire("aretha")
+        lab.settle()
+        one.gateway.token("reader", "read")
+        yield Laboratory(one, stitches[::2], scan, waiting)
+
+
+def scanned(lab: Lab) -> Announced:
+    """Let a scanner write a DICOM file and a text, and announce them."""
+    id_, at = uuid4(), lab.clock()
+    images, events = lab.bench / "scanner" / "s1" / "série 1", lab.bench / "scanner" / "events"
+    images.mkdir(parents=True)
+    events.mkdir()
+    (images / "slice #1.dcm").write_bytes(slice_())
+    (images / "notes.txt").write_bytes(b"<b>dose</b>: 1.2 mGy?")
+    told = {
+        "ref_id": str(id_),
+        "experiment_id": "phantom",
+        "timestamp": at.isoformat(),
+        "local_path": "s1",
+        "img_count": 1,  # texts do not count
+        "metadata": {},
+    }
+    for path in images.rglob("*"):
+        os.utime(path, (at.timestamp(), at.timestamp()))
+    (events / "1.json").write_text(json.dumps(told))
+    files = {f"série 1/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in images.iterdir()}
+    return Announced(id_, "scanner", events / "1.json", lab.bench / "scanner" / "s1", files, at)
+
+
+def slice_() -> bytes:
+    """Write a small DICOM file."""
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.826.0.1.3680043.8.498.1"
+    data.PatientID, data.Modality = "phantom", "OT"
+    data.Rows, data.Columns, data.SamplesPerPixel = 4, 4, 1
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = np.arange(16, dtype="<u2").tobytes()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
