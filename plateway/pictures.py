@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Grid:
 
 def media(name: str) -> str | None:
     """Say what a file would be over HTTP if it is a picture by its name; None: it is none."""
-    return SUFFIXES.get(name.rpartition("/")[2].rpartition(".")[2].lower())
+    return SUFFIXES.get(PurePosixPath(name).suffix[1:].lower())
 
 
 def thumbnail(content: bytes, *, size: int, levels: Levels | None = None) -> bytes:
