@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from plateway import pictures
 from plateway.bundle import Member
 from plateway.catalog import Ledger, Ref
-from plateway.errors import NotFound, Refused, Rejected
+from plateway.errors import Damaged, NotFound, Refused, Rejected
 from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
@@ -271,7 +271,7 @@ class Gallery:
         for member in samples(self.contents(ledger).members):
             if (left := left - member.size) < 0 and found:
                 break
-            with suppress(Rejected):
+            with suppress(Rejected, Damaged):  # the others tell
                 found.append(pictures.levels(b"".join(copies.image(self.line, ledger, member))))
         between = [one for one in found if one is not None]
         return (min(dark for dark, _ in between), max(bright for _, bright in between)) if between else None

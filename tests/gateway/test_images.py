@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tifffile
 from PIL import Image
@@ -39,8 +40,11 @@ PAST = "Mon, 01 Jan 2001 00:00:00 GMT"
 
 
 def tiff(seed: int, *, size: int = 40) -> bytes:
+    return written(np.random.default_rng(seed).integers(100, 4000, (size, size // 2)).astype(np.uint16))
+
+
+def written(pixels: npt.NDArray[np.uint16]) -> bytes:
     buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(100, 4000, (size, size // 2)).astype(np.uint16)
     tifffile.imwrite(buffer, pixels, metadata=None)
     return buffer.getvalue()
 
@@ -121,13 +125,11 @@ class Turned:
         return getattr(self._lab.store, name)
 
 
-@pytest.fixture(scope="module", params=["memory", "file", "s3"])
+@pytest.fixture(scope="module", params=["memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A gateway over each kind of bucket."""
     home, url, endpoint = tmp_path_factory.mktemp("place"), "memory", None
-    if request.param == "file":
-        url = (home / "bucket").as_uri()
-    elif request.param == "s3":
+    if request.param == "s3":
         endpoint, name = request.getfixturevalue("endpoint"), f"images-{uuid4().hex[:12]}"
         request.getfixturevalue("client").create_bucket(Bucket=name)
         url = f"s3://{name}"
@@ -141,11 +143,19 @@ def ref(place: Place) -> Ref:
     return announce(place.lab, FILES)
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Place]:
-    """A place for one test alone, to break things in."""
-    with placed(tmp_path / "own", "memory") as one:
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A place to break things in."""
+    with placed(tmp_path_factory.mktemp("workshop"), "memory") as one:
         yield one
+
+
+@pytest.fixture
+def own(workshop: Place) -> Iterator[Place]:
+    """The workshop, with its bucket back in place afterwards; each test announces events of its own."""
+    store = workshop.lab.store
+    yield workshop
+    workshop.lab.store = store
 
 
 def url(name: str) -> str:
@@ -311,17 +321,23 @@ def test_an_event_that_is_not_exported_has_no_images(own: Place) -> None:
         assert (answer.status_code, "not exported yet" in answer.text) == (404, True)
 
 
-def test_an_open_gateway_asks_nobody(tmp_path: Path) -> None:
+def test_an_open_gateway_asks_nobody(own: Place, tmp_path: Path) -> None:
     """Where events are open to all, so are their images; elsewhere nothing comes without a token."""
-    for free in (True, False):
-        with placed(tmp_path / str(free), "memory", open=free) as one:
-            ref = announce(one.lab, {"a.tif": tiff(1)})
-            for rest in ("images", "images/a.tif", "images/a.tif/thumbnail", "bundle"):
-                answer = httpx.get(f"{one.gateway.url}/api/1/events/{ref}/{rest}", trust_env=False)
-                assert answer.status_code == (200 if free else 401)
+    ref = announce(own.lab, {"a.tif": tiff(1)})
+    parts = replace(own.gateway.parts, home=tmp_path, line=lambda: own.lab.line, open=True)
+    paths = [f"/api/1/events/{ref}/{rest}" for rest in ("images", "images/a.tif", "images/a.tif/thumbnail", "bundle")]
+    with running(parts) as free:
+        for path in paths:
+            assert httpx.get(free.url + path, trust_env=False).status_code == 200
+            assert httpx.get(own.gateway.url + path, trust_env=False).status_code == 401
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
+
+
+def taped(place: Place, ref: Ref) -> None:
+    """Let an archive have it as well."""
+    tape(place.lab, ref, path=f"images/x/{ref}.tar")
 
 
 def offset(place: Place, ref: Ref, name: str) -> int:
@@ -343,7 +359,7 @@ def test_wrong_bytes_are_never_handed_out(own: Place) -> None:
     assert own.get(ref, "images/b.tif").content == files["b.tif"]
     damage(own.lab, key, offset(own, ref, "a.tif") + 300)  # right again
     other = announce(own.lab, {"a.tif": tiff(3)})
-    tape(own.lab, other)
+    taped(own, other)
     damage(own.lab, own.lab.ledger(other).event.key, offset(own, other, "a.tif") + 300)
     assert own.get(other, "images/a.tif").content == tiff(3)
     assert own.get(other, "images/a.tif", headers={"Range": "bytes=4-99"}).content == tiff(3)[4:100]
@@ -374,7 +390,7 @@ def test_a_bucket_that_breaks_off_is_no_end(own: Place) -> None:
     """Where one copy stops, another goes on; without one the connection breaks, or there is an error at once."""
     image = np.random.default_rng(2).bytes(copies.HELD + 999)
     ref, alone = announce(own.lab, {"a.tif": image}), announce(own.lab, {"a.tif": image[: 2 << 20]})
-    tape(own.lab, ref)
+    taped(own, ref)
     assert own.get(alone, "images").status_code == 200
     own.lab.store = Broken(own.lab.store, after=3 << 20)
     assert own.get(ref, "images/a.tif").content == image
@@ -387,7 +403,7 @@ def test_what_expired_comes_from_tape(own: Place) -> None:
     """The bucket removed it; the archive has it, and when that is not to be reached either, the answer says so."""
     ref = announce(own.lab, {"a.tif": tiff(1)})
     gone = announce(own.lab, {"a.tif": tiff(2)})
-    tape(own.lab, ref)
+    taped(own, ref)
     bundle = b"".join(own.lab.store.open(own.lab.ledger(ref).event.key))
     for one in (ref, gone):
         own.lab.store.delete(own.lab.ledger(one).event.key)
@@ -425,6 +441,24 @@ def test_an_image_has_a_small_picture(place: Place, ref: Ref) -> None:
     assert place.client.get(listed).content == answer.content
     for size in ("0", "15", "1025", "-1", "x"):
         assert place.client.get(listed, params={"size": size}).status_code == 422
+
+
+def test_tiles_are_stretched_alike(own: Place) -> None:
+    """With the levels of the event a dim tile stays dim beside a bright one; a damaged tile hides no other."""
+    dim, bright = (np.linspace(0, most, 1600).reshape(40, 40).astype(np.uint16) for most in (400, 4000))
+    files = {f"Img_r01_c{n:02d}.tif": written(dim if n == 1 else bright) for n in range(1, 5)}
+    ref = announce(own.lab, files)
+    for levels, least, most in (("own", 240, 256), ("event", 0, 40)):
+        answer = own.get(ref, "images/Img_r01_c01.tif/thumbnail", params={"levels": levels})
+        assert least <= np.asarray(picture(answer)).max() < most
+    brightest = own.get(ref, "images/Img_r01_c02.tif/thumbnail", params={"levels": "event"})
+    assert np.asarray(picture(brightest)).max() > 240
+    assert own.get(ref, "images/Img_r01_c01.tif/thumbnail", params={"levels": "x"}).status_code == 422
+    assert own.get(ref, "images/Img_r01_c01.tif/thumbnail?levels=event").headers["etag"] != brightest.headers["etag"]
+    other = announce(own.lab, files | {"Img_r01_c01.tif": written(bright // 2)})
+    damage(own.lab, own.lab.ledger(other).event.key, offset(own, other, "Img_r01_c03.tif") + 300)
+    assert own.get(other, "images/Img_r01_c01.tif/thumbnail?levels=event").status_code == 200
+    assert own.get(other, "images/Img_r01_c03.tif/thumbnail?levels=event").status_code == 503
 
 
 def test_what_is_no_picture_has_none(place: Place, ref: Ref) -> None:
