@@ -1,5 +1,6 @@
 """The product as a user meets it: one `plateway demo` on real servers, and everything one may do to it."""
 
+import hashlib
 import json
 import os
 import signal
@@ -67,7 +68,13 @@ class Demo:
         return found
 
 
-SIGNS = {"prefect": "create_app", "s3": "weed", "worker": "worker start", "sensor": "deployments.sensor"}
+SIGNS = {
+    "prefect": "create_app",
+    "s3": "weed",
+    "worker": "worker start",
+    "sensor": "deployments.sensor",
+    "gateway": "plateway serve",
+}
 
 
 def clean() -> dict[str, str]:
@@ -168,6 +175,53 @@ def test_other_terminals_see_the_same(demo: Demo) -> None:
     shown = json.loads(demo.call("show", demo.told["events"][1]["id"], "--json").stdout)
     assert shown["ledger"]["purges"][0]["gone_at"]
     assert shown["manifest"]
+
+
+def test_the_gateway_tells_of_the_same(demo: Demo) -> None:
+    """Exports, the ledger and an image come over HTTP, and a pipeline fetches the bundle by its link, without a key."""
+    with gateway(demo) as http:
+        assert http.get("/ready").json()["status"] == "ready"
+        exports = http.get("/api/1/exports").json()
+        last = demo.told["events"][-1]
+        found = {one["ref_id"]: one for one in exports["data"]}
+        assert set(found) <= {one["id"] for one in demo.told["events"]} and last["id"] in found
+        bundle = httpx.get(found[last["id"]]["url"], trust_env=False, timeout=60).raise_for_status().content
+        assert hashlib.sha256(bundle).hexdigest() == last["sha256"]
+        assert http.get(f"/api/1/events/{last['id']}").json()["state"] == "archived"
+        (image, *_) = http.get(f"/api/1/events/{last['id']}/images").json()["images"]
+        assert hashlib.sha256(http.get(image["url"]).content).hexdigest() == image["sha256"]
+        assert last["id"] in http.get("/").text
+
+
+def test_objects_have_a_bucket_of_their_own(demo: Demo) -> None:
+    """A token made in another terminal stores and reads an object at once."""
+    secret = demo.call("token", "add", "e2e", "--ttl", "1", "--scope", "write", "--scope", "read").stdout.split()[-1]
+    with gateway(demo) as http:
+        assert http.put("/objects/a/b", content=b"1").status_code == 401
+        http.headers["Authorization"] = f"Bearer {secret}"
+        assert http.put("/objects/a/b", content=b"1").status_code == 200
+        assert (http.get("/objects/a/b").content, http.get("/objects").json()["keys"]) == (b"1", ["a/b"])
+
+
+def test_a_killed_gateway_is_started_again(demo: Demo) -> None:
+    """After kill -9 it answers again, at the same address."""
+    before = demo.parts()["gateway"]
+    os.kill(before, signal.SIGKILL)
+    with gateway(demo) as http:
+        until(lambda: demo.parts().get("gateway", before) != before and answers(http), "the restart of the gateway")
+
+
+def gateway(demo: Demo) -> httpx.Client:
+    """Ask at the address that other terminals find."""
+    url = json.loads((demo.home / RUNTIME).read_text())["gateway"]
+    assert url == demo.told["gateway"]
+    return httpx.Client(base_url=url, trust_env=False, timeout=60)
+
+
+def answers(http: httpx.Client) -> bool:
+    with suppress(httpx.TransportError):
+        return http.get("/ready").is_success
+    return False
 
 
 def test_the_damaged_event_is_mended(demo: Demo) -> None:
