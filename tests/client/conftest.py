@@ -21,6 +21,7 @@ from plateway.catalog import Ref
 from plateway.client import AsyncPlateway, AsyncRestStore, Images, Plateway, RestStore
 from plateway.gateway import Parts
 from plateway.simulator import Announced
+from plateway.store import Endpoint
 from tests.client.scripted import Scripted
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.gateway.sites import Site, site
@@ -169,9 +170,12 @@ class Laboratory:
 
 
 @pytest.fixture(scope="session")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    """A gateway with some events, for all tests: they only read."""
-    with site(tmp_path_factory.mktemp("laboratory"), objects=f"memory://{uuid4().hex}") as one:
+def laboratory(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint, client: Any) -> Iterator[Laboratory]:
+    """A gateway with some events in S3, for all tests: they only read."""
+    bucket = f"laboratory-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+    home, objects = tmp_path_factory.mktemp("laboratory"), f"memory://{uuid4().hex}"
+    with site(home, objects=objects, bucket=f"s3://{bucket}", endpoint=endpoint) as one:
         lab = one.lab
         stitches = []
         for _ in range(4):  # two plates in turn

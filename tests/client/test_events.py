@@ -34,61 +34,61 @@ IMAGE = {
 
 
 @pytest.fixture
-def client(laboratory: Laboratory, plateway: Enter) -> Plateway:
+def reader(laboratory: Laboratory, plateway: Enter) -> Plateway:
     """A client of either kind that may read."""
     return plateway(laboratory.url, laboratory.secret)
 
 
-def test_search_finds_events(laboratory: Laboratory, client: Plateway) -> None:
+def test_search_finds_events(laboratory: Laboratory, reader: Plateway) -> None:
     """All events come newest first; every filter narrows them."""
-    found = list(client.search())
+    found = list(reader.search())
     assert [one.timestamp for one in found] == sorted((one.timestamp for one in found), reverse=True)
-    assert list(client.search(order="oldest")) == found[::-1]
+    assert list(reader.search(order="oldest")) == found[::-1]
     assert {laboratory.scan.id, laboratory.waiting.id, *(one.id for one in laboratory.stitches)} < {
         one.id for one in found
     }
     experiment = laboratory.experiment(laboratory.stitches[0])
     stitches = [one for one in found if one.experiment == experiment]
     assert {one.id for one in laboratory.stitches} <= {one.id for one in stitches}
-    assert list(client.search(experiment=experiment)) == stitches
-    assert [one.id for one in client.search(system="scanner")] == [laboratory.scan.id]
-    assert [one.id for one in client.search(text=str(laboratory.scan.id))] == [laboratory.scan.id]
-    assert {one.state for one in client.search(state="exported")} == {"exported"}
-    assert {one.kind for one in client.search(kind="stitch")} == {"stitch"}
-    assert {one.plate for one in client.search(plate=stitches[-1].plate or 0)} == {stitches[-1].plate}
+    assert list(reader.search(experiment=experiment)) == stitches
+    assert [one.id for one in reader.search(system="scanner")] == [laboratory.scan.id]
+    assert [one.id for one in reader.search(text=str(laboratory.scan.id))] == [laboratory.scan.id]
+    assert {one.state for one in reader.search(state="exported")} == {"exported"}
+    assert {one.kind for one in reader.search(kind="stitch")} == {"stitch"}
+    assert {one.plate for one in reader.search(plate=stitches[-1].plate or 0)} == {stitches[-1].plate}
     moment = stitches[0].timestamp
-    assert all(one.timestamp >= moment for one in client.search(since=moment))
-    assert list(client.search(since=moment + timedelta(days=99))) == []
-    assert all(one.timestamp < moment for one in client.search(until=moment))
-    assert list(client.search(experiment="nothing")) == []
+    assert all(one.timestamp >= moment for one in reader.search(since=moment))
+    assert list(reader.search(since=moment + timedelta(days=99))) == []
+    assert all(one.timestamp < moment for one in reader.search(until=moment))
+    assert list(reader.search(experiment="nothing")) == []
 
 
-def test_search_says_what_is_wrong(client: Plateway) -> None:
+def test_search_says_what_is_wrong(reader: Plateway) -> None:
     """A time without a zone is nobody's, and a state that there is not is refused by the gateway."""
     with pytest.raises(ValueError, match="zone"):
-        list(client.search(since=datetime(2026, 1, 1)))
+        list(reader.search(since=datetime(2026, 1, 1)))
     with pytest.raises(Rejected, match="HTTP 4"):
-        list(client.search(state="lost in space"))
+        list(reader.search(state="lost in space"))
 
 
-def test_an_event_and_its_ledger(laboratory: Laboratory, client: Plateway) -> None:
+def test_an_event_and_its_ledger(laboratory: Laboratory, reader: Plateway) -> None:
     """An event is found by id, text and revision; its ledger is all that the gateway tells."""
     id_ = laboratory.scan.id
-    event = client.event(id_)
+    event = reader.event(id_)
     assert (event.id, event.system, event.experiment, event.revision) == (id_, "scanner", "phantom", 1)
     assert event.timestamp == laboratory.scan.at and event.verified_at is not None
-    assert client.event(str(id_)) == client.event(event) == client.event(f"{id_}-r1") == event
-    ledger = client.ledger(id_)
+    assert reader.event(str(id_)) == reader.event(event) == reader.event(f"{id_}-r1") == event
+    ledger = reader.ledger(id_)
     assert ledger["id"] == str(id_) and ledger["sha256"] == event.sha256
     for missing in (uuid4(), "nonsense", f"{id_}-r7", "../../objects", "a/b?c#d"):
         with pytest.raises(NotFound):
-            client.event(missing)
+            reader.event(missing)
 
 
-def test_images_are_a_mapping(laboratory: Laboratory, client: Plateway) -> None:
+def test_images_are_a_mapping(laboratory: Laboratory, reader: Plateway) -> None:
     """Names lead to exactly the bytes that the instrument wrote, whatever the names are made of."""
     for announced in (laboratory.scan, laboratory.stitches[0]):
-        images = client.images(announced.id)
+        images = reader.images(announced.id)
         assert set(images) == set(announced.files) and len(images) == len(announced.files)
         for name, sha256 in announced.files.items():
             assert name in images
@@ -98,7 +98,7 @@ def test_images_are_a_mapping(laboratory: Laboratory, client: Plateway) -> None:
     with pytest.raises(KeyError):
         images["nothing"]
     with pytest.raises(NotFound):
-        client.images(uuid4())
+        reader.images(uuid4())
 
 
 def test_mappings_fetch_nothing_unasked(plateway: Enter, scripted: Scripted) -> None:
@@ -111,34 +111,34 @@ def test_mappings_fetch_nothing_unasked(plateway: Enter, scripted: Scripted) -> 
     assert len(scripted.asked) == 1
 
 
-def test_dicom_bytes_are_read_in_memory(laboratory: Laboratory, client: Plateway) -> None:
+def test_dicom_bytes_are_read_in_memory(laboratory: Laboratory, reader: Plateway) -> None:
     """A DICOM image goes straight into pydicom."""
-    content = client.images(laboratory.scan.id)["série 1/slice #1.dcm"]
+    content = reader.images(laboratory.scan.id)["série 1/slice #1.dcm"]
     found = pydicom.dcmread(io.BytesIO(content))
     assert (found.PatientID, found.pixel_array.tolist()[0]) == ("phantom", [0, 1, 2, 3])
 
 
-def test_a_bundle_is_the_tar(laboratory: Laboratory, client: Plateway) -> None:
+def test_a_bundle_is_the_tar(laboratory: Laboratory, reader: Plateway) -> None:
     """A bundle comes piece by piece, compared with its SHA-256, and has the images."""
-    event = client.event(laboratory.scan.id)
-    content = b"".join(client.bundle(event))
+    event = reader.event(laboratory.scan.id)
+    content = b"".join(reader.bundle(event))
     assert (len(content), hashlib.sha256(content).hexdigest()) == (event.size, event.sha256)
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         assert any(name.endswith("slice #1.dcm") for name in tar.getnames())
 
 
-def test_what_is_not_exported_has_no_bundle(laboratory: Laboratory, client: Plateway) -> None:
+def test_what_is_not_exported_has_no_bundle(laboratory: Laboratory, reader: Plateway) -> None:
     """An event whose images are still on the bench alone says so."""
     with pytest.raises(NotFound):
-        list(client.bundle(laboratory.waiting.id))
+        list(reader.bundle(laboratory.waiting.id))
     with pytest.raises(NotFound):
-        client.images(laboratory.waiting.id)
+        reader.images(laboratory.waiting.id)
 
 
-def test_an_experiment_as_arrays(laboratory: Laboratory, client: Plateway) -> None:
+def test_an_experiment_as_arrays(laboratory: Laboratory, reader: Plateway) -> None:
     """The images of an experiment come in the order of time, with the pixels that were written; only TIFF."""
     experiment = laboratory.experiment(laboratory.stitches[0])
-    pictures = list(client.arrays(experiment))
+    pictures = list(reader.arrays(experiment))
     assert [one.event.timestamp for one in pictures] == sorted(one.event.timestamp for one in pictures)
     written = [
         (one.id, name, one.images / name) for one in laboratory.stitches for name in sorted(one.files) if ".tif" in name
@@ -148,21 +148,21 @@ def test_an_experiment_as_arrays(laboratory: Laboratory, client: Plateway) -> No
     for id_, name, path in written:
         assert by_name[id_, name].dtype == np.uint16
         assert np.array_equal(by_name[id_, name], tifffile.imread(path))
-    assert list(client.arrays("phantom")) == []
-    assert list(client.arrays(experiment, until=DAWN - timedelta(days=1))) == []
+    assert list(reader.arrays("phantom")) == []
+    assert list(reader.arrays(experiment, until=DAWN - timedelta(days=1))) == []
 
 
-def test_exports_and_archives(laboratory: Laboratory, client: Plateway) -> None:
+def test_exports_and_archives(laboratory: Laboratory, reader: Plateway) -> None:
     """The lists of the lifecycle API are told as values; without a time it is the last day."""
     since, until = DAWN - timedelta(days=1), DAWN + timedelta(days=1)
-    found = list(client.exports(since=since, until=until))
+    found = list(reader.exports(since=since, until=until))
     assert {one.id for one in laboratory.stitches} <= {one.ref_id for one in found}
     assert [one.uploaded_at for one in found] == sorted(one.uploaded_at for one in found)
     assert {one.type for one in found} == {"stitch"}
-    assert list(client.exports(since=since, until=until, kind="video")) == []
-    recent = list(client.exports())
+    assert list(reader.exports(since=since, until=until, kind="video")) == []
+    recent = list(reader.exports())
     assert all(one.uploaded_at > datetime.now(UTC) - timedelta(days=2) for one in recent)
-    assert list(client.archives()) == list(client.archives(experiment="nothing")) == []
+    assert list(reader.archives()) == list(reader.archives(experiment="nothing")) == []
 
 
 def test_tokens_that_see_less(laboratory: Laboratory, plateway: Enter, kind: str) -> None:
