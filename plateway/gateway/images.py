@@ -56,6 +56,16 @@ DRAWN = 2  # small pictures that one worker makes at a time
 TAR = "application/x-tar"
 PICTURE = "image/png"
 DAY = "private, max-age=86400"
+ANSWERS = {
+    206: "the part that was asked for",
+    304: "the client has it already",
+    307: "a link to read it from the bucket",
+    404: "no such event or file, or no copy that can be read, and why",
+    412: "it is not as the conditions say",
+    415: "it is no picture, or too large for a small one",
+    416: "it ends before",
+    503: "no copy can be read now, or none is good",
+}
 Seen = Annotated[str, auth.READER]
 Levels = Literal["own", "event"]  # of a small picture: chosen by its image, or by all images of the event together
 T = TypeVar("T")
@@ -356,13 +366,18 @@ def samples(members: Sequence[Member]) -> list[Member]:
 def install(app: FastAPI, line: Line) -> None:
     """Give an application these routes."""
     app.state.gallery = Gallery(line, app.state.parts.place, links=app.state.parts.links)
-    one, names = "/api/1/events/{id}", "/api/1/events/{id}/images"
-    told: dict[str, Any] = {"tags": ["images"], "response_class": Response}
+    event = "/api/1/events/{id}"
     for method in ("GET", "HEAD"):
-        app.add_api_route(names, list_images, methods=[method], **told, response_model=Images)
-        app.add_api_route(f"{names}/{{name:key}}/thumbnail", get_thumbnail, methods=[method], **told)
-        app.add_api_route(f"{names}/{{name:key}}", get_image, methods=[method], **told)
-        app.add_api_route(f"{one}/bundle", get_bundle, methods=[method], **told)
+        told: dict[str, Any] = {"methods": [method], "response_class": Response, "tags": ["images"]}
+        app.add_api_route(f"{event}/images", list_images, **told, response_model=Images, responses=_answers(404, 503))
+        drawn, read = _answers(304, 404, 412, 415, 503), _answers(206, 304, 404, 412, 416, 503)
+        app.add_api_route(f"{event}/images/{{name:key}}/thumbnail", get_thumbnail, **told, responses=drawn)
+        app.add_api_route(f"{event}/images/{{name:key}}", get_image, **told, responses=read)
+        app.add_api_route(f"{event}/bundle", get_bundle, **told, responses=read | _answers(307))
+
+
+def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"description": ANSWERS[status]} for status in statuses}
 
 
 async def _image(gallery: Gallery, request: Request, found: Found) -> Response:
