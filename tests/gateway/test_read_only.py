@@ -5,6 +5,7 @@ It runs as people start it, and everything that it sends to S3 passes a proxy th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -136,6 +138,28 @@ def test_it_is_ready_and_reads(haven: Haven) -> None:
         assert http.head(f"/objects/{DICOM}").headers["content-length"] == "4"
         assert http.get("/objects").json()["keys"] == [DICOM]
         assert http.get("/objects/nothing").status_code == 404
+
+
+def test_events_are_told_and_their_images_read(haven: Haven) -> None:
+    """One image comes out of the bundle in memory, a small picture is made, and a link needs no key."""
+    with haven.client() as http:
+        day = {"start": "2001-01-01T00:00:00Z", "end": "2999-01-01T00:00:00Z"}
+        (export,) = http.get("/api/1/exports", params=day).json()["data"]
+        assert export["ref_id"] == str(haven.ref.id)
+        link = urlsplit(export["url"])
+        assert (link.scheme, link.path.split("/")[1]) == ("http", EVENTS)
+        with httpx.Client(trust_env=False, timeout=60) as anybody:
+            bundle = anybody.get(export["url"])
+            assert bundle.status_code == 200
+            assert anybody.put(export["url"], content=b"x").status_code == 403
+            assert haven.book.log.pop().name == "put object"  # ours, not the gateway's
+        images = http.get(f"/api/1/events/{haven.ref}/images").json()["images"]
+        assert set(haven.images) <= {one["name"] for one in images}
+        for one in images:
+            content = http.get(one["url"]).content
+            assert hashlib.sha256(content).hexdigest() == one["sha256"]
+            assert content in bundle.content
+        assert http.get(images[0]["thumbnail"]).headers["content-type"] == "image/png"
 
 
 def test_every_way_to_change_something_is_refused(haven: Haven) -> None:
