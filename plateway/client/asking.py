@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urlsplit
 
 from plateway.client.steps import Answer, Ask, Give, More, Pause, Steps, Stream
 from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
 
 T = TypeVar("T")
-LONGEST = 300  # seconds: who asks for more patience is told to the caller instead
+LONGEST = 300  # seconds of a pause; a server that asks for a longer one is not asked again
 TOLD = 64 << 10  # bytes that are read of an error
 ERRORS: Mapping[int, type[PlatewayError]] = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 412: Conflict}
 
 
-@dataclass(frozen=True, slots=True)
-class Tries:
-    """How often something is asked, and how long the first pause is; it doubles while nobody answers."""
+class Tries(NamedTuple):
+    """How often something is asked (once at least), and the first pause; it doubles while nobody answers."""
 
-    count: int = 3
-    delay: float = 1.0  # seconds
+    times: int
+    delay: float  # seconds
 
 
 class Server:
@@ -71,23 +70,24 @@ class Server:
             Damaged: it has another SHA-256 (said at its end), or was replaced on the way.
         """
         answer = yield from self._tried(ask, _begun)
-        tag, done, sums, tries = answer.headers.get("etag"), 0, hashlib.sha256(), self._tries
-        left, delay = tries.count, tries.delay
+        tag, done, sums = answer.headers.get("etag", ""), 0, hashlib.sha256()
+        left, delay = self._tries
         while True:
             try:
                 piece = yield from _more()
             except Unavailable:
                 left -= 1
-                if left < 1 or not tag:
+                if left < 1 or not tag.startswith('"'):  # a weak one may be of other bytes
                     raise
                 yield Pause(delay)
-                delay *= 2
+                delay = min(2 * delay, LONGEST)
                 rest = replace(ask, headers={**ask.headers, "Range": f"bytes={done}-"})
                 _continues((yield from self._tried(rest, _begun)), tag=tag, start=done)
                 continue
             if not piece:
                 break
-            done, left, delay = done + len(piece), tries.count, tries.delay
+            left, delay = self._tries
+            done += len(piece)
             sums.update(piece)
             yield Give(piece)
         if sha256 is not None and sums.hexdigest() != sha256:
@@ -114,18 +114,18 @@ class Server:
             asked.add(cursor)
 
     def _tried(self, ask: Ask, receive: Callable[[Ask], Steps[Answer]]) -> Steps[Answer]:
-        left, delay = max(1, self._tries.count), self._tries.delay
+        left, delay = self._tries
         while True:
             left -= 1
             try:
                 answer = yield from receive(ask)
             except Unavailable as error:
-                if not left or not ask.repeatable:
+                if left < 1 or not ask.repeatable:
                     raise Unavailable(f"{ask.method}: {error}") from error
-                pause, delay = delay, delay * 2
+                pause, delay = delay, min(2 * delay, LONGEST)
             else:
                 wait = _wait(answer, delay)
-                if wait is None or not left or not ask.repeatable:
+                if wait is None or left < 1 or not ask.repeatable:
                     return _good(answer)
                 pause = wait
             yield Pause(pause)
@@ -218,8 +218,8 @@ def _good(answer: Answer) -> Answer:
 
 
 def _refuse(answer: Answer) -> NoReturn:
-    known = ERRORS.get(answer.status)
-    kind = known or (Rejected if 400 <= answer.status < 500 and answer.status != 429 else Unavailable)
+    asked_wrong = 400 <= answer.status < 500 and answer.status not in {408, 429}
+    kind = ERRORS.get(answer.status, Rejected if asked_wrong else Unavailable)
     raise kind(f"HTTP {answer.status}: {_said(answer)}")
 
 

@@ -244,6 +244,8 @@ class Events:
         self._server = server
 
     def search(self, filters: Filters) -> Stream[Event]:
+        if unknown := sorted(set(filters) - Filters.__optional_keys__):
+            raise TypeError(f"events cannot be searched by {', '.join(unknown)}")
         yield from self._server.pages(EVENTS, {**_told(filters), "limit": PAGE}, read=_page)
 
     def event(self, which: Which) -> Steps[Event]:
@@ -292,14 +294,16 @@ class Events:
 
     def _rows(self, kind: type[T], place: str, params: Mapping[str, Any]) -> Stream[T]:
         """Give the rows of a listing that counts them."""
-        offset, count = 0, 1
-        while offset < count:
+        offset = 0
+        while True:
             told = yield from self._document(place, {**params, "limit": PAGE, "offset": offset})
-            rows, count = _items(kind, told, "data"), int(told.get("count", 0))
-            if not rows:
-                return
+            rows, count = _items(kind, told, "data"), told.get("count")
+            if not isinstance(count, int):
+                raise Unavailable("the answer does not say how many there are")
             yield from map(Give, rows)
             offset += len(rows)
+            if not rows or offset >= count:
+                return
 
     def _document(self, place: str, params: Mapping[str, Any] | None = None) -> Steps[dict[str, Any]]:
         return (yield from self._server.answer(self._server.ask("GET", place, params=params))).document()

@@ -120,7 +120,15 @@ def test_503_that_says_when(store: Open, scripted: Scripted) -> None:
 
 @pytest.mark.parametrize(
     ("status", "cause"),
-    [(400, Rejected), (401, Denied), (403, Denied), (409, Conflict), (412, Conflict), (500, Unavailable)],
+    [
+        (400, Rejected),
+        (401, Denied),
+        (403, Denied),
+        (409, Conflict),
+        (408, Unavailable),
+        (412, Conflict),
+        (500, Unavailable),
+    ],
 )
 def test_errors_are_told_as_they_are(store: Open, scripted: Scripted, status: int, cause: type[Exception]) -> None:
     """An error is asked once; the message is the server's, the cause is of our tree."""
@@ -201,9 +209,10 @@ def test_a_stream_is_of_one_object(store: Open, scripted: Scripted, rest: bytes)
     assert isinstance(caught.value.__cause__, Damaged)
 
 
-def test_a_stream_without_a_tag_breaks(store: Open, scripted: Scripted) -> None:
+@pytest.mark.parametrize("tag", [{}, {"ETag": 'W/"1"'}], ids=["none", "weak"])
+def test_a_stream_without_a_tag_breaks(store: Open, scripted: Scripted, tag: dict[str, str]) -> None:
     """Where nobody can tell whether it is still the same, it ends with an error."""
-    scripted.play(said(200, b"he", length=5), HELLO)
+    scripted.play(said(200, b"he", length=5, **tag), HELLO)
     with pytest.raises(KeyError, match="not all of it"):
         list(store(scripted.url).open("a"))
     assert len(scripted.asked) == 1

@@ -16,8 +16,9 @@ import pytest
 import tifffile
 
 from plateway import wire
-from plateway.client import AsyncPlateway, Event, Image, Images, Plateway
+from plateway.client import Archive, AsyncPlateway, Event, Export, Image, Images, Plateway
 from plateway.errors import Damaged, Denied, NotFound, Rejected, Unavailable
+from plateway.gateway import images
 from tests.client.conftest import Enter, Laboratory
 from tests.client.scripted import HTML, RESET, Scripted, said
 from tests.lab import DAWN
@@ -69,6 +70,8 @@ def test_search_says_what_is_wrong(reader: Plateway) -> None:
         list(reader.search(since=datetime(2026, 1, 1)))
     with pytest.raises(Rejected, match="HTTP 4"):
         list(reader.search(state="lost in space"))
+    with pytest.raises(TypeError, match="experment"):
+        list(reader.search(experment="x"))  # type: ignore[call-arg]  # whoever mistypes must not get everything
 
 
 def test_an_event_and_its_ledger(laboratory: Laboratory, reader: Plateway) -> None:
@@ -179,9 +182,11 @@ def test_tokens_that_see_less(laboratory: Laboratory, plateway: Enter, kind: str
 
 
 def test_values_are_those_of_the_wire() -> None:
-    """What the client knows of an event is what the gateway tells in a listing."""
+    """What the client knows is what the gateway tells."""
     assert [one.name for one in fields(Event)] == list(wire.EventStatus.model_fields)
-    assert {one.name for one in fields(Image)} == set(IMAGE)
+    assert [one.name for one in fields(Image)] == list(images.Image.model_fields)
+    assert [one.name for one in fields(Export)] == list(wire.Exported.model_fields)
+    assert {one.name for one in fields(Archive)} == set(wire.Archived.model_fields)
 
 
 def test_many_images_at_a_time(laboratory: Laboratory) -> None:
@@ -297,6 +302,18 @@ def test_rows_are_walked(plateway: Enter, scripted: Scripted) -> None:
     scripted.play(said(200, {"count": 9, "data": []}))
     assert list(plateway(scripted.url).exports()) == []
     assert len(scripted.asked) == 1
+    scripted.play(said(200, {"data": []}))
+    with pytest.raises(Unavailable):
+        list(plateway(scripted.url).exports())
+
+
+def test_the_newest_revision_counts(plateway: Enter, scripted: Scripted, laboratory: Laboratory) -> None:
+    """Of an event that was announced again, the arrays are of the newest revision that was exported."""
+    event = told(laboratory).model_dump(mode="json")
+    listed = [{**event, "revision": 2}, event, {**event, "revision": 3, "sha256": None}]
+    scripted.play(said(200, {"events": listed, "next_cursor": None}), said(200, {"images": []}))
+    assert list(plateway(scripted.url).arrays("phantom")) == []
+    assert [asked.target for asked in scripted.asked][1:] == [f"/api/1/events/{event['id']}-r2/images"]
 
 
 def test_bytes_that_are_no_picture(plateway: Enter, scripted: Scripted, laboratory: Laboratory) -> None:

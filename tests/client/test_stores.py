@@ -14,11 +14,15 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis.strategies import text
 
 from plateway.client import AsyncRestStore, RestStore, RestStoreError
+from plateway.client.asking import path
 from plateway.errors import Denied, NotFound
 from tests.client.conftest import Open
 from tests.client.scripted import Scripted, said
@@ -134,6 +138,14 @@ def test_o5_dots_lead_nowhere(objects: RestStore, own: str, key: str) -> None:
     assert list(objects.keys(own)) == []
 
 
+@given(text(max_size=40) | text(alphabet="./%#?&+ \\;:@é\n", max_size=12))
+def test_o5_every_key_goes_as_it_is(key: str) -> None:
+    """O3, O5: whatever a key is made of, the request line has exactly it, in a form that no client or proxy changes."""
+    sent = httpx.Request("GET", f"http://host/v1{path('/objects', key=key)}").url.raw_path.decode("ascii")
+    assert unquote(sent.removeprefix("/v1/objects/")) == key
+    assert not {".", ".."} & set(sent.split("/"))
+
+
 def test_keys_that_no_address_can_say(objects: RestStore) -> None:
     """Half a character is no key, for any verb."""
     for call in (objects.get, objects.delete, lambda key: objects.put(key, b"")):
@@ -147,6 +159,7 @@ PEAK = """
 import asyncio, hashlib, resource, sys
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 from plateway.client import AsyncRestStore, RestStore
 url, secret, path, flavour = sys.argv[1:]
 
