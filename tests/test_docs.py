@@ -65,9 +65,11 @@ def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_examples_run(page: Path) -> None:
-    """Every example in Python does what the page says, one after the other."""
+def test_examples_run(page: Path, request: pytest.FixtureRequest) -> None:
+    """Every example in Python does what the page says, one after the other; those about buckets on a real server."""
     names: dict[str, Any] = {"__name__": page.stem}
+    if page.stem == "buckets":
+        names["endpoint"] = request.getfixturevalue("endpoint")
     for line, code in blocks(page, "python"):
         exec(compile("\n" * line + code, page, "exec"), names)
 
