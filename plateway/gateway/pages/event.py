@@ -115,9 +115,10 @@ def install(app: FastAPI, line: Line) -> None:
 
 
 def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
-    """Find what was taken of the same plate shortly before and after, both in the order of time."""
+    """Find what was taken of the same plate in the same way shortly before and after, both in the order of time."""
     event, here = ledger.event, Cursor.after(ledger)
-    asked: dict[str, Any] = {"experiment": event.experiment, "plate": event.plate, "prefix": seen, "limit": AROUND}
+    alike = {"system": event.system, "kind": event.kind, "experiment": event.experiment, "plate": event.plate}
+    asked: dict[str, Any] = {**alike, "prefix": seen, "limit": AROUND}
     earlier = line.catalog.search(after=here, newest=True, **asked)
     later = line.catalog.search(after=here, newest=False, **asked)
     return earlier[::-1], later

@@ -1,0 +1,812 @@
+"""The pages for researchers: over HTTP, as documents; and in a Chromium, as people meet them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from plateway import pipeline, simulator
+from plateway.archive import open_archive
+from plateway.catalog import Catalog, Ref
+from plateway.errors import Rejected, Unavailable
+from plateway.gateway import Parts, Rate
+from plateway.gateway.auth import COOKIE
+from plateway.gateway.pages import dashboard, find, login, plots
+from plateway.pipeline import Line
+from plateway.simulator import Shot, Simulated
+from plateway.store import open_store
+from tests.filling import fill
+from tests.gateway.conftest import GENEROUS, Gateway, Start, running
+from tests.gateway.sites import Site, site
+from tests.lab import DAWN, Lab, with_policy
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+DESK, PHONE = (1280, 900), (390, 844)
+EVIL = """'"><img src=x onerror=alert(1)><script>alert(1)<!-- & Ünï 真菌"""
+ODD = """<b>'"#?%41&amp; é 菌.tif"""  # the name of an image
+PREFECT = "http://127.0.0.1:4200"
+TODAY = date(2026, 11, 21)  # a Saturday
+LOADED = "img => img.complete && img.naturalWidth > 0"
+
+
+# ---------------------------------------------------------------------------------------------------------------- a lab
+
+
+@dataclass(frozen=True)
+class World:
+    """A site with something of everything."""
+
+    site: Site
+    gateway: Gateway  # asks for a token
+    stitch: simulator.Announced  # prince, plate 2: purged, archived
+    video: simulator.Announced  # aretha
+    evil: simulator.Announced  # its experiment is called as bad as can be
+    waiting: simulator.Announced
+
+    @property
+    def open(self) -> Gateway:
+        """The gateway that asks for no token."""
+        return self.site.gateway
+
+    @property
+    def lab(self) -> Lab:
+        """Where it all happens."""
+        return self.site.lab
+
+
+def take(lab: Lab, number: int, *, kind: str = "stitch", **said: Any) -> simulator.Announced:
+    """Let aretha take an event of which something is said."""
+    instrument = Simulated("aretha", "imaging event", lab.bench / "aretha", kinds=(kind,), images=4, size=64)
+    shot = Shot(instrument, number, lab.clock, started=lab.clock())
+    shot.expose()
+    if kind == "overview":
+        shot.write(ODD, simulator.tiff(shot.picture(0)))
+    return shot.announce(shot.event(**said))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two gateways over one site: open, and for tokens only."""
+    home = tmp_path_factory.mktemp("pages")
+    with site(home, objects="memory://", open=True, prefect_ui=PREFECT) as one:
+        lab = one.lab
+        (home / "tape").mkdir()
+        lab.archive = open_archive((home / "tape").as_uri())
+        lab.clock.turn(hours=1)
+        stitch = lab.acquire("prince", images=6, size=96)
+        lab.settle()
+        lab.export()
+        lab.clock.turn(days=1)
+        assert {outcome.result for outcome in pipeline.archive(lab.line)} == {"written", "archived"}
+        with_policy(lab)
+        assert {outcome.result for outcome in pipeline.purge(lab.line, fraction=1.0)} == {"trashed"}
+        video, evil = take(lab, 1, kind="video"), take(lab, 2, kind="overview", experiment_id=EVIL, img_count=2)
+        take(lab, 3, experiment_id="<script>alert(1)</script>")
+        lab.settle()
+        lab.export()
+        waiting = lab.acquire("prince", fault="missing-image")
+        lab.acquire("aretha", fault="garbage-json")
+        lab.settle()
+        guarded = Parts(
+            home=home / "guarded", tokens=home / "tokens.json", limits=GENEROUS, line=one.gateway.parts.line
+        )
+        with running(guarded) as gateway:
+            yield World(one, gateway, stitch, video, evil, waiting)
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[httpx.Client]:
+    """Somebody who is let in."""
+    with httpx.Client(base_url=world.open.url, trust_env=False, timeout=60) as one:
+        yield one
+
+
+def text(page: str) -> str:
+    """Read a page as a person does: without tags, spaces as one."""
+
+    class Reader(HTMLParser):
+        def handle_data(self, data: str) -> None:
+            said.append(data)
+
+    said: list[str] = []
+    Reader(convert_charrefs=True).feed(page)
+    return " ".join(" ".join(said).split())
+
+
+def tags(page: str) -> list[tuple[str, dict[str, str]]]:
+    """List the tags of a page with their attributes."""
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.append((tag, {name: value or "" for name, value in attrs}))
+
+    found: list[tuple[str, dict[str, str]]] = []
+    Reader().feed(page)
+    return found
+
+
+def links(page: str) -> list[str]:
+    """List the events that a page lists, in its order."""
+    return re.findall(r'<a class="event" href="/events/([^"]+)"', page)
+
+
+# -------------------------------------------------------------------------------------------------------- what is asked
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("", find.Wanted()),
+        ("20250106_001", find.Wanted(text="20250106_001")),
+        ("plate 12 last tuesday", find.Wanted(plate=12, day=date(2026, 11, 17))),
+        ("where is plate 12 of last Saturday", find.Wanted(plate=12, day=date(2026, 11, 14))),
+        ("p3 yesterday", find.Wanted(plate=3, day=date(2026, 11, 20))),
+        ("prince video today", find.Wanted(system="prince", kind="video", day=TODAY)),
+        ("waiting 2026-05-04", find.Wanted(state="waiting", day=date(2026, 5, 4))),
+        ("2025 plate 7 archived", find.Wanted(text="2025", plate=7, state="archived")),
+        ("the last of them", find.Wanted(text="the last of them")),
+        ("9b2d7f0a", find.Wanted(text="9b2d7f0a")),
+        ("stitch video", find.Wanted(kind="stitch", text="video")),
+    ],
+)
+def test_words_are_understood(said: str, wanted: find.Wanted) -> None:
+    """Words for a plate, a day, a system, a kind and a state count as such, and the rest is text."""
+    assert find.understood(said, today=TODAY, systems=["prince"]) == wanted
+
+
+def test_fields_go_before_words() -> None:
+    """What a field says is not overruled by the box; empty fields say nothing."""
+    asked = {"q": "plate 12 today", "plate": "3", "day": "2026-05-04", "system": " ", "kind": "", "experiment": "x"}
+    wanted = find.read(asked, today=TODAY, systems=[])
+    assert wanted == find.Wanted(experiment="x", plate=3, day=date(2026, 5, 4))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"plate": "x"}, {"plate": "9" * 30}, {"plate": "²"}, {"day": "x"}, {"q": "2026-99-99"}]
+)
+def test_nonsense_is_refused(asked: dict[str, str]) -> None:
+    """A plate that is no number and a day that is none are told to whoever asked."""
+    with pytest.raises(Rejected):
+        find.read(asked, today=TODAY, systems=[])
+
+
+@pytest.mark.parametrize("path", ["/?after=x", "/?plate=x", "/?day=32", "/?before=%00"])
+def test_nonsense_gets_a_page(client: httpx.Client, path: str) -> None:
+    """A wrong address is answered by a page that says so."""
+    answer = client.get(path)
+    assert answer.status_code == 400
+    assert "This did not work" in answer.text
+
+
+def test_events_are_found(world: World, client: httpx.Client) -> None:
+    """By experiment, plate, day, system, kind, state, id and the beginning of an id: the event, and not others."""
+    event = world.lab.catalog.get(Ref(world.stitch.id, 1))
+    mine = {
+        f"/?experiment={event.experiment}&plate={event.plate}&day={event.timestamp:%Y-%m-%d}&state=purged",
+        f"/?q={event.id}",
+        f"/?q={str(event.id)[:10]}",
+        f"/?q=purged {event.timestamp:%Y-%m-%d} prince plate {event.plate}",
+    }
+    assert {path: links(client.get(path).text) for path in mine} == {path: [str(event.id)] for path in mine}
+    assert str(event.id) not in links(client.get("/?kind=video").text)
+    assert links(client.get("/?experiment=nobody").text) == []
+
+
+def test_paging_shows_everything_once(tmp_path: Path, start: Start) -> None:
+    """All the way to the oldest and back again: every event once, newest first, and a new one shifts nothing."""
+    url = f"sqlite:///{tmp_path}/catalogue.db"
+    catalog = Catalog(url)
+    catalog.upgrade()
+    fill(catalog, events=3 * find.LENGTH - 1)
+    ids = [str(ledger.ref) for ledger in catalog.ledgers()][::-1]
+    gateway = start(objects=None, open=True, line=lambda: line_of(url, tmp_path))
+
+    def walk(path: str, rel: str) -> Iterator[list[str]]:
+        while path:
+            page = client.get(path).text
+            yield links(page)
+            found = re.search(rf'rel="{rel}" href="([^"]+)"', page)
+            last.append(path)
+            path = found[1].replace("&amp;", "&") if found else ""
+
+    last: list[str] = []
+    with httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as client:
+        older = list(walk("/", "next"))
+        assert [len(page) for page in older] == [50, 50, 49]
+        assert list(itertools.chain(*older)) == ids
+        assert list(walk(last[-1], "prev")) == older[::-1]
+    catalog.close()
+
+
+def line_of(url: str, home: Path) -> Line:
+    """A line over a catalogue, with a bucket that is empty."""
+    (home / "empty").mkdir(exist_ok=True)
+    lab = Lab(home, open_store((home / "empty").as_uri()), lambda: DAWN, Catalog(url))  # type: ignore[arg-type]
+    return lab.line
+
+
+# --------------------------------------------------------------------------------------------------------- what is told
+
+
+def test_a_history_is_told(client: httpx.Client, world: World) -> None:
+    """An event's page tells what happened, in its order, how that is known, and where the bytes are."""
+    page = text(client.get(f"/events/{world.stitch.id}").text)
+    told = [
+        "Imaged",
+        "Announced",
+        "Seen",
+        "Complete",
+        "Sent to the bucket",
+        "Verified",
+        "On tape",
+        "Raw images moved aside",
+    ]
+    places = [page.index(f" {word} ", page.index("History")) for word in told]
+    assert places == sorted(places)
+    ledger = world.lab.ledger(Ref(world.stitch.id, 1))
+    assert ledger.export is not None
+    for fact in (ledger.export.key, ledger.export.sha256, ledger.archives[0].path, ledger.archives[0].member):
+        assert fact in page
+    assert "tape tells the same SHA-256 as was sent" in page
+
+
+def test_why_it_waits_is_told(client: httpx.Client, world: World) -> None:
+    """Of an event that waits the list, its page and the dashboard say why."""
+    for path in ("/?state=waiting", f"/events/{world.waiting.id}", "/dashboard"):
+        assert "2 of 3 images present" in text(client.get(path).text)
+
+
+def test_images_lie_as_they_are_stitched(client: httpx.Client, world: World) -> None:
+    """Tiles are in rows and columns where names tell them, and in a list where not; other files are named."""
+    rows = re.findall(r"<tr>(.*?)</tr>", client.get(f"/events/{world.stitch.id}").text, re.DOTALL)
+    assert [re.findall(r'title="Img/(\w+)\.tif"', row) for row in rows] == [
+        [f"Img_r{row:02d}_c{column:02d}" for column in (1, 2, 3)] for row in (1, 2)
+    ]
+    page = client.get(f"/events/{world.stitch.id}").text
+    assert "metadata.json" in page
+    video = client.get(f"/events/{world.video.id}").text
+    assert "<table" not in video
+    assert video.count('loading="lazy"') >= 4
+
+
+def test_an_image_has_a_page(client: httpx.Client, world: World) -> None:
+    """It shows the picture, leads to its neighbours, and to the bytes."""
+    name = min(world.stitch.files)
+    page = client.get(f"/events/{world.stitch.id}/images/{name}")
+    assert world.stitch.files[name] in page.text
+    (found,) = re.findall(r'href="([^"]+)" download', page.text)
+    assert hashlib.sha256(client.get(found).content).hexdigest() == world.stitch.files[name]
+    assert 'rel="next"' in page.text
+    assert 'rel="prev"' not in page.text
+
+
+def test_a_long_event_is_shown_in_pages() -> None:
+    """Of many images that nobody can stitch, a page shows some, and leads to the others."""
+    from plateway.bundle import Member
+    from plateway.gateway.pages import event
+
+    ref = Ref(world_id := simulator.NAMESPACE, 1)
+    members = [Member(f"Frame_{number:05d}.tif", 1, "0" * 64, 0) for number in range(2 * event.SHEET + 5)]
+    seen, first = [], 1
+    for _ in range(3):
+        sheet = event.sheet(ref, members, first=first)
+        seen += [one.name for one in sheet.others]
+        first = sheet.first + event.SHEET
+        assert (sheet.later is None) == (first > len(members))
+    assert seen == [member.name for member in members]
+    assert event.sheet(ref, members, first=10**8).first == 2 * event.SHEET + 1
+    assert event.sheet(Ref(world_id, 1), [], first=7).total == 0
+
+
+def test_the_dashboard_tells_all(client: httpx.Client, world: World) -> None:
+    """States, days, systems, quarantine and disks, with words for those who cannot see plots; links into Prefect."""
+    until = time.monotonic() + 60
+    while "safe to purge" not in (page := client.get("/dashboard").text) and time.monotonic() < until:
+        time.sleep(0.1)  # the disks take their time
+    told = text(page)
+    for words in ("purged", "waiting", "prince", "aretha", "not UTF-8", "safe to purge", "plateway quarantine replay"):
+        assert words in told
+    assert re.search(r'aria-label="Imaged on each of the last 30 days', page)
+    assert f'href="{PREFECT}/runs"' in page
+    assert f"{PREFECT}/runs?tab=task-runs&amp;task-run-search={world.stitch.id}" in (
+        client.get(f"/events/{world.stitch.id}").text
+    )
+
+
+def test_nobody_waits_for_figures_twice() -> None:
+    """While figures are made anew the last ones are given; what cannot be made is tried again."""
+    made: list[str] = []
+
+    def count(key: str) -> int:
+        made.append(key)
+        return len(made)
+
+    kept = dashboard.Kept(count, seconds=-1)
+    assert kept.get("a", patience=60) == 1
+    assert kept.get("a", patience=60) == 1  # and the second ones are being made
+
+    def broken(_: str) -> int:
+        raise Unavailable("gone")
+
+    failing = dashboard.Kept(broken, seconds=60)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            failing.get("", patience=60)
+    slow = dashboard.Kept(lambda key: key, seconds=60)
+    assert slow.get("b", patience=60) == "b"
+
+
+@pytest.mark.parametrize("hours", [0, 0.01, 0.5, 3, 20, 40, 24 * 9, 24 * 60, 24 * 400, 24 * 20_000])
+def test_ticks_are_few_and_in_order(hours: float) -> None:
+    """Whatever the span, there are up to a dozen round times in it."""
+    last = datetime(2026, 11, 21, 16, 7, tzinfo=UTC)
+    first = last - timedelta(hours=hours)
+    ticks = plots.ticks(first, last)
+    assert 1 <= len(ticks) <= 12
+    assert all(first <= moment <= last for moment, _ in ticks)
+    assert ticks == sorted(ticks)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 7, 99, 100, 12_345, 10**9])
+def test_scales_hold_what_is_drawn(most: int) -> None:
+    """The scale ends at or above the largest number, with few lines."""
+    step, top = plots.scale(most)
+    assert top >= most
+    assert 1 <= top // step <= 5
+
+
+# ------------------------------------------------------------------------------------------------------------- harmless
+
+
+def test_names_break_nothing(client: httpx.Client, world: World) -> None:
+    """Whatever an experiment is called, pages show it as text."""
+    for path in ("/", f"/events/{world.evil.id}", "/dashboard"):
+        page = client.get(path).text
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "<b>'" not in page
+    assert "</script>" in text(client.get("/dashboard").text)  # why it is in quarantine
+    assert EVIL in text(client.get(f"/events/{world.evil.id}").text)
+    asked = client.get("/", params={"q": EVIL, "experiment": '"><img src=x onerror=alert(1)>', "system": "'\"<"})
+    assert asked.status_code == 200
+    assert "<img src=x" not in asked.text
+    assert "<script>alert" not in asked.text
+
+
+def test_pages_may_load_little(client: httpx.Client, world: World) -> None:
+    """Every page says that nothing from elsewhere may be loaded, and has no script, style or handler inside."""
+    for path in ("/", "/dashboard", f"/events/{world.evil.id}", "/events/nope", "/?plate=x"):
+        answer = client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-frame-options"] == "DENY"
+        for tag, attributes in tags(answer.text):
+            assert tag != "style"
+            assert not [name for name in attributes if name == "style" or name.startswith("on")]
+            assert tag != "script" or attributes["src"].startswith("/static/")
+            assert "javascript:" not in attributes.get("href", "")
+
+
+def test_what_pages_load_is_kept(client: httpx.Client) -> None:
+    """Style, script and icon are named by their content, and kept for ever."""
+    loaded = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', client.get("/").text))
+    assert len(loaded) == 3
+    for path in loaded:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+    assert client.get("/static/..%2fsite.py").status_code == 404
+    assert client.get("/static/none").status_code == 404
+
+
+# ---------------------------------------------------------------------------------------------------------- who may see
+
+
+@pytest.fixture
+def people(world: World) -> Iterator[httpx.Client]:
+    """A browser before the gateway that asks for tokens, as far as HTTP goes."""
+    with httpx.Client(base_url=world.gateway.url, trust_env=False, timeout=60) as one:
+        yield one
+
+
+def test_without_a_token_one_is_asked_for(people: httpx.Client, world: World) -> None:
+    """People are led to the login and back; images and programs get a 401."""
+    for path in ("/", "/dashboard", f"/events/{world.stitch.id}", "/?q=a%26b&plate=3"):
+        answer = people.get(path)
+        assert answer.status_code == 303
+        where = httpx.URL(answer.headers["location"])
+        assert (where.path, where.params["next"]) == ("/login", path)
+        assert "plate" not in people.get(path).text
+    assert people.get("/", headers={"Authorization": "Bearer nothing"}).status_code == 401
+    assert people.get(f"/api/1/events/{world.stitch.id}/images").status_code == 401
+
+
+def test_a_token_gets_in(people: httpx.Client, world: World) -> None:
+    """The form sets a cookie that scripts and other sites do not get, and leads back; logging out ends it."""
+    secret = world.gateway.token("somebody", "read")
+    answer = people.post("/login", data={"token": f" {secret} ", "next": "/?plate=2"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?plate=2")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert "secure" not in cookie
+    assert 86_000 < int(cookie.partition("max-age=")[2].partition(";")[0]) <= 86_400
+    assert people.get("/dashboard").status_code == 200
+    answer = people.post("/logout")
+    assert COOKIE not in people.cookies
+    assert people.get("/dashboard").status_code == 303
+
+
+def test_behind_https_the_cookie_stays_there(people: httpx.Client, world: World) -> None:
+    """Where a proxy says that people speak https with it, the cookie is never sent in the open."""
+    secret = world.gateway.token("proxied", "read")
+    said = {"X-Forwarded-Proto": "https"}
+    answer = people.post("/login", data={"token": secret}, headers=said)
+    assert "secure" in answer.headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize(
+    ("to", "leads"),
+    [
+        ("/events/x?first=3#a", "/events/x?first=3%23a"),
+        ("//evil.test/", "/"),
+        ("https://evil.test/", "/"),
+        ("/\\evil.test", "/"),
+        ("\\\\evil.test", "/"),
+        ("/\t/evil.test", "/"),
+        ("/a\r\nSet-Cookie: x=y", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/login?next=/login", "/"),
+        ("/logout", "/"),
+        ("", "/"),
+        ("http://[", "/"),
+        ("/" + "a" * 5000, "/"),
+        ("/?q=Ünï", "/?q=%C3%9Cn%C3%AF"),
+    ],
+)
+def test_a_login_leads_nowhere_else(to: str, leads: str) -> None:
+    """Whatever the address says, people stay on this site."""
+    assert login.local(to) == leads
+
+
+def test_bad_tokens_are_told(people: httpx.Client, world: World) -> None:
+    """Unknown, expired and too weak ones are refused by the form, in words, and set no cookie."""
+    cases = {
+        "nothing": 401,
+        "": 401,
+        world.gateway.token("over", "read", ttl=-1): 401,
+        world.gateway.token("writer", "write"): 403,
+    }
+    for secret, status in cases.items():
+        answer = people.post("/login", data={"token": secret})
+        assert answer.status_code == status
+        assert 'role="alert"' in answer.text
+        assert "set-cookie" not in answer.headers
+        assert not secret or secret not in answer.text.replace("nothing", "")
+    people.cookies.set(COOKIE, "nothing")
+    answer = people.get("/")
+    assert answer.status_code == 303
+    assert "max-age=0" in answer.headers["set-cookie"].lower()  # it is taken back
+
+
+def test_guessing_is_slow(world: World, start: Start) -> None:
+    """Too many bad tokens in the form, or in the cookie, are answered with when to try again."""
+    limits = type(GENEROUS)(token=GENEROUS.token, address=GENEROUS.address, failed=Rate(3))
+    gateway = start(objects=None, line=world.open.parts.line, limits=limits)
+    with httpx.Client(base_url=gateway.url, trust_env=False) as people:
+        for _ in range(5):
+            assert people.get("/").status_code == 303  # having none is no guess
+        found = [people.post("/login", data={"token": "x"}) for _ in range(4)]
+        assert [answer.status_code for answer in found] == [401, 401, 401, 429]
+        assert int(found[-1].headers["retry-after"]) > 0
+        assert people.get("/", headers={"Cookie": f"{COOKIE}=x"}).status_code == 429
+        good = gateway.token("good", "read")
+        assert people.post("/login", data={"token": good}).status_code == 303
+
+
+def test_forms_of_other_sites_are_not_ours(people: httpx.Client, world: World) -> None:
+    """A form that another site sends, and one that is none, change nothing."""
+    secret = world.gateway.token("elsewhere", "read")
+    answer = people.post("/login", data={"token": secret}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert people.post("/login", content=b"x" * 5000).status_code == 413
+    assert people.post("/login", content=b"&" * 4000).status_code == 401
+    assert people.post("/logout", headers={"Sec-Fetch-Site": "same-site"}).status_code == 403
+
+
+def test_a_read_only_gateway_lets_people_in(world: World, start: Start) -> None:
+    """Logging in changes nothing here, so it is possible where nothing may be changed."""
+    gateway = start(objects=None, line=world.open.parts.line, read_only=True)
+    secret = gateway.token("reader", "read")
+    with httpx.Client(base_url=gateway.url, trust_env=False) as people:
+        assert people.post("/login", data={"token": secret}).status_code == 303
+        assert people.get("/").status_code == 200
+
+
+def test_a_prefix_limits_what_is_seen(people: httpx.Client, world: World) -> None:
+    """Who may see videos only sees no other event anywhere, and nothing of quarantine and disks."""
+    people.post("/login", data={"token": world.gateway.token("videos", "read", prefix="videos/")})
+    assert links(people.get("/").text) == [str(world.video.id)]
+    for path in (f"/events/{world.stitch.id}", f"/events/{world.stitch.id}/cover", f"/events/{world.waiting.id}"):
+        assert people.get(path).status_code == 404
+    page = text(people.get("/dashboard").text)
+    assert "Quarantine" not in page
+    assert "prince" not in page + text(people.get("/").text)
+    assert people.get(f"/events/{world.video.id}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/events/x", "/events/00000000-0000-4000-8000-000000000000", "/events/{id}/images/none.tif", "/events/{id}-r7"],
+)
+def test_what_is_not_there_is_told(client: httpx.Client, world: World, path: str) -> None:
+    """A page that is not there says so, as a page."""
+    answer = client.get(path.format(id=world.stitch.id))
+    assert answer.status_code == 404
+    assert "Nothing is here" in answer.text
+
+
+# --------------------------------------------------------------------------------------------------------- in a browser
+
+
+@dataclass
+class Visit:
+    """A page in a browser, and what it did that it should not."""
+
+    page: Page
+    base: str
+    faults: list[str] = field(default_factory=list)
+
+    def go(self, path: str) -> None:
+        """Open a page and wait until all is there."""
+        self.page.goto(self.base + path, wait_until="networkidle")
+
+
+Visiting = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, world: World) -> Iterator[Visiting]:
+    """Open windows; in none of them anything may go wrong, and nothing may come from elsewhere."""
+    contexts: list[BrowserContext] = []
+    visits: list[Visit] = []
+
+    def opened(
+        gateway: Gateway | None = None,
+        *,
+        size: tuple[int, int] = DESK,
+        scheme: Literal["light", "dark"] = "light",
+        phone: bool = False,
+    ) -> Visit:
+        view = {"width": size[0], "height": size[1]}
+        context = browser.new_context(viewport=view, color_scheme=scheme, has_touch=phone, is_mobile=phone)  # type: ignore[arg-type]
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        one = Visit(context.new_page(), (gateway or world.open).url)
+        one.page.on("console", lambda told: one.faults.append(told.text) if told.type in {"error", "warning"} else None)
+        one.page.on("pageerror", lambda error: one.faults.append(str(error)))
+        one.page.on("dialog", lambda dialog: one.faults.append(dialog.message))
+        one.page.on(
+            "request",
+            lambda asked: (
+                one.faults.append(asked.url) if urlsplit(asked.url).hostname not in {"127.0.0.1", "localhost"} else None
+            ),
+        )
+        visits.append(one)
+        return one
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [fault for one in visits for fault in one.faults] == []
+
+
+def shown(page: Page) -> None:
+    """Scroll through a page until every picture on it was really decoded."""
+    for image in page.locator("main img").all():
+        image.scroll_into_view_if_needed()
+        page.wait_for_function(LOADED, arg=image.element_handle())
+
+
+def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> None:
+    """By words to the list, to the event, to its images, to one image, and to its bytes on disk."""
+    one: Visit = visit()
+    one.go("/")
+    event = world.lab.catalog.get(Ref(world.stitch.id, 1))
+    one.page.get_by_label("Find by words").fill(f"plate {event.plate} purged {event.timestamp:%Y-%m-%d}")
+    one.page.get_by_role("button", name="Find").click()
+    expect(one.page.get_by_label("Plate")).to_have_value(str(event.plate))
+    shown(one.page)
+    one.page.locator("a.event").click()
+    expect(one.page.get_by_role("heading", level=1)).to_contain_text(event.experiment)
+    shown(one.page)
+    tiles = one.page.locator(".stitched td")
+    boxes = [tile.bounding_box() for tile in tiles.all()]
+    assert len({round(box["x"]) for box in boxes if box}) == 3
+    assert len({round(box["y"]) for box in boxes if box}) == 2
+    one.page.locator(".stitched a").nth(4).click()
+    shown(one.page)
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="Download").click()
+    name = sorted(world.stitch.files)[4]
+    assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.stitch.files[name]
+    assert download.value.suggested_filename == name.rpartition("/")[2]
+
+
+def test_odd_names_are_pictures_too(visit: Visiting, world: World) -> None:
+    """An image with a name full of marks is shown, opened and fetched, and no mark does anything."""
+    one: Visit = visit()
+    one.go(f"/events/{world.evil.id}")
+    expect(one.page.get_by_role("heading", level=1)).to_contain_text(EVIL)
+    shown(one.page)
+    one.page.get_by_role("link", name=ODD).click()
+    expect(one.page.get_by_role("heading", level=1)).to_have_text(ODD)
+    shown(one.page)
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="Download").click()
+    assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.evil.files[ODD]
+
+
+def test_a_keyboard_is_enough(visit: Visiting, world: World) -> None:
+    """From the skip link to an event, over its tiles by arrows, into an image and to the next one; focus is seen."""
+    one: Visit = visit()
+    one.go("/")
+    press, focus = one.page.keyboard.press, one.page.locator(":focus")
+    press("Tab")
+    expect(focus).to_have_text("Skip to the content")
+    press("Enter")
+    press("/")
+    expect(focus).to_have_id("q")
+    one.page.keyboard.type(str(world.stitch.id))
+    press("Enter")
+    expect(one.page.locator("a.event")).to_have_count(1)
+    reach(one.page, "a.event")
+    assert focus.evaluate("link => getComputedStyle(link).outlineStyle") == "solid"
+    press("Enter")
+    expect(one.page.locator(".stitched")).to_be_visible()
+    reach(one.page, ".stitched a")
+    for key, name in {
+        "ArrowRight": "r01_c02",
+        "ArrowDown": "r02_c02",
+        "ArrowLeft": "r02_c01",
+        "ArrowUp": "r01_c01",
+    }.items():
+        press(key)
+        expect(focus).to_have_attribute("title", re.compile(name))
+    press("End")
+    expect(focus).to_have_attribute("title", re.compile("r02_c03"))
+    press("Home")
+    press("Enter")
+    expect(one.page.get_by_role("heading", level=1)).to_contain_text("Img_r01_c01")
+    press("ArrowRight")
+    expect(one.page.get_by_role("heading", level=1)).to_contain_text("Img_r01_c02")
+    press("ArrowLeft")
+    expect(one.page.get_by_role("heading", level=1)).to_contain_text("Img_r01_c01")
+
+
+def reach(page: Page, wanted: str) -> None:
+    """Press Tab until something like that has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
+            return
+    raise AssertionError(f"{wanted} is not reached")
+
+
+def every(world: World) -> list[str]:
+    """One page of each kind."""
+    image = min(world.stitch.files)
+    events = [f"/events/{one.id}" for one in (world.stitch, world.video, world.evil, world.waiting)]
+    return ["/", "/?q=nothing+fits&plate=1", *events, f"{events[0]}/images/{image}", "/dashboard"]
+
+
+def test_pages_fit_a_phone(visit: Visiting, world: World) -> None:
+    """Nothing has to be scrolled sideways at 390 pixels, and what is touched is large enough."""
+    one: Visit = visit(size=PHONE, phone=True)
+    for path in every(world):
+        one.go(path)
+        assert one.page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390], path
+        small = "[...document.querySelectorAll('button, .button, nav a, a.event')].filter(one => one.checkVisibility())"
+        heights = one.page.evaluate(f"{small}.map(one => one.getBoundingClientRect().height)")
+        assert all(height >= 24 for height in heights), path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(visit: Visiting, world: World, scheme: Literal["light", "dark"]) -> None:
+    """Every text has a contrast of 4.5 at least to what is behind it, as the browser draws it."""
+    one: Visit = visit(scheme=scheme)
+    for path in every(world):
+        one.go(path)
+        one.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert one.page.evaluate(FAINT) == [], path
+    page = one.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", page))) < 3 * 64) == (scheme == "dark")
+
+
+FAINT = """() => {
+  const numbers = (colour) => { const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
+  const behind = (element) => {
+    const layers = [];
+    for (let one = element; one; one = one.parentElement) layers.push(numbers(getComputedStyle(one).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const drawn = element.checkVisibility({opacityProperty: true}) && !element.closest("title, script, .away");
+    if (!walker.currentNode.data.trim() || !drawn) continue;
+    const style = getComputedStyle(element);
+    let alpha = 1;
+    for (let one = element; one; one = one.parentElement) alpha *= Number(getComputedStyle(one).opacity);
+    const ground = behind(element);
+    const ink = numbers(element instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(over([ink[0], ink[1], ink[2], ink[3] * alpha], ground)), light(ground)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) faint.push([walker.currentNode.data.trim().slice(0, 40), ratio.toFixed(2)]);
+  }
+  return faint;
+}"""
+
+
+def test_somebody_logs_in(visit: Visiting, world: World) -> None:
+    """To the login, in with a token, back to where they wanted to go; pictures come too; and out again."""
+    one: Visit = visit(world.gateway)
+    one.go(f"/events/{world.video.id}")
+    expect(one.page.get_by_role("heading", level=1)).to_have_text("Log in")
+    one.page.keyboard.type(world.gateway.token("browser", "read"))
+    one.page.keyboard.press("Enter")
+    expect(one.page.get_by_role("heading", name="History")).to_be_visible()
+    shown(one.page)
+    (cookie,) = one.page.context.cookies()
+    assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == (COOKIE, True, "Strict")
+    one.page.get_by_role("button", name="Log out").click()
+    one.go("/")
+    expect(one.page.get_by_role("heading", level=1)).to_have_text("Log in")
+
+
+def test_a_link_from_elsewhere_works(visit: Visiting, world: World) -> None:
+    """Who has logged in may follow a link on another site, though browsers then keep the cookie back at first."""
+    one: Visit = visit(world.gateway)
+    secret = world.gateway.token("linked", "read")
+    one.page.context.add_cookies(
+        [{"name": COOKIE, "value": secret, "url": one.base, "httpOnly": True, "sameSite": "Strict"}]
+    )
+    one.page.goto(one.base.replace("127.0.0.1", "localhost") + "/login")
+    one.page.evaluate("where => { location.href = where }", f"{one.base}/events/{world.video.id}?first=1")
+    expect(one.page.get_by_role("heading", name="History")).to_be_visible()
+    assert one.page.url.endswith(f"/events/{world.video.id}?first=1")
