@@ -61,7 +61,7 @@ def _moment(what: str, at: datetime | None, *, where: str | None = None, why: st
 def _came(event: Event) -> Iterator[wire.Moment]:
     yield _moment("announced", event.announced_at, where=event.path)
     yield _moment("seen", event.first_seen)
-    yield _moment("complete", event.sealed_at, why=f"{event.present} of {event.image_count} images")
+    yield _moment("complete", event.sealed_at, why=f"{event.image_count} images")
     yield _moment("staged", event.staged_at)
 
 
