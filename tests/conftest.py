@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from deployments import seaweed
 from plateway import store
 
-pytest_plugins = ["tests.databases"]
+pytest_plugins = ["tests.databases", "tests.order"]
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,4 +1,4 @@
-"""A real Prefect server for the flows' tests, started once a run, with a resident worker and a home of its own."""
+"""A real Prefect server for all tests of the flows, with a resident worker and a home of its own."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A provisioned Prefect server with a bench of one system and an empty bucket."""
     home = tmp_path_factory.mktemp("site")
@@ -122,7 +122,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield here
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def worker(site: Site) -> Iterator[subprocess.Popen[bytes]]:
     """A resident worker of the site."""
     with site.running(*site.worker()) as process:
