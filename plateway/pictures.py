@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import math
 import re
 import zlib
 from collections import defaultdict
@@ -46,7 +47,8 @@ RATIO = 1032  # deflate makes nothing smaller than that
 MOST_PIXELS = 1 << 26  # of an image that is looked at
 MOST_BYTES = 1 << 27  # of its pixels
 MOST_SEGMENTS = 1 << 16  # strips or tiles of a TIFF
-ENOUGH = 2048  # pixels along a side of what a small picture is made of
+LEAST = 512  # pixels along the longer side of what a small picture is made of, where there are so many
+SAMPLED = 1 << 16  # of them by which levels are chosen, about
 DARK, BRIGHT = 0.5, 99.8  # percentiles that become black and white
 MOST_PLACES = 10_000  # of a grid, empty ones among them
 ROW, COLUMN = r"(?:rows?|r)", r"(?:columns?|cols?|col|c)"
@@ -70,11 +72,14 @@ class Light:
     @property
     def levels(self) -> Levels | None:
         """Choose what becomes black and white; None: no value is a number."""
-        finite = self.values[np.isfinite(self.values)]
-        if not finite.size:
-            return None
-        dark, bright = np.percentile(finite, [DARK, BRIGHT])
-        return (dark, bright) if dark < bright else (finite.min(), finite.max())
+        step = math.isqrt(self.values.size // SAMPLED) + 1
+        finite = self.values[::step, ::step]
+        finite = finite[np.isfinite(finite)]
+        dark, bright = np.percentile(finite, [DARK, BRIGHT]) if finite.size else (0.0, 0.0)
+        if dark < bright:
+            return dark, bright
+        finite = self.values[np.isfinite(self.values)]  # a spot on an even ground, perhaps
+        return (finite.min(), finite.max()) if finite.size else None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def levels(content: bytes) -> Levels | None:
         Rejected: as `thumbnail`.
     """
     with _door():
-        found = _read(content, ENOUGH)
+        found = _read(content, LEAST)
         return found.levels if isinstance(found, Light) else None
 
 
@@ -170,24 +175,26 @@ def _bounded(width: int, height: int, depth: int) -> None:
 
 
 def _read(content: bytes, size: int) -> Image.Image | Light:
-    return _tiff(content) if content[:4] in MAGIC else _other(content, size)
+    size = max(size, LEAST)
+    return _tiff(content, size) if content[:4] in MAGIC else _other(content, size)
 
 
 # ---------------------------------------------------------------------------------------------------------------- TIFF
 
 
-def _tiff(content: bytes) -> Image.Image | Light:
+def _tiff(content: bytes, size: int) -> Image.Image | Light:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
         _bounded(page.imagewidth, page.imagelength * page.imagedepth, _depth(page))
         if page.compression not in {1, LZMA, *DEFLATED} or page.photometric in PRINTED:
-            return _other(content, ENOUGH, stretch=True)
+            return _other(content, size, stretch=True)
         _bounded(page.tilewidth or 1, page.tilelength or 1, _depth(page))
         _unpacked(page, content)
         pixels, white = _plane(page), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-            return _image(np.moveaxis(page.colormap, 0, -1)[pixels] >> 8, stretch=False)
-    return _image(pixels, stretch=True, white=white)
+            colours = np.moveaxis(page.colormap, 0, -1)[_thinned(pixels, size)]
+            return Image.fromarray(np.ascontiguousarray(colours >> 8, dtype=np.uint8))
+    return _image(pixels, size, stretch=True, white=white)
 
 
 def _depth(page: tifffile.TiffPage) -> int:
@@ -217,15 +224,9 @@ def _plane(page: tifffile.TiffPage) -> Pixels:
     for axis in [name for name in axes if name not in "YXS"]:
         pixels, axes = pixels.take(0, axes.index(axis)), axes.replace(axis, "")
     if "S" not in axes:
-        return _thinned(pixels)
-    colours = _thinned(np.moveaxis(pixels, axes.index("S"), -1))
+        return pixels
+    colours = np.moveaxis(pixels, axes.index("S"), -1)
     return colours[..., :3] if page.photometric == tifffile.PHOTOMETRIC.RGB else colours[..., 0]
-
-
-def _thinned(pixels: Pixels) -> Pixels:
-    """Leave out rows and columns of what has more than enough."""
-    step = max(1, max(pixels.shape[:2]) // ENOUGH)
-    return pixels[::step, ::step]
 
 
 # -------------------------------------------------------------------------------------------------------------- others
@@ -240,9 +241,9 @@ def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image |
     _bounded(*image.size, len(image.getbands()))
     image.draft(None, (2 * size, 2 * size))  # JPEG can be read smaller
     if image.mode.startswith("I") or image.mode == "F":
-        return _image(_thinned(np.asarray(image)), stretch=True)
+        return _image(np.asarray(image), size, stretch=True)
     if image.mode in {"1", "L"}:
-        return _image(_thinned(np.asarray(image.convert("L"))), stretch=stretch)
+        return _image(np.asarray(image.convert("L")), size, stretch=stretch)
     return ImageOps.exif_transpose(
         image.convert("RGBA" if "transparency" in image.info or "A" in image.mode else "RGB")
     )
@@ -251,16 +252,35 @@ def _other(content: bytes, size: int, *, stretch: bool = False) -> Image.Image |
 # -------------------------------------------------------------------------------------------------------------- levels
 
 
-def _image(pixels: Pixels, *, stretch: bool, white: bool = False) -> Image.Image | Light:
+def _image(pixels: Pixels, size: int, *, stretch: bool, white: bool = False) -> Image.Image | Light:
     """Leave pixels of 8 bits as they are unless grey is to be stretched, and stretch all others."""
     if np.iscomplexobj(pixels):
         pixels = np.abs(pixels)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     elif stretch and (pixels.dtype != np.uint8 or pixels.ndim == 2):
-        return Light(pixels.astype(np.float64), white)
-    pixels = pixels.astype(np.uint8)
+        return Light(_averaged(pixels, size), white)
+    pixels = pixels.astype(np.uint8, copy=False)
     return Image.fromarray(np.ascontiguousarray(255 - pixels if white else pixels))
+
+
+def _averaged(pixels: Pixels, size: int) -> npt.NDArray[np.float64]:
+    """Join neighbours as long as the longer side keeps `size` of them."""
+    height, width, *colours = pixels.shape
+    many = max(1, max(height, width) // size)
+    down, across = min(many, height), min(many, width)
+    rows, columns = height // down, width // across
+    whole = pixels[: rows * down, : columns * across]
+    with np.errstate(all="ignore"):
+        lines = whole.reshape(rows, down, columns * across, *colours).sum(axis=1, dtype=np.float64)
+        joined: npt.NDArray[np.float64] = lines.reshape(rows, columns, across, *colours).sum(axis=2) / (down * across)
+    return joined
+
+
+def _thinned(pixels: Pixels, size: int) -> Pixels:
+    """Leave out rows and columns of numbers that cannot be averaged, as far as two for each of `size` are left."""
+    step = max(1, max(pixels.shape[:2]) // (2 * size))
+    return pixels[::step, ::step]
 
 
 def _stretched(light: Light, between: Levels | None) -> Image.Image:
@@ -268,5 +288,7 @@ def _stretched(light: Light, between: Levels | None) -> Image.Image:
     dark, bright = between or (0.0, 0.0)
     with np.errstate(all="ignore"):
         scale = 255 / (bright - dark) if bright > dark else 0.0
-        spread = np.nan_to_num(np.clip((light.values - dark) * scale, 0, 255)).astype(np.uint8)
+        spread = np.clip((light.values - dark) * scale, 0, 255)
+        spread[np.isnan(spread)] = 0
+        spread = spread.astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(255 - spread if light.white else spread))

@@ -192,6 +192,16 @@ def test_the_longer_side_counts(shape: tuple[int, int], size: int, expected: tup
     assert small(tiff(np.zeros((7, 5), np.uint8)), 1024).shape == (7, 5)
 
 
+def test_large_images_are_averaged() -> None:
+    """Every pixel counts, also a line that is one pixel thin; a spot on an even ground is not lost."""
+    light = np.full((1100, 2100), 1000, np.uint16)
+    light[:, 1063] = 60000
+    light[-1, -1] = 30000
+    picture = small(tiff(light))
+    assert (picture.shape, int(picture.max(axis=0).argmax())) == ((42, 80), 40)
+    assert small(tiff(np.repeat(np.arange(40000, dtype=np.uint16)[:, None], 3, axis=1))).shape == (80, 1)
+
+
 def test_what_the_simulator_draws_looks_like_something() -> None:
     """Hyphae in dark field: most of it dark, some of it bright, by no means flat."""
     view = simulator.View(-1.05, -1.05, 256 / 2.1)
