@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def site(
     where, endpoint = bucket or (home / "bucket").as_uri(), endpoint or Endpoint()
     database = catalogue or f"sqlite:///{home}/catalogue.db"
     clock = Clock()
+    clock.now = datetime.now(UTC) - timedelta(minutes=10)  # what the API shows unless it is asked for more
     lab = Lab(home, open_store(where, endpoint), clock, Catalog(database, clock=clock))
     lab.catalog.upgrade()
     announced, ref = lab.exported()
@@ -73,13 +74,9 @@ def paths(site: Site, template: str) -> str:
     known = {
         "key:key": "mine/a",
         "id": str(site.ref.id),
+        "name:key": site.images[0],
         "name:path": site.images[0],
-        "name": site.images[0],
+        "name": "plateway.css",
     }
     head, *rest = template.split("{")
     return head + "".join(known[part.partition("}")[0]] + part.partition("}")[2] for part in rest)
-
-
-def day(moment: datetime) -> str:
-    """Say a day as the API does."""
-    return moment.date().isoformat()
