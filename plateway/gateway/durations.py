@@ -11,9 +11,11 @@ import hashlib
 import mmap
 import os
 import struct
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,7 @@ class Durations:
         self._table = mmap.mmap(self._file, len(self._names) * ROW.size)
         self._mine: dict[int, list[float]] = {}
         self._next = 0.0
+        self._turn = threading.RLock()
 
     def note(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -60,26 +63,28 @@ class Durations:
         row = self._rows.get((route, method, kind), self._rows.get((NOWHERE, method, kind)))
         if row is None:
             return
-        mine = self._mine.setdefault(row, [0] * (len(BOUNDS) + 2))
-        mine[bisect_left(BOUNDS, seconds)] += 1
-        mine[-1] += seconds
-        if time.monotonic() >= self._next:
-            self.flush()
+        with self._turn:
+            mine = self._mine.setdefault(row, [0] * (len(BOUNDS) + 2))
+            mine[bisect_left(BOUNDS, seconds)] += 1
+            mine[-1] += seconds
+            if time.monotonic() >= self._next:
+                self.flush()
 
     def flush(self) -> None:
         """Write what this worker counted, unless another one writes at this moment."""
-        self._next = time.monotonic() + OFTEN
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return
-        try:
-            for row, mine in self._mine.items():
-                known = ROW.unpack_from(self._table, row * ROW.size)
-                ROW.pack_into(self._table, row * ROW.size, *(old + new for old, new in zip(known, mine, strict=True)))
-            self._mine = {}
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        with self._turn:
+            self._next = time.monotonic() + OFTEN
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            try:
+                for row, mine in self._mine.items():
+                    known = ROW.unpack_from(self._table, row * ROW.size)
+                    ROW.pack_into(self._table, row * ROW.size, *map(add, known, mine))
+                self._mine = {}
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def read(self) -> Iterator[Timing]:
         """Give the counts of all workers, of what was asked for at all."""
