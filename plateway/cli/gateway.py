@@ -50,10 +50,12 @@ def serve(
         with closing(Catalog(config.catalog_url)) as catalog:
             catalog.upgrade()
 
+    whoever = f"are shown to whoever asks{' on this machine' if parts.straight else ''}"
+
     def say(address: str) -> None:
         out.print(f"Gateway  {address}", soft_wrap=True)
         out.print(f"API      {address}/docs", soft_wrap=True)
-        out.print(f"Events   {'are shown to everybody who asks' if parts.open else 'ask for a token'}")
+        out.print(f"Events   {whoever if parts.open else 'ask for a token'}")
         out.print(f"Objects  {'none: set PLATEWAY_OBJECTS_URL' if parts.objects is None else 'ask for a token'}")
         out.print(f"{'It is read-only. ' if parts.read_only else ''}Ctrl-C ends it.")
 

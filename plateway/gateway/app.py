@@ -56,6 +56,7 @@ class Parts:
     read_only: bool = False
     line: Callable[[], Line] | None = None  # opens the line that events are read from; None: there are objects only
     open: bool = False  # events are shown to whoever asks, without a token
+    straight: bool = False  # … but only to requests that came straight to this machine's own address
     links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
     prefect_ui: str | None = None  # where people see the runs
 
@@ -94,7 +95,7 @@ def create_app(parts: Parts) -> FastAPI:
         ),
     )
     app.state.parts, app.state.line = parts, line
-    app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open)
+    app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open, straight=parts.straight)
     app.state.readiness = Readiness(tokens=partial(_sound, tokens), access=partial(_sound, access))
     answers.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -23,14 +25,22 @@ from plateway.tokens import Token, Tokens
 
 COOKIE = "plateway_token"  # of people who look at pages
 READING = frozenset({"GET", "HEAD"})
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 FRAMEWORK = frozenset({"openapi"})  # FastAPI's own
 
 
 class Guard:
     """Looks at tokens, and counts what each may still ask."""
 
-    def __init__(self, tokens: Tokens, rates: Rates, limits: Limits, *, open_: bool = False) -> None:
-        self.tokens, self.rates, self.limits, self.open = tokens, rates, limits, open_
+    def __init__(
+        self, tokens: Tokens, rates: Rates, limits: Limits, *, open_: bool = False, straight: bool = False
+    ) -> None:
+        self.tokens, self.rates, self.limits = tokens, rates, limits
+        self._open, self._straight = open_, straight
+
+    def opens(self, request: Request) -> bool:
+        """Tell whether this request is shown events without a token."""
+        return self._open and (not self._straight or straight(request))
 
     def admit(self, request: Request, *, cookie: bool = False) -> Token:
         """Let in whoever shows a good token; one in a cookie counts only where it was asked for, and changes nothing.
@@ -102,11 +112,31 @@ class Reader(Allowed):
 
     async def __call__(self, request: Request) -> str:  # type: ignore[override]  # of a token only its prefix matters
         guard: Guard = request.app.state.guard
-        if guard.open:
+        if guard.opens(request):
             return ""
         token = guard.admit(request, cookie=True)
         self.check(token)
         return token.prefix or ""
+
+
+def loopback(host: str) -> bool:
+    """Tell whether an address, or ``localhost``, is this machine's own; of other names that cannot be known."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def straight(request: Request) -> bool:
+    """Tell whether a request was made to this machine's own address, and no proxy says that it passed it on.
+
+    Pages of other sites can make a browser ask under a name that they let lead here; under that they are known.
+    """
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return False
+    return loopback(host or "") and not any(name in request.headers for name in FORWARDED)
 
 
 async def _anybody() -> None:

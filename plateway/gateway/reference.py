@@ -10,10 +10,9 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from plateway.gateway import auth
@@ -33,13 +32,14 @@ _templates = Environment(
 
 
 def install(app: FastAPI) -> None:
-    """Give an application this page, about all routes that it has when somebody asks."""
-    page = partial(show, app)
-    app.add_api_route(PATH, page, methods=["GET"], dependencies=[auth.OPEN], include_in_schema=False)
+    """Give an application this page; it tells all routes that there are when somebody asks."""
+    told: dict[str, Any] = {"dependencies": [auth.OPEN], "include_in_schema": False, "response_class": Response}
+    app.add_api_route(PATH, show, methods=["GET"], **told)
 
 
-def show(app: FastAPI) -> Response:
+def show(request: Request) -> Response:
     """Draw the page."""
+    app: FastAPI = request.app
     style = _templates.get_template("reference.css").render()
     document = app.openapi()
     page = _templates.get_template("reference.html").render(
@@ -47,7 +47,7 @@ def show(app: FastAPI) -> Response:
         version=document["info"]["version"],
         groups=groups(document, scopes(app)),
         shapes=dict(shapes(document)),
-        shown=app.state.guard.open,
+        shown=app.state.guard.opens(request),
     )
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; frame-ancestors 'none'; sandbox"

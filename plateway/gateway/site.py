@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 from plateway.errors import Misconfigured
 from plateway.gateway.app import Parts, overlap
+from plateway.gateway.auth import loopback
 from plateway.gateway.limits import Limits, Rate
 from plateway.pipeline import Line, open_line
 from plateway.pipeline.line import endpoint
@@ -43,6 +43,7 @@ def parts(settings: Settings) -> Parts:
         read_only=settings.read_only,
         line=partial(reader, settings),
         open=not asks(settings),
+        straight=settings.api_needs_token is None,
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui,
     )
@@ -56,14 +57,6 @@ def asks(settings: Settings) -> bool:
     if settings.api_needs_token is not None:
         return settings.api_needs_token
     return bool(settings.trusted_proxies) or not loopback(settings.serve_host)
-
-
-def loopback(host: str) -> bool:
-    """Tell whether an address, or ``localhost``, is this machine's own; of other names that cannot be known."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def reader(settings: Settings) -> Line:

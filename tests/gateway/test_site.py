@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import re
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from plateway import settings
+from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, Refused
 from plateway.gateway import Rate, create_app, reference, site
 from plateway.gateway.app import overlap
@@ -162,15 +165,54 @@ def test_the_api_has_a_page(start: Start) -> None:
 
 def test_the_page_runs_nothing_that_is_told(start: Start) -> None:
     """What a route says of itself is text."""
-    gateway = start()
-    app = create_app(gateway.parts)
-    app.description = "x"
+    app = create_app(start().parts)
     for route in app.routes:
         if getattr(route, "path", "") == "/health":
             route.description = "<script>alert(1)</script>"  # type: ignore[attr-defined]  # an APIRoute
-    body = bytes(reference.show(app).body).decode()
+    body = asyncio.run(asked(app, "/docs")).text
     assert "<script" not in body
     assert "&lt;script&gt;" in body
+
+
+async def asked(app: FastAPI, path: str, **headers: str) -> httpx.Response:
+    """Ask an application once; names of headers are written with underscores."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=sent) as http,
+    ):
+        return await http.get(path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "evil.example"}, 401),
+        ({"host": "127.0.0.1.evil.example:8000"}, 401),
+        ({"host": "evil.example:8000@127.0.0.1.x"}, 401),
+        ({"host": "[::1"}, 401),
+        ({"host": ""}, 401),
+        ({"x_forwarded_for": "192.0.2.7"}, 401),
+        ({"forwarded": "for=192.0.2.7"}, 401),
+        ({"x_real_ip": "127.0.0.1"}, 401),
+        ({"via": "1.1 gate"}, 401),
+    ],
+    ids=str,
+)
+def test_only_what_comes_straight_is_shown_events(known: Known, headers: dict[str, str], status: int) -> None:
+    """On loopback a page of another site, and a proxy that nobody named, do not get in without a token."""
+    config = known()
+    with closing(Catalog(config.catalog_url)) as catalog:
+        catalog.upgrade()
+    answer = asyncio.run(asked(create_app(site.parts(config)), "/api/1/daily-stats", **headers))
+    assert answer.status_code == status
+    if headers == {"host": "evil.example"}:
+        to_all = create_app(site.parts(known(api_needs_token=False)))
+        assert asyncio.run(asked(to_all, "/api/1/daily-stats", **headers)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def install(app: FastAPI) -> None:
 async def form(request: Request, to: Annotated[str, Query(alias="next")] = "/", again: str = "") -> Response:
     """Ask for a token; who comes here ``again``, from a link elsewhere, may have shown it before."""
     guard: auth.Guard = request.app.state.guard
-    if guard.open or (again and auth.COOKIE in request.cookies):
+    if guard.opens(request) or (again and auth.COOKIE in request.cookies):
         return _go(local(to))
     return site.render(request, "login.html", to=local(to), problem=None)
 

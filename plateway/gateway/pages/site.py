@@ -82,8 +82,8 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     content = TEMPLATES.get_template(template).render(
         path=request.scope["path"],
         prefect=(parts.prefect_ui or "").rstrip("/"),
-        guarded=not guard.open,
-        inside=not guard.open and auth.COOKIE in request.cookies,
+        guarded=not guard.opens(request),
+        inside=not guard.opens(request) and auth.COOKIE in request.cookies,
         **values,
     )
     return HTMLResponse(content, status, HEADERS)
@@ -145,7 +145,7 @@ def _asked(request: Request) -> Response | None:
 
     Browsers keep the cookie to themselves when a link on another site was followed: then we follow it once more.
     """
-    if request.app.state.guard.open or auth.COOKIE in request.cookies or "authorization" in request.headers:
+    if request.app.state.guard.opens(request) or auth.COOKIE in request.cookies or "authorization" in request.headers:
         return None
     if request.headers.get("sec-fetch-site") == "cross-site":
         return render(request, "again.html", to=to_login(request, again=1))
