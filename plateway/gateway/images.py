@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from plateway import pictures
 from plateway.bundle import Member
 from plateway.catalog import Ledger, Ref
-from plateway.errors import Damaged, NotFound, Refused, Rejected
+from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
 from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
@@ -236,9 +236,12 @@ class Gallery:
 
     def _spooled(self, whole: bytes) -> Iterator[bytes]:
         """Keep bytes in a file that has no name, so that no slow client keeps them in memory."""
-        file = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115  it is closed where it ends
-        file.write(whole)
-        file.seek(0)
+        try:
+            file = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115  it is closed where it ends
+            file.write(whole)
+            file.seek(0)
+        except OSError as error:
+            raise Unavailable(f"{len(whole)} bytes cannot be held in a file: {error.strerror}") from error
 
         def pieces() -> Iterator[bytes]:
             with file:
