@@ -14,6 +14,7 @@ from plateway.bundle import Member
 from plateway.catalog import Cursor, Ledger, Ref
 from plateway.errors import NotFound, PlatewayError
 from plateway.gateway import answers, auth, images
+from plateway.gateway.access import note
 from plateway.gateway.images import Gallery
 from plateway.gateway.pages import site, story
 from plateway.pictures import Grid
@@ -56,6 +57,7 @@ def install(app: FastAPI, line: Line) -> None:
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         ledger, now = gallery.ledger(id, seen), line.catalog.now()
+        note(request.scope).key = ledger.event.key
         members, problem = _members(gallery, ledger)
         earlier, later = around(line, ledger, seen)
         return site.render(
@@ -70,8 +72,7 @@ def install(app: FastAPI, line: Line) -> None:
             earlier=earlier[-1:],
             later=later[:1],
             places=story.places(ledger, present=views.status(line, ledger).raw_present),
-            moments=story.moments(ledger),
-            now=now,
+            history=story.history(ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,
             others=[
@@ -82,6 +83,7 @@ def install(app: FastAPI, line: Line) -> None:
     def image(id: str, name: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         ledger = gallery.ledger(id, seen)
+        note(request.scope).key = f"{ledger.event.key}/{name}"
         members, problem = _members(gallery, ledger)
         found = [_picture(ledger.ref, member) for member in members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)

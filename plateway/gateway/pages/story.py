@@ -1,14 +1,14 @@
-"""One event told as a history: what happened, when, and how that is known; and where its bytes are now."""
+"""One event told to people: what happened, when, and how that is known; and where its bytes are now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
+from plateway import wire
 from plateway.catalog import Ledger
+from plateway.pipeline import views
 from plateway.pipeline.reports import spoken_size
-from plateway.records import ArchiveLocation, Event, Export, Purge
 
 EVIDENCE = {
     "read-back": "every byte was read back and is as it was sent",
@@ -17,17 +17,38 @@ EVIDENCE = {
     "size": "tape tells a bundle of the same name and size",
     "name": "tape tells a bundle of the same name",
 }
-PLACES = {"raw": "raw images", "staging": "staged copy", "bucket": "bucket copy"}
+COPIES = {"raw": "Raw images", "staging": "Staged copy", "bucket": "Bucket copy"}
+WORDS = {
+    "announced": ("Announced", "the instrument said that its images are there"),
+    "seen": ("Seen", "the announcement was read and is sound"),
+    "complete": ("Complete", "{why} are there and have stopped changing"),
+    "staged": ("Staged", "a verified copy lies beside the instrument's disk"),
+    "exported": ("Sent to the bucket", "all files in one bundle"),
+    "verified": ("Verified", "{why}"),
+    "read back": ("Read back", EVIDENCE["read-back"]),
+    "damaged": ("Found damaged", "{why}"),
+    "archived": ("On tape", "{why}"),
+    "read from tape": ("Read from tape", "the bytes there are those that were sent"),
+    "moved aside": ("{copy} moved aside", ""),
+    "purged": ("{copy} removed", "after proof: {why}"),
+    "restored": ("{copy} kept after all", "{why}"),
+    "quarantined": ("Put in quarantine", "{why}"),
+    "waits": ("Waits", "{why}"),
+}
+NOW = {"ready": "waits for its turn to be sent", "exporting": "is being sent to the bucket"}
+PLACED = frozenset({"announced", "exported", "archived"})  # say where; the others are about the same place
+GOOD = frozenset({"verified", "read back", "archived", "read from tape"})
+BAD = frozenset({"damaged", "quarantined"})
 
 
-class Moment(NamedTuple):
-    """Something that happened."""
+class Told(NamedTuple):
+    """Something that happened, or what it waits for, in words."""
 
-    at: datetime
+    at: datetime | None
     what: str
-    how: str = ""  # the evidence for it
-    facts: tuple[tuple[str, str], ...] = ()  # to be copied: keys, paths, checksums
-    tone: str = ""  # good | bad
+    how: str
+    where: str  # to be copied; empty: nowhere, or told elsewhere
+    tone: str  # good | bad | now, or empty
 
 
 class Place(NamedTuple):
@@ -39,16 +60,11 @@ class Place(NamedTuple):
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def moments(ledger: Ledger) -> list[Moment]:
-    """Tell what happened, in its order."""
-    told = [*_arrived(ledger.event), *_held_up(ledger)]
-    if ledger.export is not None:
-        told += _exported(ledger.export)
-    for archive in ledger.archives:
-        told += _archived(archive)
-    for purge in ledger.purges:
-        told += _purged(purge)
-    return sorted(told, key=lambda moment: moment.at)
+def history(ledger: Ledger, now: datetime) -> list[Told]:
+    """Tell what happened, in its order, and what it waits for."""
+    told = [_worded(moment) for moment in views.history(ledger, now)]
+    state = ledger.state(now).name
+    return [*told, Told(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
 
 
 def places(ledger: Ledger, *, present: bool) -> list[Place]:
@@ -56,58 +72,21 @@ def places(ledger: Ledger, *, present: bool) -> list[Place]:
     return [_bench(ledger, present=present), _bucket(ledger), _tape(ledger)]
 
 
-def _arrived(event: Event) -> Iterator[Moment]:
-    images = f"{event.image_count:,} image{'s' if event.image_count != 1 else ''}"
-    yield Moment(event.timestamp, "Imaged", f"{event.system} took {images}")
-    yield Moment(event.announced_at, "Announced", "the instrument wrote its event file", (("event file", event.file),))
-    yield Moment(event.first_seen, "Seen", "the announcement was read and is sound")
-    if event.sealed_at is not None:
-        yield Moment(event.sealed_at, "Complete", f"all {images} are there and have stopped changing")
-    if event.staged_at is not None:
-        yield Moment(event.staged_at, "Staged", "a verified copy lies beside the instrument's disk")
-
-
-def _held_up(ledger: Ledger) -> Iterator[Moment]:
-    if ledger.quarantine is not None:
-        yield Moment(ledger.quarantine.first_seen, "Put in quarantine", ledger.quarantine.reason, tone="bad")
-    for setback in ledger.setbacks:
-        tries = f"{setback.attempt} attempt{'s' if setback.attempt != 1 else ''}"
-        again = f"next try {setback.next_at:%-d %b %Y, %H:%M}"
-        yield Moment(
-            setback.at, f"{setback.verb.capitalize()} failed", f"{setback.reason} ({tries}, {again})", tone="bad"
-        )
-
-
-def _exported(export: Export) -> Iterator[Moment]:
-    sent = f"{export.member_count:,} files in one bundle of {spoken_size(export.size)}"
-    facts = (("key", export.key), ("SHA-256", export.sha256))
-    yield Moment(export.uploaded_at, "Sent to the bucket", sent, facts)
-    if export.evidence is not None and export.evidence_at is not None:
-        yield Moment(export.evidence_at, "Verified", _spoken(export.evidence), tone="good")
-    if export.read_back_at is not None and export.read_back_at != export.evidence_at:
-        yield Moment(export.read_back_at, "Read back", EVIDENCE["read-back"], tone="good")
-    if export.damage is not None and export.damaged_at is not None:
-        yield Moment(export.damaged_at, "Found damaged", export.damage, tone="bad")
-
-
-def _archived(archive: ArchiveLocation) -> Iterator[Moment]:
-    facts = (("archive", archive.path), ("member", archive.member), ("job", archive.job_id))
-    yield Moment(
-        archive.reported_at, "On tape", _spoken(archive.evidence), tuple(one for one in facts if one[1]), "good"
+def _worded(moment: wire.Moment) -> Told:
+    failed = moment.what.endswith(" failed")
+    what, how = (moment.what.capitalize(), "{why}") if failed else WORDS.get(moment.what, (moment.what, "{why}"))
+    copy = COPIES.get(moment.where or "")
+    why = EVIDENCE.get(moment.why or "", moment.why or "")
+    tone = (
+        "now" if moment.at is None else "good" if moment.what in GOOD else "bad" if failed or moment.what in BAD else ""
     )
-    if archive.read_at is not None:
-        yield Moment(archive.read_at, "Read from tape", "the bytes there are those that were sent", tone="good")
-
-
-def _purged(purge: Purge) -> Iterator[Moment]:
-    place = PLACES[purge.place]
-    proof = f"proven safe before: {purge.proof['evidence']}" if isinstance(purge.proof.get("evidence"), str) else ""
-    if purge.trashed_at is not None and purge.place != "bucket":
-        yield Moment(purge.trashed_at, f"{place.capitalize()} moved aside", proof)
-    if purge.gone_at is not None:
-        yield Moment(purge.gone_at, f"{place.capitalize()} removed", proof)
-    if purge.restored_at is not None:
-        yield Moment(purge.restored_at, f"{place.capitalize()} kept after all", purge.reason or "")
+    return Told(
+        moment.at,
+        what.replace("{copy}", copy or "Copy"),
+        how.replace("{why}", why) if why or "{why}" not in how else "",
+        moment.where or "" if moment.what in PLACED else "",
+        tone,
+    )
 
 
 def _bench(ledger: Ledger, *, present: bool) -> Place:
@@ -126,7 +105,7 @@ def _bucket(ledger: Ledger) -> Place:
     export = ledger.export
     if export is None:
         return Place("Bucket", "none", "not sent yet")
-    facts = (("bucket", export.bucket), ("key", export.key))
+    facts = (("bucket", export.bucket), ("key", export.key), ("SHA-256", export.sha256))
     if export.damage is not None:
         return Place("Bucket", "bad", export.damage, facts)
     if ledger.expired:
@@ -142,12 +121,9 @@ def _tape(ledger: Ledger) -> Place:
     facts = tuple(
         (name, value)
         for archive in ledger.archives
-        for name, value in (("archive", archive.path), ("member", archive.member))
+        for name, value in (("archive", archive.path), ("member", archive.member), ("job", archive.job_id))
+        if value
     )
     times = f"in {len(ledger.archives)} archives" if len(ledger.archives) > 1 else "in one archive"
     read = any(archive.read_at for archive in ledger.archives)
     return Place("Tape", "proven", f"{times}{', read from there and the same' if read else ''}", facts)
-
-
-def _spoken(evidence: str) -> str:
-    return EVIDENCE.get(evidence, f"{evidence} in the bucket is that of the bytes that were sent")
