@@ -48,6 +48,7 @@ LARGEST = 128 << 20  # bytes of a file that a small picture is made of
 LEDGERS = 1000  # events whose ledgers are kept in mind
 HOLDS = 1.0  # seconds for which that is good
 MEMBERS = 100_000  # files whose place in bundles is kept in mind
+DOUBTED = 1000  # large images that were wrong once and are kept in mind
 READS = 16  # reads of one worker at a time
 SAMPLES = 9  # images by which the levels of an event are chosen
 SPREAD = (math.sqrt(5) - 1) / 2  # of the samples over the event: steps of this part of it meet no row twice
@@ -173,6 +174,7 @@ class Gallery:
         self._ledgers = Recall[Ledger](LEDGERS, holds=HOLDS)
         self._contents = Recall[Contents](MEMBERS, weigh=lambda one: len(one.members))
         self._levels = Recall[pictures.Levels | None](LEDGERS)
+        self._doubted: set[str] = set()
         self._spool.mkdir(parents=True, exist_ok=True)
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -228,11 +230,22 @@ class Gallery:
             return _first(
                 copies.part(self.line, found.ledger, start=member.offset + span.start, length=span.length)
                 if span
-                else _behind(copies.image(self.line, found.ledger, member))
+                else _behind(self._compared(found))
             )
         whole = b"".join(copies.image(self.line, found.ledger, member))
         asked = whole[span.start : span.start + span.length] if span else whole
         return (asked, Rest(iter(()))) if len(asked) <= SMALL else _first(self._spooled(asked))
+
+    def _compared(self, found: Found) -> Iterator[bytes]:
+        """Read a large image; who comes again after it was wrong gets it from a copy that was looked at before."""
+        sha256 = found.member.sha256
+        try:
+            yield from copies.image(self.line, found.ledger, found.member, doubted=sha256 in self._doubted)
+        except Damaged:
+            if len(self._doubted) >= DOUBTED:
+                self._doubted.clear()
+            self._doubted.add(sha256)
+            raise
 
     def _spooled(self, whole: bytes) -> Iterator[bytes]:
         """Keep bytes in a file that has no name, so that no slow client keeps them in memory."""

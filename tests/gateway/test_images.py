@@ -384,6 +384,18 @@ def test_what_is_large_and_wrong_breaks_the_connection(own: Place) -> None:
             for piece in answer.iter_raw():
                 came += len(piece)
         assert 0 < came < len(image)
+    assert own.get(ref, "images/a.tif").status_code == 503
+
+
+def test_a_large_image_comes_right_the_second_time(own: Place) -> None:
+    """The wrong copy broke the connection; now the copies are looked at before anything is sent."""
+    image = np.random.default_rng(3).bytes(copies.HELD + 777)
+    ref = announce(own.lab, {"a.tif": image})
+    taped(own, ref)
+    damage(own.lab, own.lab.ledger(ref).event.key, offset(own, ref, "a.tif") + (5 << 20))
+    with pytest.raises(httpx.RemoteProtocolError):
+        own.get(ref, "images/a.tif")
+    assert own.get(ref, "images/a.tif").content == image
 
 
 def test_a_bucket_that_breaks_off_is_no_end(own: Place) -> None:
