@@ -35,6 +35,7 @@ ARCHIVE, MANIFEST, ENTRY, DARK = (
     Record.metadata.tables[table.__tablename__].c
     for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject)
 )
+READY = "ready"  # where an event stands of which nothing else is true
 LAST = chr(0x10FFFF)  # no character comes after it
 
 
@@ -87,20 +88,35 @@ def beyond(event: Event) -> Any:
 
 
 def standing(now: datetime) -> Any:
-    """Say what ``Ledger.state`` says, of an event with its export joined. What few events are is asked first."""
-    exported = EXPORT.event_id.is_not(None)
-    aside = select(QUARANTINE.event_id, QUARANTINE.revision).where(QUARANTINE.released_at.is_(None))
-    return sa.case(
-        (EXPORT.damage.startswith("lost"), "lost"),
-        (EXPORT.damage.is_not(None), "changed"),
-        (sa.tuple_(EVENT.id, EVENT.revision).in_(aside.where(QUARANTINE.event_id.is_not(None))), "quarantined"),
-        (raw_away(), "purged"),
-        (sa.and_(exported, about(ARCHIVE, EVENT)), "archived"),
-        (exported, "exported"),
-        (about(LEASE, EVENT, LEASE.expires_at > now), "exporting"),
-        (sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export")), "waiting"),
-        else_="ready",
-    )
+    """Say what ``Ledger.state`` says, of an event with its export joined."""
+    return sa.case(*((condition, state) for state, condition in _standings(now)), else_=READY)
+
+
+def stands(state: str, now: datetime) -> Any:
+    """Does an event, with its export joined, stand there? So asked, databases know how many do."""
+    before: list[Any] = []
+    for name, condition in _standings(now):
+        if name == state:
+            return sa.and_(condition, *before)
+        before.append(~condition)
+    return sa.and_(*before) if state == READY else sa.false()
+
+
+def _standings(now: datetime) -> list[tuple[str, Any]]:
+    """List what decides where an event stands: what is true first. No condition is ever unknown."""
+    exported, damaged = EXPORT.event_id.is_not(None), EXPORT.damage.is_not(None)
+    aside = select(QUARANTINE.event_id, QUARANTINE.revision)  # few: asked for once
+    aside = aside.where(QUARANTINE.released_at.is_(None), QUARANTINE.event_id.is_not(None))
+    return [
+        ("lost", sa.and_(damaged, EXPORT.damage.startswith("lost"))),
+        ("changed", damaged),
+        ("quarantined", sa.tuple_(EVENT.id, EVENT.revision).in_(aside)),
+        ("purged", raw_away()),
+        ("archived", sa.and_(exported, about(ARCHIVE, EVENT))),
+        ("exported", exported),
+        ("exporting", about(LEASE, EVENT, LEASE.expires_at > now)),
+        ("waiting", sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export"))),
+    ]
 
 
 def waits() -> Any:

@@ -31,6 +31,7 @@ from plateway.catalog.conditions import (
     day_of,
     expired,
     standing,
+    stands,
     tied,
     waits,
 )
@@ -160,7 +161,7 @@ class Search(Database):
         query = query.order_by(*(column.desc() if newest else column for column in order)).limit(limit)
         if state is not None:
             now = self.now()
-            query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), standing(now) == state)
+            query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), stands(state, now))
         with self._reading() as session:
             refs = [Ref(*row) for row in session.execute(query)]
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
@@ -259,14 +260,14 @@ def _aside(session: Session, prefix: str) -> Sequence[Any]:
 def _may_be(state: str, now: datetime) -> Any:
     """Ask for little more than events in such a state, where a database finds them without a look at each."""
     exported = EXPORT.event_id.is_not(None)
-    stands: dict[str, Any] = {
+    found: dict[str, Any] = {
         "quarantined": EVENT.id.in_(select(QUARANTINE.event_id).where(QUARANTINE.released_at.is_(None))),
         "exporting": sa.and_(~exported, EVENT.id.in_(select(LEASE.event_id).where(LEASE.expires_at > now))),
         "ready": ~exported,
         "waiting": sa.and_(~exported, EVENT.id.in_(_held_up())),
     }
     damaged = EVENT.id.in_(select(EXPORT.event_id).where(EXPORT.damage.is_not(None)))
-    return stands.get(state, damaged if state in {"lost", "changed"} else sa.true())
+    return found.get(state, damaged if state in {"lost", "changed"} else sa.true())
 
 
 def _held_up() -> Any:
