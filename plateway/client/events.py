@@ -324,7 +324,10 @@ def _time(moment: datetime) -> str:
 
 
 def _page(told: dict[str, Any]) -> tuple[list[Event], str | None]:
-    return _items(Event, told, "events"), told.get("next_cursor") or None
+    cursor = told.get("next_cursor")
+    if not isinstance(cursor, str | None):
+        raise Unavailable("the answer has no cursor that could be one")
+    return _items(Event, told, "events"), cursor or None
 
 
 def _items(kind: type[T], told: Mapping[str, Any], name: str) -> list[T]:

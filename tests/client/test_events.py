@@ -258,6 +258,7 @@ def test_bundles_are_compared(plateway: Enter, scripted: Scripted, laboratory: L
     "content",
     [
         *(b"", b"{}", b"[]", b'{"events": 1}', b'{"events": [1], "next_cursor": null}', b'{"events": [{}]}'),
+        b'{"events": [], "next_cursor": []}',
         b'{"events": [{"id": "x"}], "next_cursor": null}',
     ],
 )
