@@ -71,7 +71,7 @@ def install(app: FastAPI, line: Line) -> None:
             strip=[*earlier, ledger, *later],
             earlier=earlier[-1:],
             later=later[:1],
-            places=story.places(ledger, present=views.status(line, ledger).raw_present),
+            places=story.places(ledger, present=views.status(line, ledger, now=now).raw_present),
             history=story.history(ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,

@@ -19,6 +19,7 @@ from plateway.gateway.pages import plots, site
 from plateway.pipeline import Line
 
 LENGTH = 50  # events on a page
+LONGEST = 1000  # characters of a field
 KINDS = get_args(Kind)
 STATES = ("waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed")
 WEEK = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -113,6 +114,8 @@ def read(said: Mapping[str, str], *, today: date, systems: Iterable[str]) -> Wan
         Rejected: a field says something else than it is about.
     """
     fields = {name: value.strip() for name, value in said.items() if value.strip()}
+    if odd := [name for name, value in fields.items() if not value.isprintable() or len(value) > LONGEST]:
+        raise Rejected(f"{odd[0]}: nothing is called that")
     words = understood(fields.get("q", ""), today=today, systems=systems)
     return replace(
         words,

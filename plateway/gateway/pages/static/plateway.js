@@ -48,6 +48,13 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// What cannot be drawn says its name instead.
+for (const image of within(document, "[data-sheet] img")) {
+  const broken = () => { image.classList.add("broken"); };
+  image.addEventListener("error", broken);
+  if (image.complete && image.currentSrc && !image.naturalWidth) broken();
+}
+
 // Keys and checksums are there to be copied.
 if (navigator.clipboard) {
   for (const code of within(document, "[data-copy]")) {
