@@ -30,6 +30,7 @@ SLOWEST = 1024  # bytes a second, on average, that a client takes
 TICK = 2.0
 MOST = 1000  # connections of one worker; others are answered 503
 FINISH = 10  # seconds that requests have at the end
+SILENT = 60  # seconds after which a worker that says nothing is replaced; one that starts on a busy machine takes some
 LOGS = {  # of every worker; requests are in the access log
     "version": 1,
     "disable_existing_loggers": False,
@@ -92,6 +93,7 @@ def config(parts: Parts, *, workers: int = 1, logs: dict[str, Any] | None = None
         server_header=False,
         limit_concurrency=MOST,
         timeout_graceful_shutdown=FINISH,
+        timeout_worker_healthcheck=SILENT,
     )
 
 
