@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from plateway import tokens
@@ -187,7 +188,10 @@ if __name__ == "__main__":
 
 
 def test_two_workers_share_budgets(tmp_path: Path) -> None:
-    """Two processes count together: of 100 requests at once exactly as many are answered as the rate says."""
+    """Two processes count together: of 100 requests at once exactly as many are answered as the rate says.
+
+    After kill -9 of the process that started them they end by themselves, so that the port is free for the next.
+    """
     script = tmp_path / "serving.py"
     script.write_text(SERVE)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -209,8 +213,13 @@ def test_two_workers_share_budgets(tmp_path: Path) -> None:
             until = time.monotonic() + 10
             while len(list(read(gateway.parts.log, token="t"))) != 100:
                 assert time.monotonic() < until
+            workers = psutil.Process(process.pid).children(recursive=True)
+            assert len(workers) >= 2
+            process.kill()
+            _, alive = psutil.wait_procs(workers, 60)
+            assert alive == []
         finally:
-            process.terminate()
+            process.kill()
             process.wait(20)
 
 
@@ -304,15 +313,15 @@ def test_slow_connections_are_given_up(start: Start) -> None:
             line.sendall(f"{head}Content-Length: 100000\r\n\r\nx".encode() if number % 2 else head[:40].encode())
         times = []
         with gateway.client() as http:
-            for _ in range(20):
-                for line in lines[1:200:2]:
+            for number in range(100):
+                for line in lines[1:200:2] if number % 5 == 0 else ():
                     with suppress(OSError):
                         line.send(b"x")
                 began = time.perf_counter()
                 assert http.get("/health").status_code == 200
                 times.append(time.perf_counter() - began)
-                time.sleep(0.05)
-            assert sorted(times)[len(times) // 2] < 0.1
+                time.sleep(0.01)
+            assert sorted(times)[50] < 0.1 and sorted(times)[98] < 1  # 0.1 on a quiet machine
             for line in lines[1:200:40]:
                 line.settimeout(20)
                 assert b"408" in line.recv(100)
