@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -215,18 +214,6 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert (one["method"], one["status"], one["received"], one["key"]) == ("PUT", 200, 1, "plates/a")
     assert "/ready" in call("access").stdout
     assert told("access", "--until", "2026-01-01") == told("access", "--since", "2999-01-01") == []
-
-
-def test_workers_end_with_the_process_that_started_them(home: Path) -> None:
-    """After kill -9 of the first process its workers end by themselves, so that the port is free for the next."""
-    with serving(home, "--workers", "2") as (process, url, _):
-        assert httpx.get(f"{url}/health", timeout=60, trust_env=False).status_code == 200
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers) >= 2
-        process.kill()
-        process.wait(60)
-        _, alive = psutil.wait_procs(workers, 60)
-        assert alive == []
 
 
 @pytest.mark.parametrize(
