@@ -41,6 +41,7 @@ ARGS = (
 DESK, PHONE = (1280, 900), (390, 844)
 EVIL = """'"><img src=x onerror=alert(1)><script>alert(1)<!-- & Ünï 真菌"""
 ODD = """<b>'"#?%41&amp; é 菌.tif"""  # the name of an image
+BYTES = "caf\udce9.tif"  # one that is not UTF-8
 PREFECT = "http://127.0.0.1:4200"
 TODAY = date(2026, 11, 21)  # a Saturday
 LOADED = "img => img.complete && img.naturalWidth > 0"
@@ -77,7 +78,8 @@ def take(lab: Lab, number: int, *, kind: str = "stitch", **said: Any) -> simulat
     shot = Shot(instrument, number, lab.clock, started=lab.clock())
     shot.expose()
     if kind == "overview":
-        shot.write(ODD, simulator.tiff(shot.picture(0)))
+        for name in (ODD, BYTES):
+            shot.write(name, simulator.tiff(shot.picture(0)))
     return shot.announce(shot.event(**said))
 
 
@@ -97,16 +99,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         assert {outcome.result for outcome in pipeline.archive(lab.line)} == {"written", "archived"}
         with_policy(lab)
         assert "trashed" in {outcome.result for outcome in pipeline.purge(lab.line, fraction=1.0)}
-        video, evil = take(lab, 1, kind="video"), take(lab, 2, kind="overview", experiment_id=EVIL, img_count=2)
+        video, evil = take(lab, 1, kind="video"), take(lab, 2, kind="overview", experiment_id=EVIL, img_count=3)
         take(lab, 3, experiment_id="<script>alert(1)</script>")
         lab.settle()
         lab.export()
         waiting = lab.acquire("prince", fault="missing-image")
         lab.acquire("aretha", fault="garbage-json")
         lab.settle()
-        guarded = Parts(
-            home=home / "guarded", tokens=home / "tokens.json", limits=GENEROUS, line=one.gateway.parts.line
-        )
+        line, tokens = one.gateway.parts.line, home / "tokens.json"
+        guarded = Parts(home=home / "guarded", tokens=tokens, limits=GENEROUS, line=line, prefect_ui=PREFECT)
         with running(guarded) as gateway:
             yield World(one, gateway, stitch, video, evil, waiting)
 
@@ -298,6 +299,15 @@ def test_an_image_has_a_page(client: httpx.Client, world: World) -> None:
     assert 'rel="prev"' not in page.text
 
 
+def test_a_name_that_is_not_utf_8_has_a_page(client: httpx.Client, world: World) -> None:
+    """It is shown with its bytes written out, and leads to the file."""
+    page = client.get(f"/events/{world.evil.id}/images/caf%E9.tif")
+    assert r"caf\udce9.tif" in text(page.text)
+    (found,) = re.findall(r'href="([^"]+)" download', page.text)
+    assert hashlib.sha256(client.get(found).content).hexdigest() == world.evil.files[BYTES]
+    assert "/images/caf%E9.tif" in client.get(f"/events/{world.evil.id}").text
+
+
 def test_a_long_event_is_shown_in_pages() -> None:
     """Of many images that nobody can stitch, a page shows some, and leads to the others."""
     from plateway.bundle import Member
@@ -436,6 +446,7 @@ def test_without_a_token_one_is_asked_for(people: httpx.Client, world: World) ->
         where = httpx.URL(answer.headers["location"])
         assert (where.path, where.params["next"]) == ("/login", path)
         assert "plate" not in people.get(path).text
+    assert PREFECT not in people.get("/login").text
     assert people.get("/", headers={"Authorization": "Bearer nothing"}).status_code == 401
     assert people.get(f"/api/1/events/{world.stitch.id}/images").status_code == 401
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
 
@@ -22,7 +23,7 @@ from plateway.pipeline import Line, copies, views
 
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
-WIDEST = 40  # columns of a stitched grid
+WIDEST, TILES = 40, 2000  # columns, and places, of a stitched grid
 PREVIEW = 1024  # pixels
 
 
@@ -80,9 +81,9 @@ def install(app: FastAPI, line: Line) -> None:
             ],
         )
 
-    def image(id: str, name: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
+    def image(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
-        ledger = gallery.ledger(id, seen)
+        ledger, name = gallery.ledger(id, seen), _name(request)
         note(request.scope).key = f"{ledger.event.key}/{name}"
         members, problem = _members(gallery, ledger)
         found = [_picture(ledger.ref, member) for member in members]
@@ -131,8 +132,9 @@ def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
     every = [_picture(ref, member, levels="event") for member in members]
     found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
     grid = pictures.grid(one.name for one in found)
-    if grid is not None and grid.columns <= WIDEST:
-        others = [one for one in found if one.name not in set(grid.cells.values())]
+    if grid is not None and grid.columns <= WIDEST and grid.rows * grid.columns <= TILES:
+        placed = set(grid.cells.values())
+        others = [one for one in found if one.name not in placed]
         return Sheet(len(found), 1, _rows(grid, found), tuple(others[:SHEET]), files, None, None)
     at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
     earlier = site.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
@@ -146,6 +148,12 @@ def middle(found: list[Picture]) -> Picture | None:
     grid = pictures.grid([one.name for one in shown])
     name = grid.cells.get((grid.rows // 2, grid.columns // 2)) if grid else None
     return next((one for one in shown if one.name == name), shown[0] if shown else None)
+
+
+def _name(request: Request) -> str:
+    """Read the name out of the path as it was sent: not every name is UTF-8."""
+    raw: bytes = request.scope["raw_path"]
+    return unquote_to_bytes(raw.split(b"/", 4)[-1]).decode("utf-8", "surrogateescape")
 
 
 def _rows(grid: Grid, found: list[Picture]) -> tuple[tuple[Picture | None, ...], ...]:

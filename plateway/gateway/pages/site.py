@@ -35,6 +35,7 @@ ASSETS = {
     }.items()
 }
 VERSION = hashlib.sha256(b"".join(content for _, content in ASSETS.values())).hexdigest()[:12]
+PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown to anybody: they name no other server
 KEPT = "public, max-age=31536000, immutable"
 HEADERS = {
     POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
@@ -81,7 +82,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     parts, guard = request.app.state.parts, request.app.state.guard
     content = TEMPLATES.get_template(template).render(
         path=request.scope["path"],
-        prefect=(parts.prefect_ui or "").rstrip("/"),
+        prefect="" if template in PUBLIC else (parts.prefect_ui or "").rstrip("/"),
         guarded=not guard.opens(request),
         inside=not guard.opens(request) and auth.COOKIE in request.cookies,
         **values,
