@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import shutil
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -17,6 +20,29 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from plateway.catalog import Catalog
 
 NUMBERS = itertools.count(1)
+
+
+@cache
+def upgraded() -> bytes:
+    """The file of an empty catalogue on SQLite: revisions need to run only once."""
+    with tempfile.TemporaryDirectory() as home:
+        with closing(Catalog(f"sqlite:///{home}/catalogue.db")) as catalog:
+            catalog.upgrade()
+        with closing(sqlite3.connect(f"{home}/catalogue.db")) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")  # a database in memory has no log
+        return Path(home, "catalogue.db").read_bytes()
+
+
+def furnish(catalog: Catalog) -> None:
+    """Give a new catalogue its tables."""
+    path = catalog._engine.url.database
+    if catalog._engine.dialect.name != "sqlite":
+        catalog.upgrade()
+    elif path:
+        Path(path).write_bytes(upgraded())
+    else:
+        with closing(catalog._engine.raw_connection()) as connection:
+            connection.driver_connection.deserialize(upgraded())  # type: ignore[union-attr]  # SQLite's has it
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +101,6 @@ def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def catalog(catalog_url: str) -> Iterator[Catalog]:
     """An empty catalogue, on SQLite and on PostgreSQL in turn."""
     catalog = Catalog(catalog_url)
-    catalog.upgrade()
+    furnish(catalog)
     yield catalog
     catalog.close()

@@ -28,6 +28,7 @@ from plateway.pipeline import Line, Outcome
 from plateway.pipeline.archives import IN_A_ROW, lay
 from plateway.records import Event, Export
 from plateway.store import Endpoint, Memory, Store, open_store
+from tests.databases import furnish
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Clock, Lab
 
@@ -44,7 +45,7 @@ def tape(tmp_path: Path) -> Path:
 def make(home: Path, store: Store, tape: Path | str) -> Lab:
     clock = Clock()
     catalog = Catalog(f"sqlite:///{home / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     (home / "bench").mkdir()
     archive = open_archive(tape.as_uri() if isinstance(tape, Path) else tape)
     return Lab(home, store, clock, catalog, archive=archive)

@@ -35,6 +35,7 @@ from plateway.pipeline import copies, inbox
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import Endpoint, Memory, Store, open_store
+from tests.databases import furnish
 from tests.lab import Clock, Lab
 
 
@@ -44,7 +45,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     archive = open_archive((tmp_path / "tape").as_uri())
     yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog, archive=archive)
     catalog.close()

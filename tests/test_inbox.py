@@ -25,6 +25,7 @@ from plateway.errors import NotFound, Rejected, Unavailable
 from plateway.pipeline import Line, Outcome
 from plateway.records import ArchiveEntry, ArchiveManifest
 from plateway.store import Endpoint, open_store
+from tests.databases import furnish
 from tests.lab import Clock, Lab
 
 
@@ -259,7 +260,7 @@ def test_lesson_d12_all_orders_of_six_manifests_come_to_the_same(tmp_path: Path)
     (tmp_path / "bucket").mkdir()
     clock = Clock()
     catalog = Catalog("sqlite://", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     lab = Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog)
     refs = four(lab)
     ((manifests, entries, _),) = worlds(lab, refs, list(itertools.permutations(range(6))))

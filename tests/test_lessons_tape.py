@@ -23,6 +23,7 @@ from plateway.errors import PlatewayError
 from plateway.pipeline import Line
 from plateway.reconcile import Kind
 from plateway.store import Endpoint, open_store
+from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 
 
@@ -32,7 +33,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog)
     catalog.close()
 

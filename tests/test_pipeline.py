@@ -17,6 +17,7 @@ from plateway.catalog import Catalog, Ref
 from plateway.errors import Misconfigured, NotFound, Unsettled
 from plateway.pipeline import Outcome, exports
 from plateway.store import open_store
+from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 
 
@@ -24,7 +25,7 @@ from tests.lab import Clock, Lab, with_policy
 def lab(tmp_path: Path) -> Iterator[Lab]:
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     (tmp_path / "bench").mkdir()
     (tmp_path / "bucket").mkdir()
     (tmp_path / "staging").mkdir()

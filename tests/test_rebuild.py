@@ -25,6 +25,7 @@ from plateway.pipeline import labels
 from plateway.pipeline.rebuilding import Rebuilt
 from plateway.records import Event
 from plateway.store import Endpoint, Memory, Store, open_store
+from tests.databases import furnish
 from tests.lab import Clock, Lab
 from tests.test_copies import damage, gone, tape
 
@@ -37,7 +38,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     archive = open_archive((tmp_path / "tape").as_uri())
     lab = Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog, archive=archive)
     yield lab

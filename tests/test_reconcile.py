@@ -23,6 +23,7 @@ from plateway.pipeline import Reconciled, reconciliation
 from plateway.reconcile import Finding, Kind, Repair, compare, limit
 from plateway.records import Export
 from plateway.store import KEPT, Memory, Stat, open_store
+from tests.databases import furnish
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab
 
@@ -249,7 +250,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     lab = Lab(tmp_path, Memory("raw"), clock, catalog)
     yield lab
     catalog.close()

@@ -15,6 +15,7 @@ from plateway.catalog import Catalog
 from plateway.pipeline.reports import alerts, forecast, spoken_size, spoken_time
 from plateway.store import open_store
 from plateway.wire import StuckEvent
+from tests.databases import furnish
 from tests.lab import DAWN, Clock, Lab
 
 GB, TB, HOURS = 10**9, 10**12, 3600.0
@@ -106,7 +107,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog, options={"deadline": timedelta(9)})
     catalog.close()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from plateway.catalog import Catalog, Ref, Settled
 from plateway.errors import Conflict, NotFound, Refused, Rejected
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Record
+from tests.databases import furnish
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove
 
 PATH = "images/20261121_012/2026-11-21.tar"
@@ -247,7 +248,7 @@ def lived(catalog: Catalog, order: Sequence[int], pauses: Sequence[bool], late: 
 def in_order(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What six manifests come to that arrive one after the other."""
     catalog = Catalog(f"sqlite:///{tmp_path_factory.mktemp('order')}/catalogue.db")
-    catalog.upgrade()
+    furnish(catalog)
     known = lived(catalog, range(6), [True] * 6, 0)
     catalog.close()
     return known
@@ -265,7 +266,7 @@ def test_any_order_and_repetition_comes_to_the_same(
 ) -> None:
     """Manifests that overlap, repeat and contradict give equal locations and parked entries, however they arrive."""
     catalog = Catalog("sqlite://")
-    catalog.upgrade()
+    furnish(catalog)
     sequence = [*order, *extra]
     try:
         assert lived(catalog, sequence, pauses[: len(sequence)], late) == in_order

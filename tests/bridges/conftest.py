@@ -10,6 +10,7 @@ import pytest
 from plateway.catalog import Catalog
 from plateway.store import open_store
 from tests.bridges.servers import Rabbit, RedisServer, Server, missing
+from tests.databases import furnish
 from tests.lab import Clock, Lab
 
 
@@ -51,7 +52,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     """A bench with the systems prince and aretha, a bucket and a catalogue."""
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     for system in ("prince", "aretha"):
         (tmp_path / "bench" / system / "events").mkdir(parents=True)
     (tmp_path / "bucket").mkdir()

@@ -27,6 +27,7 @@ from plateway.errors import PlatewayError
 from plateway.pipeline import evidence, exports
 from plateway.simulator import Announced
 from plateway.store import open_store
+from tests.databases import furnish
 from tests.faults.invariants import World, check
 from tests.lab import Clock, Lab
 
@@ -39,7 +40,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog)
     catalog.close()
 

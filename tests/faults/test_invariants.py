@@ -16,6 +16,7 @@ from plateway.catalog import Catalog, Ref
 from plateway.pipeline import purges
 from plateway.records import Export
 from plateway.store import open_store
+from tests.databases import furnish
 from tests.faults.invariants import Rest, World, check
 from tests.lab import Clock, Lab, with_policy
 
@@ -26,7 +27,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         (tmp_path / name).mkdir()
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     options = {"staging": tmp_path / "staging" / "prince"}
     yield Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog, options=options)
     catalog.close()

@@ -21,6 +21,7 @@ from plateway.catalog import Catalog
 from plateway.errors import Busy
 from plateway.pipeline.line import leased
 from plateway.store import Endpoint, Prefixed, open_store
+from tests.databases import furnish
 from tests.faults.invariants import World, check
 from tests.faults.proxy import Forward, Message, Proxy, between
 from tests.lab import Clock, Lab
@@ -36,7 +37,7 @@ def lab(tmp_path: Path, catalog_url: str, endpoint: Endpoint, bucket: str) -> It
     clock = Clock()
     clock.now = datetime.now(UTC)
     catalog = Catalog(catalog_url, clock=clock)
-    catalog.upgrade()
+    furnish(catalog)
     yield Lab(tmp_path, Prefixed(open_store(f"s3://{bucket}", endpoint), "raw/"), clock, catalog)
     catalog.close()
 
