@@ -15,6 +15,7 @@ from deployments import seaweed
 from plateway import store
 
 pytest_plugins = ["tests.databases", "tests.order"]
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start a hundred times need not be compiled each time
 
 
 def pytest_xdist_auto_num_workers() -> int:

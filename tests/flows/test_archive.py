@@ -40,7 +40,7 @@ def exported(site: Site, catalog: Catalog, *, ago: timedelta = timedelta(0)) -> 
     """Bring an event to the bucket."""
     prince = Simulated("prince", "timestep", site.settings.root / "prince", images=2, size=32)
     event = simulator.acquire(prince, now=datetime.now(UTC) - ago, number=next(numbers))
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: verified(catalog, event) or ran("discover"))
     return event
 
 
@@ -79,9 +79,9 @@ def test_a_dropped_manifest_is_taken_in_without_a_hand(
     event = exported(site, catalog)
     with site.running("deployments.sensor"):
         path = drop(site, catalog, event)
-        until(lambda: paths(catalog, event) == {path}, seconds=50)
-    until(lambda: told(site, "plateway.imaging-event.archived", event.id), seconds=20)
-    until(lambda: any((site.home / "inbox" / "accepted").glob(f"{Path(path).stem}*")), seconds=20)
+        until(lambda: paths(catalog, event) == {path})
+    until(lambda: told(site, "plateway.imaging-event.archived", event.id))
+    until(lambda: any((site.home / "inbox" / "accepted").glob(f"{Path(path).stem}*")))
 
 
 def test_reconcile_tells_what_is_lost(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
@@ -97,12 +97,12 @@ def test_reconcile_tells_what_is_lost(site: Site, worker: subprocess.Popen[bytes
     table = artifact(site, "plateway-reconcile")
     assert str(event.id) in table["data"]
     assert "](data:image/svg+xml;base64," in table["description"]
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: verified(catalog, event) or ran("discover"))
 
 
 def test_a_quick_reconcile_compares_only_for_a_reason(site: Site, worker: subprocess.Popen[bytes]) -> None:
     """When no manifest came in there is nothing to compare."""
-    until(lambda: message(ran("reconcile", quick=True)) == "no new manifest", seconds=60)
+    until(lambda: message(ran("reconcile", quick=True)) == "no new manifest")
 
 
 def test_what_is_archived_comes_back(
@@ -116,12 +116,12 @@ def test_what_is_archived_comes_back(
     assert run.state_name == "Completed", message(run)
     (location,) = [one for known in [ledger(catalog, event)] if known for one in known.archives]
     assert (site.home / "tape" / location.path).exists()
-    until(lambda: told(site, "plateway.imaging-event.archived", event.id), seconds=20)
+    until(lambda: told(site, "plateway.imaging-event.archived", event.id))
     back = ran("restore", event_ids=[str(event.id)], to=str(tmp_path), source="archive")
     assert message(back) == "1 restored"
     for name, digest in event.files.items():
         assert hashlib.sha256((tmp_path / str(event.id) / name).read_bytes()).hexdigest() == digest
-    until(lambda: told(site, "plateway.imaging-event.restored", event.id), seconds=20)
+    until(lambda: told(site, "plateway.imaging-event.restored", event.id))
     assert ran("expire", dry_run=True).state_name == "Completed"
 
 
@@ -173,7 +173,7 @@ def test_the_report_and_alerts_reach_people(site: Site, worker: subprocess.Popen
     """The page shows figures and picture, the webhook gets it in words, and hears of each stuck event once."""
     prince, board = instrument("prince"), Board()
     first = incomplete(site)
-    until(lambda: ledger(catalog, first) is not None or ran("discover"), seconds=90)
+    until(lambda: ledger(catalog, first) is not None or ran("discover"))
     untouched = prince.stuck_after
     try:
         prince.stuck_after = timedelta(0)
@@ -185,7 +185,7 @@ def test_the_report_and_alerts_reach_people(site: Site, worker: subprocess.Popen
             ran("report", alerts_only=True)
             assert len(board.told) == 1
             second = incomplete(site)
-            until(lambda: ledger(catalog, second) is not None or ran("discover"), seconds=90)
+            until(lambda: ledger(catalog, second) is not None or ran("discover"))
             ran("report", alerts_only=True)
             assert str(second.id) in board.told[1]["text"]
         page = artifact(site, "plateway-report")["data"]

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
@@ -55,7 +54,7 @@ def ran(flow: str, **parameters: Any) -> FlowRun:
     """Run a deployment to its end."""
     deployment = ask(lambda client: client.read_deployment_by_name(f"{flow}/plateway"))
     run = ask(lambda client: client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
-    return ended(run.id, seconds=90)
+    return ended(run.id)
 
 
 def message(run: FlowRun) -> str:
@@ -65,7 +64,7 @@ def message(run: FlowRun) -> str:
 
 def found(site: Site, what: str, **wanted: Any) -> Any:
     """Ask the server for what it keeps."""
-    return httpx.post(f"{site.env['PREFECT_API_URL']}/{what}/filter", json=wanted).json()
+    return site.post(f"{what}/filter", **wanted)
 
 
 def told(site: Site, event: str, about: UUID) -> bool:
@@ -80,8 +79,8 @@ def test_an_announcement_is_verified_without_a_hand(
     """The sensor's hint triggers discover, which registers, exports and verifies; others are told."""
     with site.running("deployments.sensor"):
         event = announced(site)
-        until(lambda: verified(catalog, event), seconds=50)  # the schedule alone takes up to a minute
-    until(lambda: told(site, "plateway.imaging-event.exported", event.id), seconds=20)
+        until(lambda: verified(catalog, event))
+    until(lambda: told(site, "plateway.imaging-event.exported", event.id))
     known = ledger(catalog, event)
     assert known is not None
     assert known.export is not None
@@ -93,7 +92,7 @@ def test_a_hint_starts_one_run(site: Site, worker: subprocess.Popen[bytes], cata
     event = announced(site)
     hint = sensor.Place(event.path.parent, sensor.ANNOUNCED, "plateway.system.prince").hint([event.path.name])
     ask(lambda client: sensor.post(client, hint))
-    until(lambda: verified(catalog, event), seconds=50)
+    until(lambda: verified(catalog, event))
 
 
 def test_a_run_leaves_a_table_that_a_person_can_read(
@@ -101,7 +100,7 @@ def test_a_run_leaves_a_table_that_a_person_can_read(
 ) -> None:
     """Export by hand, by id and by force, ends with a summary and a table; names carry the event's id."""
     event = announced(site)
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: verified(catalog, event) or ran("discover"))
     again = ran("export", event_ids=[str(event.id)])
     assert message(again) == "1 exported already"
     forced = ran("export", event_ids=[str(event.id)], force=True)
@@ -109,7 +108,7 @@ def test_a_run_leaves_a_table_that_a_person_can_read(
     assert forced.name.startswith("export ")
     of_the_run = {"flow_run_id": {"any_": [str(forced.id)]}}
     assert str(event.id) in found(site, "artifacts", artifacts=of_the_run)[0]["data"]
-    until(lambda: len(found(site, "task_runs", task_runs=of_the_run)) == 2, seconds=20)
+    until(lambda: len(found(site, "task_runs", task_runs=of_the_run)) == 2)
     names = {task["name"] for task in found(site, "task_runs", task_runs=of_the_run)}
     assert names == {f"export {event.id}", f"verify {event.id}"}
 
@@ -124,7 +123,7 @@ def test_an_unknown_event_fails_the_run(site: Site, worker: subprocess.Popen[byt
 def test_damage_fails_the_run_and_is_healed(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
     """Verify finds what somebody changed in the bucket, says so, and the next export puts it right."""
     event = announced(site)
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: verified(catalog, event) or ran("discover"))
     known = ledger(catalog, event)
     assert known is not None
     assert known.export is not None
@@ -134,15 +133,15 @@ def test_damage_fails_the_run_and_is_healed(site: Site, worker: subprocess.Popen
     run = ran("verify", event_ids=[str(event.id)], read_back=True)
     assert run.state_name == "Failed"
     assert message(run) == "1 damaged"
-    until(lambda: told(site, "plateway.imaging-event.damaged", event.id), seconds=20)
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: told(site, "plateway.imaging-event.damaged", event.id))
+    until(lambda: verified(catalog, event) or ran("discover"))
     assert stored.read_bytes() == good
 
 
 def test_a_purge_shows_its_refusals(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
     """Evidence that is too young is a reason to stay, and no failure."""
     event = announced(site)
-    until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+    until(lambda: verified(catalog, event) or ran("discover"))
     run = ran("purge", dry_run=True)
     assert run.state_name == "Completed"
     assert "refused" in message(run)
@@ -156,7 +155,7 @@ def test_a_process_pool_runs_the_same_deployments(site: Site, catalog: Catalog) 
         event = announced(site)
         with site.running(*site.worker("process", "process")):
             run = ran("export", event_ids=[])
-            until(lambda: verified(catalog, event) or ran("discover"), seconds=90)
+            until(lambda: verified(catalog, event) or ran("discover"))
         assert run.state_name == "Completed"
         assert verified(catalog, event)
     finally:

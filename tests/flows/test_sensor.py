@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.events import Event
@@ -17,7 +16,7 @@ from prefect.events import Event
 from deployments import sensor
 from tests.flows.conftest import Site, free_port, until
 
-SOON = 10.0  # seconds by which a hint must have come
+SOON = 60.0  # seconds by which a hint must have come; machines may be busy
 
 
 class Heard:
@@ -172,13 +171,13 @@ def test_a_hint_waits_for_the_server(site: Site) -> None:
             await asyncio.wait_for(telling, SOON)
 
     asyncio.run(play())
-    until(lambda: told(site, system), seconds=SOON)
+    until(lambda: told(site, system))
 
 
 def told(site: Site, system: str) -> bool:
     """Say whether the server knows of a hint about a system."""
-    wanted = {"filter": {"resource": {"id": [f"plateway.system.{system}"]}}}
-    return bool(httpx.post(f"{site.env['PREFECT_API_URL']}/events/filter", json=wanted).json()["events"])
+    wanted = {"resource": {"id": [f"plateway.system.{system}"]}}
+    return bool(site.post("events/filter", filter=wanted)["events"])
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False)])
