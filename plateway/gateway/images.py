@@ -208,6 +208,9 @@ class Gallery:
 
     def _listed(self, ledger: Ledger) -> Contents:
         members = copies.contents(self.line, ledger).members
+        assert ledger.export is not None
+        if not all(_fits(one, ledger.export) for one in members):
+            raise Damaged(f"{ledger.export.key}: its manifest tells of files that cannot be in it")
         return Contents(members, {one.name: one for one in members} | {copies.home(one): one for one in members})
 
     def find(self, text: str, seen: str, *names: str) -> Found:
@@ -442,6 +445,12 @@ def _drawn(found: Found, size: int, levels: Levels) -> str:
     """Name a small picture by all that it follows from."""
     event = f"-{found.export.manifest_sha256}" if levels == "event" else ""
     return f"{found.member.sha256}-{size}-{pictures.STYLE}{event}"
+
+
+def _fits(member: Member, export: Export) -> bool:
+    """Tell whether a file may be as the manifest says: whoever wrote the bundle may have said anything."""
+    known = len(member.sha256) == 64 and set(member.sha256) <= set("0123456789abcdef")
+    return known and member.offset >= 0 and 0 <= member.size <= export.manifest_offset - member.offset
 
 
 def _first(pieces: Iterator[bytes]) -> tuple[bytes, Rest]:

@@ -34,7 +34,7 @@ from plateway.pipeline import copies
 from plateway.store import Endpoint, Memory, open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import DAWN, Clock, Lab
-from tests.test_copies import Broken, Counting, damage, tape
+from tests.test_copies import HOSTILE, Broken, Counting, damage, plant, tape
 
 PAST = "Mon, 01 Jan 2001 00:00:00 GMT"
 
@@ -96,7 +96,7 @@ def announce(lab: Lab, files: dict[str, bytes], *, experiment: str = "x") -> Ref
     (root / "events").mkdir(exist_ok=True)
     (root / "events" / f"{id_}.json").write_text(json.dumps(said))
     (ref,) = lab.settle().sealed
-    assert {one.result for one in lab.export()} == {"exported", "verified"}
+    assert [verb(lab.line, ref).result for verb in (pipeline.export, pipeline.verify)] == ["exported", "verified"]
     return ref
 
 
@@ -426,6 +426,20 @@ def test_what_expired_comes_from_tape(own: Place) -> None:
     assert answer.status_code == 404
     assert "the bucket copy is lost" in answer.text
     assert "no tape has it" in answer.text
+
+
+def test_a_hostile_manifest_leads_nowhere(own: Place) -> None:
+    """Names that climb are names like others; places outside of the bundle are no places."""
+    ref = announce(own.lab, {"a.tif": tiff(1)})
+    names = sorted({name for some in HOSTILE for name in some})
+    plant(own.lab, ref, names)
+    told = own.get(ref).json()["images"]
+    assert sorted(one["name"] for one in told) == names
+    assert [raw(own, one["url"]) for one in told] == [200] * len(names)
+    for wrong in ({"size": -1}, {"offset": 99999}, {"size": 9999}):
+        ref = announce(own.lab, {"a.tif": tiff(1)})
+        plant(own.lab, ref, ["image-with-a-long-name.tif", "b.tif"], **wrong)
+        assert [own.get(ref, rest).status_code for rest in ("images", "images/b.tif")] == [503, 503]
 
 
 # ------------------------------------------------------------------------------------------------------- small pictures
