@@ -45,24 +45,24 @@ def parts(settings: Settings) -> Parts:
         open=not asks(settings),
         straight=settings.api_needs_token is None,
         links=settings.link_lifetime,
-        prefect_ui=settings.prefect_ui,
+        prefect_ui=settings.prefect_ui if _near(settings) else settings.prefect_ui_url,
     )
 
 
 def asks(settings: Settings) -> bool:
-    """Say whether events are shown to tokens only: as it is set, else wherever others than this machine can ask.
-
-    Whoever names proxies lets others in, also on loopback.
-    """
-    if settings.api_needs_token is not None:
-        return settings.api_needs_token
-    return bool(settings.trusted_proxies) or not loopback(settings.serve_host)
+    """Say whether events are shown to tokens only: as it is set, else wherever others than this machine can ask."""
+    return not _near(settings) if settings.api_needs_token is None else settings.api_needs_token
 
 
 def reader(settings: Settings) -> Line:
     """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
     asked = replace(endpoint(settings), read_only=True)
     return open_line(settings, store=open_store(settings.bucket_url, asked))
+
+
+def _near(settings: Settings) -> bool:
+    """Tell whether only this machine can ask; whoever names proxies lets others in, also on loopback."""
+    return loopback(settings.serve_host) and not settings.trusted_proxies
 
 
 def _taken(settings: Settings) -> Iterator[tuple[str, str]]:

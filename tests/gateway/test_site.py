@@ -109,11 +109,12 @@ def test_the_events_are_never_written(known: Known) -> None:
 
 
 def test_prefect_is_where_up_left_it(known: Known) -> None:
-    """Links go to the UI of `plateway up`, a damaged runtime file is none."""
+    """Links go to the UI of `plateway up` for those on its machine; a damaged runtime file is none."""
     config = known()
     assert config.prefect_ui is None
     (config.home / RUNTIME).write_text('{"settings": {}, "prefect_ui": "http://127.0.0.1:4200"}')
     assert site.parts(config).prefect_ui == "http://127.0.0.1:4200"
+    assert site.parts(known(serve_host="0.0.0.0")).prefect_ui is None
     (config.home / RUNTIME).write_text("[")
     assert site.parts(config).prefect_ui is None
 
