@@ -8,7 +8,9 @@ its key come from what `plateway up` left in the home. Below the edge nobody rea
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -325,6 +327,11 @@ class Settings(BaseSettings):
             policy=self.policy(system),
             stuck_after=self.stuck_after,
         )
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Make the environment of a command that is started: this process's own, with what is given in its place."""
+    return {**os.environ, **given}
 
 
 def load(**flags: Any) -> Settings:

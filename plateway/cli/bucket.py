@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -251,7 +250,7 @@ def run(
     there, where = reached(home, endpoint_url, block), reach(home, endpoint_url, block)
     with temporary(there, name) as made:
         err.print(f"s3://{made}")
-        code = attended(command, {**os.environ, **environment(where, made)})
+        code = attended(command, settings.environment(environment(where, made)))
     raise typer.Exit(code)
 
 
