@@ -156,7 +156,13 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
         Cursor.parse(text)
     good = Cursor(NOW, UUID(int=7), 2)
     assert Cursor.parse(str(good)) == good
-    for bad in (good._replace(revision=0), good._replace(revision=1 << 31), good._replace(timestamp=datetime.min)):
+    early = datetime.fromisoformat("0001-01-01T00:00:00+10:00")
+    for bad in (
+        good._replace(revision=0),
+        good._replace(revision=1 << 31),
+        good._replace(timestamp=early),
+        good._replace(timestamp=NOW.replace(tzinfo=None)),
+    ):
         with pytest.raises(Rejected, match="Invalid cursor"):
             Cursor.parse(str(bad))
 

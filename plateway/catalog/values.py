@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -216,9 +216,10 @@ class Cursor(NamedTuple):
         try:
             told = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars="-_", validate=True))
             timestamp, id_, revision = told
-            cursor = cls(datetime.fromisoformat(timestamp), UUID(hex=id_), revision)
-            good = cursor.timestamp.utcoffset() is not None and type(revision) is int and 0 < revision < 1 << 31
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            moment = datetime.fromisoformat(timestamp)
+            cursor = cls(moment.astimezone(UTC), UUID(hex=id_), revision)
+            good = moment.utcoffset() is not None and type(revision) is int and 0 < revision < 1 << 31
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             good = False
         if not good:
             raise Rejected("Invalid cursor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
@@ -16,6 +17,7 @@ from plateway.gateway.access import note
 from plateway.gateway.lifecycle import Instant, Name, Seen
 from plateway.pipeline import Line
 
+READS = 8  # looks into bundles of one worker at a time: a bucket that is slow holds up nothing else
 State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
 
 
@@ -47,6 +49,7 @@ class Told:
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._reads = CapacityLimiter(READS)
 
     def list_events(self, asked: Annotated[EventsAsked, Query()], seen: Seen) -> wire.Events:
         """List the events that fit, by the time of their images. Events that come meanwhile shift no page."""
@@ -63,12 +66,16 @@ class Told:
             next_cursor=str(Cursor.after(page[-1])) if len(found) > len(page) else None,
         )
 
-    def read_event(self, id: str, request: Request, seen: Seen) -> Response:  # noqa: A002 - it is the id of the event
+    async def read_event(self, id: str, request: Request, seen: Seen) -> Response:  # noqa: A002 - it is of the event
         """Tell all that is known of one event: ``<id>`` at its newest revision, or ``<id>-r2``."""
-        id_, revision = Ref.parse(id)
+        detail = await to_thread.run_sync(self._detail, id, seen, limiter=self._reads)
+        note(request.scope).key = detail.key
+        told = json.dumps(detail.model_dump(mode="json"))  # escaped: any name of a file can be said
+        return Response(told, media_type="application/json")
+
+    def _detail(self, text: str, seen: str) -> wire.EventDetail:
+        id_, revision = Ref.parse(text)
         ledger = self._line.catalog.ledger(Ref(id_, revision) if revision else self._line.catalog.newest(id_))
         if not ledger.event.key.startswith(seen):
             raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
-        note(request.scope).key = ledger.event.key
-        told = pipeline.detail(self._line, ledger).model_dump(mode="json")
-        return Response(json.dumps(told), media_type="application/json")  # escaped: any name of a file can be said
+        return pipeline.detail(self._line, ledger)
