@@ -10,11 +10,13 @@ at one of them it is killed: before it, after it, or in its middle.
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +54,7 @@ POLICY = Policy(
     purge=True, lifespan=timedelta(hours=8), staging_lifespan=timedelta(hours=8), bucket_lifespan=timedelta(days=1)
 )
 OTHER = UUID("00000000-0000-4000-8000-000000000001")  # announces the same images once more
+PASS = "pass"  # among the effects: a pass of a recovery begins, at this time
 Where = tuple[str, int, str]  # site, how many times it was met before, "before" | "after" | "middle"
 
 
@@ -122,6 +125,7 @@ def place() -> str:
     return f"{module}.{inner}" if module == "pipeline" or not verb else f"{module}.{inner} in {verb}"
 
 
+@functools.cache
 def unit(file: str) -> str:
     """Name the module or the package of Plateway that a file belongs to."""
     return Path(file).relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -361,6 +365,7 @@ def recover(lab: Site, reaper: Reaper, heal: Callable[[Site], Sequence[pipeline.
     opened = left = 0
     for number in range(PASSES):
         before, opened = reaper.count, left
+        reaper.note(f"{PASS} {time.monotonic()}")
         outcomes = heal(lab)
         left = sum(1 for _ in Path("/proc/self/fd").iterdir())
         if reaper.count == before and all(one.verb != "sweep" for one in outcomes):
@@ -369,18 +374,16 @@ def recover(lab: Site, reaper: Reaper, heal: Callable[[Site], Sequence[pipeline.
 
 
 def live(job: dict[str, Any], bucket: Store, hands: Store, desk: Desk) -> None:
-    """Do one job, in a process of one's own: ``doing`` is to live a life, to recover, or to look once more."""
+    """Do one job, in a process of one's own: ``doing`` is to live a life or to recover."""
     lab = laboratory(job, bucket, desk)
     ledger = os.open(job["effects"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     reaper = Reaper(ledger, lab.clock, tuple(job["die"]) if job["die"] else None)
     lab.apart = functools.partial(apart, lab, reaper, Corner(hands, job["prefix"]))
     hook(reaper, lab.catalog)
-    heal = healing(job["life"])
     if job["doing"] == "recover":
-        told: Any = recover(lab, reaper, heal)
+        told: Any = recover(lab, reaper, healing(job["life"]))
     else:
-        done = LIVES[job["life"]](lab) if job["doing"] == "live" else [heal(lab)]
-        told = [pipeline.told(one) for outcomes in done for one in outcomes]
+        told = [pipeline.told(one) for outcomes in LIVES[job["life"]](lab) for one in outcomes]
     Path(job["told"]).write_text(json.dumps(told, default=str))
 
 
@@ -404,14 +407,19 @@ def warm(desk: Desk) -> None:
 
 
 def mother() -> None:
-    """Fork a child for each job; no thread may be left when it does."""
+    """Fork a child for each job; no thread may be left when it does, and no child looks for garbage of its mother."""
     where = json.loads(next(sys.stdin))
     desk = Desk(Path(where["desk"]))
     warm(desk)
     secret = SecretStr(where["secret_access_key"])
-    bucket, hands = (
-        open_store(where["bucket"], Endpoint(where[url], where["access_key_id"], secret)) for url in ("url", "direct")
+    bucket, hands, away = (
+        open_store(where["bucket"], Endpoint(where[url], where["access_key_id"], secret))
+        for url in ("url", "direct", "direct")
     )
+    list(away.uploads())  # botocore reads of paging at first use
+    del away
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)
         desk.turn(job["home"])

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ class Message:
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
     cut: int | None = None  # of a reply: so many bytes of the body are sent, then the connection ends
+    at: float = field(default_factory=time.monotonic, compare=False)  # when it came
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)

@@ -43,7 +43,7 @@ from plateway.catalog import Ledger
 from plateway.simulator import Announced
 from plateway.store import Endpoint, Store, open_store
 from tests.faults import mortal, tapes
-from tests.faults.invariants import Rest, World, check
+from tests.faults.invariants import Rest, Scene, World, check, judge
 from tests.faults.proxy import Forward, Message, Proxy, Reset, between, honest
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +131,31 @@ class Point:
         return f"{self.case.name}: killed {self.side} {self.site} #{self.nth + 1}"
 
 
+@dataclass(frozen=True)
+class Run:
+    """How a child ended, and what it did: its effects on files and rows, and what it asked of S3."""
+
+    ended: int
+    sites: list[str]
+    requests: list[Message]
+
+    @property
+    def effects(self) -> list[str]:
+        """Every effect, those on S3 after the others."""
+        passes = f"{mortal.PASS} "
+        return [
+            *(site for site in self.sites if not site.startswith(passes)),
+            *(f"s3 {request.name}" for request in self.requests),
+        ]
+
+    @property
+    def last(self) -> Run:
+        """What the last pass of a recovery did."""
+        number, site = max(one for one in enumerate(self.sites) if one[1].startswith(f"{mortal.PASS} "))
+        begun = float(site.removeprefix(f"{mortal.PASS} "))
+        return Run(self.ended, self.sites[number + 1 :], [one for one in self.requests if one.at >= begun])
+
+
 @dataclass
 class Slot:
     """A mother and a proxy: one life at a time is lived here."""
@@ -139,11 +164,8 @@ class Slot:
     proxy: Proxy
     desk: mortal.Desk
 
-    def run(self, job: dict[str, Any], die: Point | None = None) -> tuple[int, list[str]]:
-        """Let a child do a job, and die at a point; return how it ended and its effects in order.
-
-        The job is told the time of the last effect.
-        """
+    def run(self, job: dict[str, Any], die: Point | None = None) -> Run:
+        """Let a child do a job, and die at a point; the job is told the time of the last effect."""
         told = dict(job, die=(die.site, die.nth, die.side) if die and not die.site.startswith("s3 ") else None)
         self.proxy.log.clear()
         assert self.mother.stdin
@@ -157,10 +179,9 @@ class Slot:
         pid.put(int(self.mother.stdout.readline()))
         ended = int(self.mother.stdout.readline())
         self.proxy.script = honest
-        requests = [f"s3 {request.name}" for request in self.proxy.log]
         noted = [line.split(" ", 1) for line in effects.read_text().splitlines()]
         job["now"] = noted[-1][0] if noted else job["now"]
-        return ended, [*(site for _, site in noted), *requests]
+        return Run(ended, [site for _, site in noted], list(self.proxy.log))
 
 
 @dataclass
@@ -284,7 +305,7 @@ class Theatre:
     def judge(
         self, slot: Slot, job: dict[str, Any], announced: list[Announced], *, point: Point, again: Point | None
     ) -> Iterator[str]:
-        ended, _ = slot.run(job, point)
+        ended = slot.run(job, point).ended
         if ended != -signal.SIGKILL:
             yield f"it was not met, the process ended with {ended}: {Path(job['told']).read_text()}"
             return
@@ -292,28 +313,30 @@ class Theatre:
         yield from map(str, check(world))
         job = recovery(job)
         if again is not None:
-            ended, _ = slot.run(job, again)
+            ended = slot.run(job, again).ended
             if ended != -signal.SIGKILL:
                 yield f"{again} was not met in the recovery: {Path(job['told']).read_text()}"
                 return
-            world = self.world(slot, job, announced, point.case, seen=world.seen)
+            world = self.world(slot, job, announced, point.case, before=world)
             yield from map(str, check(world))
             job = recovery(job)
-        ended, self.recoveries[point] = slot.run(job)
+        run = slot.run(job)
+        self.recoveries[point] = run.effects
         told = json.loads(Path(job["told"]).read_text())
-        if ended or "now" not in told or told["passes"] > MOST_PASSES:
+        if run.ended or "now" not in told or told["passes"] > MOST_PASSES:
             yield f"the recovery does not come to rest: {told}"
             return
-        job |= {"now": told["now"], "doing": "look"}
-        _, effects = slot.run(job)
-        last = self.world(slot, job, announced, point.case, seen=world.seen)
+        job |= {"now": told["now"]}
+        rest = slot.run(job) if again else run.last  # somebody else, or whoever healed it, finds nothing to do
+        last = self.world(slot, job, announced, point.case, before=world)
         looks = "exported" in point.case.ends or point.case.tape  # a purge looks, and refuses
         idle = READS | mortal.PASSING if looks else READS
-        last.rest = Rest([one for one in effects if one not in idle], told["descriptors"])
+        last.rest = Rest([one for one in rest.effects if one not in idle], told["descriptors"])
         if point.case.foreign == "while":
             last.foreign = frozenset()
-        yield from map(str, check(last))
-        states = Counter(stands(ledger, last.lab.clock()) for ledger in last.lab.catalog.ledgers())
+        scene = Scene(last)
+        yield from map(str, judge(scene))
+        states = Counter(stands(ledger, last.lab.clock()) for ledger in scene.ledgers)
         if not states or not set(states) <= point.case.ends or (point.case.tape and states.total() < len(announced)):
             yield f"came to rest as {dict(states)}"
         last.lab.catalog.close()
@@ -325,7 +348,7 @@ class Theatre:
         announced: list[Announced],
         case: Case,
         *,
-        seen: dict[str, str] | None = None,
+        before: World | None = None,
     ) -> World:
         """See what is there now; a hand that was in the world when its process died is withdrawn."""
         home = Path(job["home"])
@@ -338,22 +361,24 @@ class Theatre:
             now = hashlib.sha256(image.read_bytes()).hexdigest()
             if now not in announced[0].files.values():
                 announced.append(replace(announced[0], files={**announced[0].files, min(announced[0].files): now}))
-        keys = [ledger.event.key for ledger in lab.catalog.ledgers()]
+        keys = [ledger.event.key for ledger in lab.catalog.ledgers()] if case.foreign else []
         foreign = {"while": keys, "key": [key.replace("-r2", "") for key in keys], "": []}[case.foreign]
         private = {home / "private": b"private"}
         delivered = {path.name: path.read_bytes() for path in (self.benches[case.name].home / "inbox").glob("*")}
-        world = World(lab, announced, private, frozenset(foreign), secrets=[self.secret], seen=seen or {})
-        return replace(world, delivered=delivered, strayed=case.life == "reconciled")
+        world = World(lab, announced, private, frozenset(foreign), secrets=[self.secret])
+        world = replace(world, delivered=delivered, strayed=case.life == "reconciled")
+        return replace(world, seen=before.seen, read=before.read) if before else world
 
     def record(self, case: Case) -> list[str]:
         """Live without a fault; return the effects in order."""
         if case.name not in self.records:
             slot = self.slots.get()
             job, _ = self.stage(case)
-            ended, self.records[case.name] = slot.run(job)
+            run = slot.run(job)
+            self.records[case.name] = run.effects
             told = json.loads(Path(job["told"]).read_text())
             self.slots.put(slot)
-            assert ended == 0, told
+            assert run.ended == 0, told
             assert isinstance(told, list), told
         return self.records[case.name]
 

@@ -25,7 +25,8 @@ from plateway.catalog import Catalog, Ref
 from plateway.errors import PlatewayError
 from plateway.simulator import Announced
 from plateway.store import Endpoint, Prefixed, Store, open_store
-from tests.faults.invariants import World, check
+from tests.databases import furnish
+from tests.faults.invariants import Thing, Version, World, check
 from tests.faults.proxy import Forward, Message, Reset, between, error, with_body, with_header
 from tests.lab import Clock, Lab
 
@@ -140,7 +141,7 @@ def bench(endpoint: Endpoint, client: Any) -> Iterator[Bench]:
         for name, size in SIZES.items():
             (made.home / name / "bench").mkdir(parents=True)
             lab = laboratory(made, made.home / name, made.bucket)
-            lab.catalog.upgrade()
+            furnish(lab.catalog)
             made.announced[name] = lab.acquire(images=2, size=size)
             lab.catalog.close()
         yield made
@@ -160,9 +161,10 @@ class Trial:
     ref: Ref
     announced: Announced
     honest: Store  # the same objects, asked directly
+    read: dict[Version, Thing] = field(default_factory=dict)
 
     def world(self) -> World:
-        return World(replace(self.lab, store=self.honest), [self.announced])
+        return World(replace(self.lab, store=self.honest), [self.announced], read=self.read)
 
     def go(self, verb: str) -> str:
         """Run one verb; return its result, or the error's name."""
