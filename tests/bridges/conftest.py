@@ -25,9 +25,9 @@ def running(server: type[Server], program: str, home: Path) -> Iterator[Server]:
         one.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A RabbitMQ of this run's own: Erlang takes seconds to start."""
+    """A RabbitMQ for all these tests: Erlang takes seconds to start."""
     yield from running(Rabbit, "rabbitmq-server", tmp_path_factory.mktemp("rabbitmq"))
 
 
