@@ -8,7 +8,7 @@ import io
 import tarfile
 from dataclasses import fields
 from datetime import datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 import pydicom
@@ -307,12 +307,16 @@ def test_rows_are_walked(plateway: Enter, scripted: Scripted) -> None:
 
 
 def test_the_newest_revision_counts(plateway: Enter, scripted: Scripted, laboratory: Laboratory) -> None:
-    """Of an event that was announced again, the arrays are of the newest revision that was exported."""
+    """Of an event that was announced again, the arrays are of the newest revision that was exported; time orders them."""
     event = told(laboratory).model_dump(mode="json")
-    listed = [{**event, "revision": 2}, event, {**event, "revision": 3, "sha256": None}]
+    later = {**event, "id": str(UUID(int=0)), "timestamp": "2999-01-01T00:00:00Z"}
+    listed = [later, {**event, "revision": 2}, event, {**event, "revision": 3, "sha256": None}]
     scripted.play(said(200, {"events": listed, "next_cursor": None}), said(200, {"images": []}))
     assert list(plateway(scripted.url).arrays("phantom")) == []
-    assert [asked.target for asked in scripted.asked][1:] == [f"/api/1/events/{event['id']}-r2/images"]
+    assert [asked.target for asked in scripted.asked][1:] == [
+        f"/api/1/events/{event['id']}-r2/images",
+        f"/api/1/events/{UUID(int=0)}-r1/images",
+    ]
 
 
 def test_bytes_that_are_no_picture(plateway: Enter, scripted: Scripted, laboratory: Laboratory) -> None:
