@@ -307,7 +307,7 @@ def test_rows_are_walked(plateway: Enter, scripted: Scripted) -> None:
 
 
 def test_the_newest_revision_counts(plateway: Enter, scripted: Scripted, laboratory: Laboratory) -> None:
-    """Of an event that was announced again, the arrays are of the newest revision that was exported; time orders them."""
+    """Arrays are of the newest revision of each event that was exported, in the order of time."""
     event = told(laboratory).model_dump(mode="json")
     later = {**event, "id": str(UUID(int=0)), "timestamp": "2999-01-01T00:00:00Z"}
     listed = [later, {**event, "revision": 2}, event, {**event, "revision": 3, "sha256": None}]
