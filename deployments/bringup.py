@@ -430,7 +430,7 @@ def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -
         directory=PROJECT,
         after=tuple(before),
         where=url,
-        ready=lambda _: _answers(f"{url}/ready"),
+        ready=lambda _: _answers(f"{url}/health"),  # what it lacks, like a good tokens file, holds nobody else up
         farewell=20,  # half of it for requests that are under way
     )
 
