@@ -31,7 +31,7 @@ from tests.databases import administration
 from tests.facts import NOW, add, export, rejected, said, seen
 from tests.filling import END, PERIOD, fill
 
-EVENTS = 300
+EVENTS = 240
 DAY = timedelta(days=1)
 MIDDLE = END - PERIOD / 2
 
@@ -121,7 +121,7 @@ def test_pages_make_up_the_whole(filled: Catalog, words: dict[str, Any]) -> None
         whole = [one.ref for one in filled.search(**words, newest=newest, limit=EVENTS)]
         found: list[Ref] = []
         after = None
-        while page := filled.search(**words, newest=newest, after=after, limit=61):
+        while page := filled.search(**words, newest=newest, after=after, limit=73):
             found += [one.ref for one in page]
             after = Cursor.parse(str(Cursor.after(page[-1])))
         assert found == whole

@@ -23,7 +23,7 @@ from tests.filling import END, fill
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab
 
-EVENTS = 250
+EVENTS = 150
 
 
 class Site:
@@ -111,7 +111,7 @@ def test_filters(filled: Site, asked: dict[str, Any]) -> None:
     words |= {name: datetime.fromisoformat(asked[name]) for name in ("since", "until") if name in asked}
     newest = words.pop("order", "newest") == "newest"
     wanted = [one.ref for one in filled.lab.catalog.search(**words, newest=newest, limit=EVENTS)]
-    assert filled.all(**asked, limit=40) == [tuple(one) for one in wanted]
+    assert filled.all(**asked, limit=60) == [tuple(one) for one in wanted]
 
 
 def test_pages_stay_right_while_events_come(site: Site) -> None:
