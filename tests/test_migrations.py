@@ -76,6 +76,7 @@ def test_revisions_are_one_line() -> None:
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
     assert len(script.get_heads()) == len(script.get_bases()) == 1
     assert script.get_current_head() == migrations.head()
+    assert sorted(one.revision for one in script.walk_revisions()) == migrations.revisions()
 
 
 def test_models_match_migrations(catalog: Catalog, connection: sa.Connection) -> None:
@@ -177,7 +178,9 @@ def test_newer_database_is_refused(catalog: Catalog, connection: sa.Connection) 
     """A version that does not know a revision leaves it alone and names it."""
     connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     connection.commit()
-    with pytest.raises(Misconfigured, match=f"'9999', newer than this version, which knows up to '{migrations.head()}'"):
+    with pytest.raises(
+        Misconfigured, match=f"'9999', newer than this version, which knows up to '{migrations.head()}'"
+    ):
         catalog.upgrade()
     assert catalog.current() == "9999"
 
