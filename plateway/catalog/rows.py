@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import delete, select, update
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import ARCHIVE, ENTRY, EVENT, EXPORT, LEASE, PURGE, QUARANTINE, SETBACK, is_event, tied
 from plateway.catalog.values import Ledger, Ref
 from plateway.errors import Busy, NotFound
-from plateway.records import ArchiveEntry, ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
+from plateway.records import ArchiveEntry, ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Record, Setback
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # a lease that was let go has expired then
 CHUNK = 500  # names or refs in one statement
@@ -55,37 +55,69 @@ def doubt(session: Session, ref: Ref, key: str) -> None:
     session.execute(update(ArchiveEntry).where(ENTRY.key == key, tried).values(fresh))
 
 
+class _Told(NamedTuple):
+    """A table whose rows tell something of an event."""
+
+    table: type[Record]
+    columns: Any
+    conditions: Sequence[Any] = ()
+    order: Sequence[Any] = ()
+
+
+TOLD = (
+    _Told(Export, EXPORT),
+    _Told(Lease, LEASE),
+    _Told(ArchiveLocation, ARCHIVE, order=[ARCHIVE.reported_at, ARCHIVE.path]),
+    _Told(Purge, PURGE, order=[PURGE.intended_at, PURGE.place, PURGE.attempt]),
+    _Told(Quarantine, QUARANTINE, conditions=[QUARANTINE.released_at.is_(None)]),
+    _Told(Setback, SETBACK, order=[SETBACK.verb]),
+)
+THIS: tuple[Any, Any] = (sa.bindparam("id"), sa.bindparam("revision"))
+# made once: it takes longer than what they ask for
+ONE = select(Event).where(is_event(*THIS))
+OF_ONE = [
+    select(table).where(of.event_id == THIS[0], of.revision == THIS[1], *conditions).order_by(*order)
+    for table, of, conditions, order in TOLD
+]
+
+
+def fetch_ledger(session: Session, ref: Ref) -> Ledger | None:
+    """Fetch everything known of one event."""
+    event = session.scalar(ONE, ref._asdict())
+    if event is None:
+        return None
+    return _ledger(event, [session.scalars(query, ref._asdict()).all() for query in OF_ONE])
+
+
 def fetch_ledgers(session: Session, where: Sequence[Any], *, limit: int | None = None) -> list[Ledger]:
     """Fetch ledgers in the order of ``Catalog.ledgers``, one query a table."""
     order = (EVENT.timestamp, EVENT.id, EVENT.revision)
     rows = session.scalars(select(Event).where(*where).order_by(*order).limit(limit)).all()
     chosen = select(EVENT.id.label("event_id"), EVENT.revision).where(*where).order_by(*order).limit(limit).subquery()
 
-    def told(table: type[T], columns: Any, *conditions: Any, by: Sequence[Any] = ()) -> dict[Ref, list[T]]:
-        found: dict[Ref, list[T]] = defaultdict(list)
-        query = select(table).join(chosen, tied(columns, chosen.c)).where(*conditions).order_by(*by)
-        for row in session.scalars(query) if rows else ():
-            found[Ref(row.event_id, row.revision)].append(row)  # type: ignore[attr-defined]  # all but Event have it
+    def told(one: _Told) -> dict[Ref, list[Any]]:
+        found: dict[Ref, list[Any]] = defaultdict(list)
+        query = select(one.table).join(chosen, tied(one.columns, chosen.c)).where(*one.conditions)
+        for row in session.scalars(query.order_by(*one.order)) if rows else ():
+            found[Ref(row.event_id, row.revision)].append(row)  # type: ignore[attr-defined]  # each of these has it
         return found
 
-    exports, leases = told(Export, EXPORT), told(Lease, LEASE)
-    archives = told(ArchiveLocation, ARCHIVE, by=[ARCHIVE.reported_at, ARCHIVE.path])
-    purges = told(Purge, PURGE, by=[PURGE.intended_at, PURGE.place, PURGE.attempt])
-    quarantines = told(Quarantine, QUARANTINE, QUARANTINE.released_at.is_(None))
-    setbacks = told(Setback, SETBACK, by=[SETBACK.verb])
-    return [
-        Ledger(
-            event=row,
-            export=next(iter(exports[ref]), None),
-            archives=tuple(archives[ref]),
-            purges=tuple(purges[ref]),
-            quarantine=next(iter(quarantines[ref]), None),
-            setbacks=tuple(setbacks[ref]),
-            lease=next(iter(leases[ref]), None),
-        )
-        for row in rows
-        for ref in [Ref(row.id, row.revision)]
-    ]
+    tables = [told(one) for one in TOLD]
+    return [_ledger(row, [found[Ref(row.id, row.revision)] for found in tables]) for row in rows]
+
+
+def _ledger(event: Event, told: Sequence[Sequence[Any]]) -> Ledger:
+    """Put together what the tables tell, in their order."""
+    exports, leases, archives, purges, quarantines, setbacks = told
+    return Ledger(
+        event=event,
+        export=next(iter(exports), None),
+        archives=tuple(archives),
+        purges=tuple(purges),
+        quarantine=next(iter(quarantines), None),
+        setbacks=tuple(setbacks),
+        lease=next(iter(leases), None),
+    )
 
 
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -24,7 +24,7 @@ from plateway.catalog.conditions import (
     tied,
 )
 from plateway.catalog.database import Database
-from plateway.catalog.rows import EPOCH, chunks, fenced, fetch_ledgers, let_go, own, required
+from plateway.catalog.rows import EPOCH, chunks, fenced, fetch_ledger, fetch_ledgers, let_go, own, required
 from plateway.catalog.values import Ledger, Ref
 from plateway.errors import Busy, NotFound
 from plateway.records import Event, Export, Lease
@@ -85,7 +85,8 @@ class Work(Database):
 
     def ledger(self, ref: Ref) -> Ledger:
         """Fetch everything known of one event; NotFound when nothing announced it."""
-        return required(next(iter(self.ledgers(refs=[ref])), None), ref)
+        with self._reading() as session:
+            return required(fetch_ledger(session, ref), ref)
 
     def revisions(self, id: UUID) -> list[Ledger]:  # noqa: A002 - it is the id of the event
         """Fetch all revisions of an event, oldest first; empty when nothing announced it."""
