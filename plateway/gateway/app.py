@@ -23,7 +23,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from plateway import __version__, store
-from plateway.errors import Misconfigured, PlatewayError, Rejected
+from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected
 from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
@@ -155,6 +155,9 @@ class Readiness:
                 await to_thread.run_sync(check, abandon_on_cancel=True)
         except TimeoutError:
             return "does not answer"
+        except NotFound as error:  # how a bucket is called is for the log
+            log.error("not ready: %s", error)
+            return "is not there"
         except PlatewayError as error:
             log.error("not ready: %s", error)
             return answers.problem(error).message
