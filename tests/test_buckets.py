@@ -19,6 +19,7 @@ from plateway.buckets import Address, Buckets, Done, landing, temporary
 from plateway.errors import Conflict, NotFound, PlatewayError, Refused, Rejected
 from plateway.store import Endpoint, Stat
 from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest
+from tests.soak import SOAK
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_leftovers_are_swept_and_nothing_else(there: Buckets, bucket: str) -> No
         there.remove(name)
 
 
-@pytest.mark.parametrize("end", ["done", "failed", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("end", ["done", "failed", "SIGTERM", "SIGINT"] if SOAK else ["failed", "SIGTERM"])
 def test_a_command_has_a_bucket_of_its_own(there: Buckets, bucket: str, endpoint: Endpoint, end: str) -> None:
     """It finds it in its environment; afterwards the bucket is gone, and the exit code is the command's."""
     assert endpoint.url

@@ -98,7 +98,7 @@ def _closed() -> Iterator[None]:
     """Nothing leaves a descriptor open, however it ends."""
     before = descriptors()
     yield
-    assert descriptors() == before
+    assert descriptors() <= before  # the garbage of other tests may go meanwhile
 
 
 @contextmanager

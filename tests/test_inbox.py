@@ -27,6 +27,7 @@ from plateway.records import ArchiveEntry, ArchiveManifest
 from plateway.store import Endpoint, open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab
+from tests.soak import SOAK
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +256,10 @@ def four(lab: Lab) -> list[Ref]:
 
 
 def test_lesson_d12_all_orders_of_six_manifests_come_to_the_same(tmp_path: Path) -> None:
-    """Overlapping, repeated, contradictory: 720 orders, one end; what agrees is archived, what does not is parked."""
+    """Overlapping, repeated, contradictory: one end; what agrees is archived, what does not is parked.
+
+    The gate takes every sixth of the 720 orders.
+    """
     (tmp_path / "bench").mkdir()
     (tmp_path / "bucket").mkdir()
     clock = Clock()
@@ -263,7 +267,7 @@ def test_lesson_d12_all_orders_of_six_manifests_come_to_the_same(tmp_path: Path)
     furnish(catalog)
     lab = Lab(tmp_path, open_store((tmp_path / "bucket").as_uri()), clock, catalog)
     refs = four(lab)
-    ((manifests, entries, _),) = worlds(lab, refs, list(itertools.permutations(range(6))))
+    ((manifests, entries, _),) = worlds(lab, refs, list(itertools.permutations(range(6)))[:: 1 if SOAK else 6])
     assert len(manifests) == 5
     assert [[(one.path, one.evidence) for one in lab.ledger(ref).archives] for ref in refs] == [
         [("a.tar", "checksum"), ("b.tar", "name")],

@@ -45,6 +45,7 @@ from plateway.store import Endpoint, Store, open_store
 from tests.faults import mortal, tapes
 from tests.faults.invariants import Rest, Scene, World, check, judge
 from tests.faults.proxy import Forward, Message, Proxy, Reset, between, honest
+from tests.soak import SOAK
 
 ROOT = Path(__file__).parents[2]
 KNOWN = Path(__file__).with_name("effects.txt")
@@ -62,7 +63,6 @@ EXCUSED = {
     "archive.write": "writes by `archive._put`, names by `archive._link`",
 }
 NUMBERS = count(1)
-SOAK = "PLATEWAY_SOAK" in os.environ  # take the time to die twice at every effect; the gate has fifteen minutes
 SEED = 2  # of the second deaths that are chosen at random
 
 
@@ -227,6 +227,7 @@ class Theatre:
     records: dict[str, list[str]] = field(default_factory=dict)
     deaths: dict[str, list[str]] = field(default_factory=dict)  # what went wrong after them
     recoveries: dict[Point, list[str]] = field(default_factory=dict)
+    chosen: dict[str, list[Point]] = field(default_factory=dict)  # the points of cases, in the order of the tests
 
     def stage(self, case: Case) -> tuple[dict[str, Any], list[Announced]]:
         """Set up a fresh copy of a case's bench; return the job and what the instruments wrote there."""
@@ -383,12 +384,19 @@ class Theatre:
         return self.records[case.name]
 
     def points(self, case: Case) -> list[Point]:
-        """Name every point of a case."""
+        """Name every point of a case; in the gate without what was died of on the same side in a case before."""
+        if case.name not in self.chosen:
+            met = {(point.site, point.side) for chosen in self.chosen.values() for point in chosen}
+            found = self.all_points(case)
+            self.chosen[case.name] = [one for one in found if SOAK or (one.site, one.side) not in met]
+        return self.chosen[case.name]
+
+    def all_points(self, case: Case) -> list[Point]:
         if case.tape:
             return [*fewer([*points(case, [site for site in self.record(case) if site not in READS])])]
         chosen = PART.get(case.name) or self.own
         found = [*points(case, [site for site in self.record(case) if chosen(site)])]
-        return found if case.name == "single" else [*fewer(found)]
+        return found if case.name == "single" and SOAK else [*fewer(found)]
 
     def own(self, site: str) -> bool:
         """Tell whether an effect is in none of the cases that are died of in parts."""
@@ -562,7 +570,7 @@ def twice(recoveries: dict[Point, list[str]]) -> Iterator[tuple[Point, Point]]:
             if (second.site, second.side) not in met and not (first.case.tape and alike(second)):
                 met.add((second.site, second.side))
                 yield first, second
-    for first in dice.sample([first for first, record in recoveries.items() if record], 60):
+    for first in dice.sample([first for first, record in recoveries.items() if record], 60 if SOAK else 20):
         yield first, dice.choice(list(points(first.case, recoveries[first])))
 
 

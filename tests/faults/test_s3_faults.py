@@ -29,6 +29,7 @@ from tests.databases import furnish
 from tests.faults.invariants import Thing, Version, World, check
 from tests.faults.proxy import Forward, Message, Reset, between, error, with_body, with_header
 from tests.lab import Clock, Lab
+from tests.soak import SOAK
 
 NUMBERS = count(1)
 SIZES = {"one part": 24, "two parts": 1536}  # pixels along either side of two images
@@ -251,10 +252,13 @@ def end(trial: Trial) -> Iterator[str]:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_request_may_fail(bench: Bench, size: str, fault: Fault) -> None:
     """Whatever request fails, and however: nothing untrue, nothing hidden, and afterwards one sound object."""
-    if size not in bench.calls:
-        bench.calls[size], flaws = try_out(bench, size, None, fault)
+    for one in {"one part", size} - set(bench.calls):
+        bench.calls[one], flaws = try_out(bench, one, None, fault)
         assert flaws == []
     calls = [call for call in bench.calls[size] if fault not in ONLY or call.name in ONLY[fault]]
+    if size != "one part" and not SOAK:  # in the gate those requests that an upload in one part has not
+        known = {(call.verb, call.name) for call in bench.calls["one part"]}
+        calls = [call for call in calls if (call.verb, call.name) not in known]
     with ThreadPoolExecutor(8) as pool:
         flaws = [flaw for _, found in pool.map(lambda call: try_out(bench, size, call, fault), calls) for flaw in found]
     assert flaws == []

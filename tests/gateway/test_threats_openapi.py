@@ -6,7 +6,6 @@ The gate asks a seeded part of it; all 10,000 cases take minutes, and have a com
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,8 +20,9 @@ from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
 from tests.gateway.sites import Site, site
+from tests.soak import SOAK
 
-CASES = 10_000 if "PLATEWAY_SOAK" in os.environ else 1_500
+CASES = 10_000 if SOAK else 600
 
 
 @pytest.fixture(scope="module")
