@@ -20,6 +20,7 @@ from plateway.errors import Rejected, Unsettled
 from plateway.events import ImagingEvent, Sighting
 from plateway.folder import File
 from plateway.settings import IMAGES, Instrument
+from tests.soak import SOAK
 
 PRINCE = Instrument(name="prince", root=Path("bench/prince"))
 AMSTERDAM = Instrument(name="prince", root=Path("bench/prince"), timezone=ZoneInfo("Europe/Amsterdam"))
@@ -676,14 +677,14 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500 if SOAK else 500, deadline=None)
 @given(st.binary() | st.text().map(str.encode) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_parse_raises_nothing_but_rejected_for_any_bytes(content: bytes) -> None:
     """Whatever lies in an event file, the batch goes on."""
     assert reason(content).isprintable()
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=2500 if SOAK else 800, deadline=None)
 @given(
     st.sampled_from(list(DIALECTS.values())),
     st.dictionaries(
@@ -705,7 +706,7 @@ def test_parse_accepts_or_says_why(base: dict[str, Any], changes: dict[str, Any]
         assert event.timestamp.utcoffset() == timedelta(0)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000 if SOAK else 500, deadline=None)
 @given(st.integers(0, len(TEXT)), st.binary(max_size=3))
 def test_a_damaged_announcement_never_raises_anything_else(at: int, garbage: bytes) -> None:
     """A file cut off or overwritten anywhere is accepted whole or refused."""

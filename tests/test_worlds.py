@@ -28,6 +28,7 @@ from plateway.reconcile import Kind
 from plateway.store import Memory
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab
+from tests.soak import SOAK
 
 WITHIN = timedelta(days=7)
 MOST = 8  # events: fewer than any rule about fractions asks about
@@ -282,7 +283,7 @@ class Worlds(RuleBasedStateMachine):
 
 TestWorlds = Worlds.TestCase
 TestWorlds.settings = settings(
-    max_examples=16,
+    max_examples=16 if SOAK else 8,
     stateful_step_count=25,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],

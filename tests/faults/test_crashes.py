@@ -570,7 +570,7 @@ def twice(recoveries: dict[Point, list[str]]) -> Iterator[tuple[Point, Point]]:
             if (second.site, second.side) not in met and not (first.case.tape and alike(second)):
                 met.add((second.site, second.side))
                 yield first, second
-    for first in dice.sample([first for first, record in recoveries.items() if record], 60 if SOAK else 20):
+    for first in dice.sample([first for first, record in recoveries.items() if record], 60 if SOAK else 12):
         yield first, dice.choice(list(points(first.case, recoveries[first])))
 
 

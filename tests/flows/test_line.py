@@ -19,6 +19,7 @@ from plateway.catalog import Catalog, Ledger, Ref
 from plateway.errors import NotFound
 from plateway.simulator import Announced, Simulated
 from tests.flows.conftest import Site, ask, ended, until
+from tests.soak import SOAK
 
 numbers = count()
 
@@ -148,6 +149,7 @@ def test_a_purge_shows_its_refusals(site: Site, worker: subprocess.Popen[bytes],
     assert event.images.exists()
 
 
+@pytest.mark.skipif(not SOAK, reason="a process for each run takes a tenth of the gate's time: PLATEWAY_SOAK=1")
 def test_a_process_pool_runs_the_same_deployments(site: Site, catalog: Catalog) -> None:
     """Where isolation matters, the flows run unchanged in processes of their own."""
     site.provision(PLATEWAY_WORK_POOL="process")
