@@ -19,6 +19,7 @@ import pytest
 
 from plateway import pipeline, settings
 from plateway.settings import RUNTIME
+from tests.soak import SOAK
 
 PLATEWAY = [sys.executable, "-m", "plateway"]
 PATIENCE = 240.0  # seconds for anything; machines may be busy
@@ -327,7 +328,7 @@ def test_a_second_start_on_the_same_home_is_refused(demo: Demo) -> None:
     assert demo.process.poll() is None
 
 
-@pytest.mark.parametrize("part", ["worker", "sensor", "s3"])
+@pytest.mark.parametrize("part", ["worker", "s3", *(["sensor"] if SOAK else [])])
 def test_a_killed_part_is_started_again(demo: Demo, part: str) -> None:
     """Whatever dies is back, and events still go their way."""
     before = demo.parts()[part]

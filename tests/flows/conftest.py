@@ -157,7 +157,8 @@ async def unscheduled(client: PrefectClient) -> None:
     for deployment in await client.read_deployments():
         for schedule in deployment.schedules:
             if schedule.active:
-                await client.update_deployment_schedule(deployment.id, schedule.id, active=False)
+                kept = schedule.parameters  # or they would be lost
+                await client.update_deployment_schedule(deployment.id, schedule.id, active=False, parameters=kept)
 
 
 def answers(url: str) -> bool:

@@ -22,7 +22,7 @@ from schemathesis.core.result import Ok
 from tests.gateway.sites import Site, site
 from tests.soak import SOAK
 
-CASES = 10_000 if SOAK else 600
+CASES = 10_000 if SOAK else 300
 
 
 @pytest.fixture(scope="module")
