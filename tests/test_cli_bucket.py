@@ -86,7 +86,7 @@ def test_a_folder_goes_only_when_it_is_asked_for_and_alone(filled: str) -> None:
 
 
 def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> None:
-    """Deleting from it, removing it and giving it rules are refused; with the name they are done."""
+    """Deleting, replacing, removing it and giving it rules are refused; with the name they are done."""
     catalog = Catalog(f"sqlite:///{site}/catalogue.db")
     catalog.upgrade()
     facts.export(catalog, facts.add(catalog), bucket=filled)
@@ -96,6 +96,8 @@ def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> No
                                             "Expiration": {"Days": 1}}]}))  # fmt: skip
     for words in (
         ["del", f"s3://{filled}/run2"],
+        ["put", str(rules), f"s3://{filled}/run2"],
+        ["cp", f"s3://{filled}/run/plates/2.tif", f"s3://{filled}/run2"],
         ["rb", "--force", f"s3://{filled}"],
         ["lifecycle", "set", f"s3://{filled}", str(rules)],
     ):
@@ -103,6 +105,8 @@ def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> No
             with pytest.raises(Refused, match=f"1 exports in {filled}"):
                 call("bucket", *words, *name)
     assert len(keys(filled)) == 4
+    done("get", f"s3://{filled}/run2", str(site / "same"))
+    assert (site / "same").read_bytes() == b"1.tif"
     done("del", f"s3://{filled}/run2", "--name", filled)
     assert "run2" not in keys(filled)
 

@@ -88,6 +88,7 @@ def put(
     files: Annotated[list[Path], typer.Argument(help="Files, or with --recursive directories.")],
     url: Url,
     recursive: Recursive = False,
+    name: Typed = None,
     home: Home = None,
     endpoint_url: At = None,
     block: Block = None,
@@ -95,6 +96,7 @@ def put(
 ) -> None:
     """Store files. An address that ends in a slash, or a bucket, is a folder; anything else is the object's key."""
     there, where = reached(home, endpoint_url, block), Address.parse(url)
+    guard(home, where.bucket, name)  # what is there under a key is replaced
     chosen = list(sources(files, where, recursive=recursive))
     finish("put", there.put(chosen), [path.stat().st_size for path, _ in chosen], as_json=as_json)
 
@@ -124,6 +126,7 @@ def cp(
     source: Url,
     target: Url,
     recursive: Recursive = False,
+    name: Typed = None,
     home: Home = None,
     endpoint_url: At = None,
     block: Block = None,
@@ -131,6 +134,7 @@ def cp(
 ) -> None:
     """Copy objects within the endpoint."""
     there, here, to = reached(home, endpoint_url, block), Address.parse(source), Address.parse(target)
+    guard(home, to.bucket, name)  # the same
     found = objects(there, here, recursive=recursive)
     folder = recursive or not to.key or to.key.endswith("/")
     pairs = [
@@ -283,7 +287,7 @@ def whole(url: str) -> str:
 
 
 def guard(home: Path | None, name: str, typed: str | None) -> None:
-    """Let nothing be deleted where the catalogue knows of exports, unless the bucket's name was typed out.
+    """Let nothing be deleted or replaced where the catalogue knows of exports, unless the bucket's name was typed out.
 
     Raises:
         Refused: it was not, or was mistyped.
