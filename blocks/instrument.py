@@ -52,6 +52,9 @@ class Instrument(Block):
     )
     stuck_after: Duration = Field(timedelta(hours=1), description="An event that waits longer is an alert")
 
+    bucket: str | None = Field(None, description="Name of the Bucket block that receives its exports; empty: plateway")
+    layout: Literal["bundle", "files"] = Field("bundle", description="One tar for each event, or an object per file")
+
     def value(self) -> settings.Instrument:
         """Give what was typed as the library takes it."""
         return settings.Instrument(
@@ -72,6 +75,8 @@ class Instrument(Block):
                 bucket_lifespan=self.bucket_lifespan,
             ),
             stuck_after=self.stuck_after,
+            bucket=self.bucket or None,
+            layout=self.layout,
         )
 
     @classmethod
@@ -94,4 +99,6 @@ class Instrument(Block):
             fraction=policy.fraction,
             bucket_lifespan=policy.bucket_lifespan,
             stuck_after=known.stuck_after,
+            bucket=known.bucket,
+            layout=known.layout,
         )

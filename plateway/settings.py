@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -76,6 +76,7 @@ def spoken(value: timedelta) -> str:
 
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoken)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
+Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Instrument:
     staging: Path | None = None
     policy: Policy = field(default_factory=Policy)
     stuck_after: timedelta = timedelta(hours=1)  # an event that waits longer is an alert
+    bucket: str | None = None  # which of the site's buckets its exports go to, by name; None: the site's own
+    layout: Shape = "bundle"
 
 
 class Runtime(PydanticBaseSettingsSource):
@@ -154,6 +157,10 @@ class Settings(BaseSettings):
     source_root: Path | None = Field(None, description="holds <system>/events/*.json; default: bench in the home")
     staging_root: Path | None = Field(None, description="copy images here first; default: no staging")
     bucket_url: str = Field("s3://plateway-raw", description="s3://bucket[/prefix], file://… or memory://")
+    buckets_file: Path | None = Field(
+        None, description="further buckets, and whose exports go there; default: buckets.toml in the home"
+    )
+    files_systems: Names = Field((), description="systems whose files become objects of their own, without a tar")
     settle_seconds: Duration = Field(timedelta(seconds=2), description="nothing may have changed for this long")
     images_deadline: Duration = Field(timedelta(minutes=10), description="then an incomplete event is quarantined")
     image_patterns: Names = Field(IMAGES, description="what counts as an image for the announced count")
@@ -326,6 +333,7 @@ class Settings(BaseSettings):
             staging=self.staging_root.absolute() / system if self.staging_root else None,
             policy=self.policy(system),
             stuck_after=self.stuck_after,
+            layout="files" if system in self.files_systems else "bundle",
         )
 
 
