@@ -11,7 +11,7 @@ LAYERS = [
     {"settings", "records", "folder", "events", "bundle", "store", "archive", "buckets", "pictures"},
     {"catalog", "retention", "reconcile", "tokens"},
     {"pipeline"},
-    {"cli", "gateway", "client", "simulator", "instrument", "bridges"},
+    {"cli", "gateway", "client", "simulator", "instrument", "bridges", "selftest", "testing"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PACKAGE = ROOT / "plateway"
