@@ -7,7 +7,7 @@ from prefect.blocks.core import Block
 from prefect_aws import AwsCredentials, MinIOCredentials
 from pydantic import Field, HttpUrl, SecretStr
 
-from plateway.settings import Settings
+from plateway import settings
 from plateway.store import Endpoint, Store, filesystem, open_store
 
 
@@ -32,6 +32,7 @@ class Bucket(Block):
 
     url: str = Field("s3://plateway-raw", title="URL", description="s3://bucket[/prefix], or file://… on one machine")
     endpoint: str | None = Field(None, description="Where S3 is, if not AWS: http://host:port")
+    endpoint_name: str | None = Field(None, description="What the catalogue calls it, if its address may change")
     credentials: AwsCredentials | MinIOCredentials = Field(default_factory=AwsCredentials, description="Who asks")
     read_only: bool = Field(False, description="Refuse everything that would change the bucket")
     bypass_proxy: bool = Field(False, description="Reach the endpoint directly although HTTP_PROXY is set")
@@ -45,19 +46,21 @@ class Bucket(Block):
         return filesystem(self.url, endpoint(self))
 
     @classmethod
-    def of(cls, settings: Settings) -> Bucket:
-        """Fill the block from the settings."""
+    def of(cls, known: settings.Bucket) -> Bucket:
+        """Fill the block from what the settings say."""
         credentials = AwsCredentials(
-            aws_access_key_id=settings.access_key_id,
-            aws_secret_access_key=settings.secret_access_key,
-            aws_session_token=settings.session_token and settings.session_token.get_secret_value(),
-            region_name=settings.region,
+            aws_access_key_id=known.access_key_id,
+            aws_secret_access_key=known.secret_access_key,
+            aws_session_token=known.session_token and known.session_token.get_secret_value(),
+            region_name=known.region,
         )
         return cls(
-            url=settings.bucket_url,
-            endpoint=settings.endpoint_url,
+            url=known.url,
+            endpoint=known.endpoint_url,
+            endpoint_name=known.endpoint_name,
             credentials=credentials,
-            bypass_proxy=settings.bypass_proxy,
+            read_only=known.read_only,
+            bypass_proxy=known.bypass_proxy,
         )
 
 
@@ -67,6 +70,7 @@ def endpoint(bucket: Bucket) -> Endpoint:
     key, secret, token = keys(who)
     return Endpoint(
         url=bucket.endpoint or who.aws_client_parameters.endpoint_url,
+        name=bucket.endpoint_name or None,
         access_key_id=key,
         secret_access_key=SecretStr(secret) if secret else None,
         session_token=SecretStr(token) if token else None,

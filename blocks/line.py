@@ -5,41 +5,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
 
 from blocks.bucket import Bucket, endpoint
 from blocks.instrument import Instrument
 from plateway import pipeline, settings
-from plateway.archive import Inbox, Poll, open_archive
+from plateway.archive import Inbox, Poll
 from plateway.pipeline import Line
-from plateway.settings import Settings
-
-NAME = "plateway"  # of the Bucket block
+from plateway.settings import MAIN, Settings
 
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[tuple[Line, Settings]]:
     """Open the line for one run. A block that is not there leaves its part to the settings."""
     known = settings.load()
-    bucket, instruments = await asyncio.gather(load_bucket(), load_instruments())
-    line = await asyncio.to_thread(put_together, known, bucket, instruments)
+    buckets, instruments = await asyncio.gather(load_buckets(), load_instruments())
+    line = await asyncio.to_thread(put_together, known, buckets, instruments)
     try:
         yield line, known
     finally:
         await asyncio.to_thread(line.close)
 
 
-async def load_bucket() -> Bucket | None:
-    """Read the Bucket block, with its credentials."""
+async def load_buckets() -> dict[str, Bucket]:
+    """Read every Bucket block, with its credentials, by name."""
     async with get_client() as client:
-        try:
-            document = await client.read_block_document_by_name(NAME, Bucket.get_block_type_slug())
-        except ObjectNotFound:
-            return None
-    return Bucket._from_block_document(document)
+        documents = await client.read_block_documents_by_type(Bucket.get_block_type_slug())
+    return {str(document.name): Bucket._from_block_document(document) for document in documents}
 
 
 async def load_instruments() -> list[Instrument]:
@@ -49,18 +42,16 @@ async def load_instruments() -> list[Instrument]:
     return [Instrument(**document.data) for document in documents]
 
 
-def put_together(known: Settings, bucket: Bucket | None, instruments: list[Instrument]) -> Line:
+def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[Instrument]) -> Line:
     """Turn blocks into library values."""
     values = {instrument.system: instrument.value() for instrument in instruments}
-    line = pipeline.open_line(known, store=bucket.store() if bucket else None, instruments=values)
-    if bucket is None or known.archive_target is None:
-        return line
-    return replace(line, archive=open_archive(known.archive_target, endpoint(bucket)))
+    places = {name: (bucket.url, endpoint(bucket)) for name, bucket in buckets.items()}
+    return pipeline.open_line(known, buckets=places, instruments=values)
 
 
 async def doors(known: Settings) -> tuple[Inbox | None, Poll | None]:
     """Give the doors that archive manifests are fetched from: a directory anywhere, and a server."""
-    bucket = await load_bucket()
+    bucket = (await load_buckets()).get(MAIN)
     s3 = endpoint(bucket) if bucket else pipeline.endpoint(known)
     inbox = Inbox(known.archive_inbox, s3) if known.archive_inbox else None
     return inbox, Poll(known.archive_url, known.archive_token) if known.archive_url else None

@@ -30,7 +30,7 @@ from deployments.seaweed import Identity
 from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import RUNTIME, Settings, spoken
+from plateway.settings import EMBEDDED, RUNTIME, Settings, spoken
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
@@ -210,6 +210,7 @@ def resolve(settings: Settings, s3: Embedded | None) -> Settings:
     ours = (
         {
             "endpoint_url": s3.url,
+            "endpoint_name": EMBEDDED,
             "access_key_id": s3.admin.access_key_id,
             "secret_access_key": SecretStr(s3.admin.secret_access_key),
             "session_token": None,
@@ -240,6 +241,7 @@ def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, An
     ours = (
         {
             "endpoint_url": settings.endpoint_url,
+            "endpoint_name": EMBEDDED,
             "access_key_id": settings.access_key_id,
             "secret_access_key": secret,
             "region": settings.region,

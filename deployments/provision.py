@@ -33,7 +33,7 @@ from blocks.line import NAME
 from deployments import automations
 from plateway import events, settings
 from plateway.errors import Misconfigured, Unavailable
-from plateway.settings import Settings
+from plateway.settings import MAIN, Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 KEPT = "provision.json"  # in the home
@@ -85,7 +85,7 @@ async def provision(known: Settings) -> None:
     async with get_client() as client:
         await answering(client)
         await block_types(client, memory)
-        await bucket(client, known, memory)
+        await buckets(client, known, memory)
         await instruments(client, known, memory)
         await pool(client, known.work_pool)
         await deploy(client, known, memory)
@@ -116,11 +116,12 @@ async def block_types(client: PrefectClient, memory: Memory) -> None:
             memory.note(f"type {slug}", wanted)
 
 
-async def bucket(client: PrefectClient, known: Settings, memory: Memory) -> None:
-    """Fill the Bucket block and the credentials that it uses."""
-    block = Bucket.of(known)
-    await put(client, block.credentials, NAME, memory)
-    await put(client, block, NAME, memory)
+async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> None:
+    """Fill a Bucket block for each bucket of the site, and the credentials that it uses."""
+    for name, one in {MAIN: known.bucket, **known.buckets}.items():
+        block = Bucket.of(one)
+        await put(client, block.credentials, name, memory)
+        await put(client, block, name, memory)
 
 
 async def instruments(client: PrefectClient, known: Settings, memory: Memory) -> None:

@@ -167,6 +167,7 @@ class Export(Record, table=True):
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
+    endpoint: str | None = Field(default=None, sa_type=SORTED)  # as `Endpoint.identity`; None: not noted in its time
     bucket: str = Field(sa_type=SORTED)
     key: str = Field(sa_type=SORTED)
     size: int = Field(sa_type=BigInteger)
@@ -265,6 +266,7 @@ class DarkObject(Record, table=True):
 
     __tablename__: ClassVar[Any] = "dark_object"
 
+    endpoint: str = Field(default="", primary_key=True, sa_type=EXACTLY)  # as an export has it; empty: not told
     bucket: str = Field(primary_key=True, sa_type=EXACTLY)
     key: str = Field(primary_key=True, sa_type=EXACTLY)
     size: int = Field(sa_type=BigInteger)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,8 +22,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AliasChoices,
+    BaseModel,
     BeforeValidator,
     ByteSize,
+    ConfigDict,
     Field,
     PlainSerializer,
     SecretStr,
@@ -77,6 +81,11 @@ def spoken(value: timedelta) -> str:
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoken)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
+EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
+MAIN = "plateway"  # what the site's own bucket is called among its buckets
+BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # what may name a bucket, and a block
+WHO = ("access_key_id", "secret_access_key", "session_token")
+ENDPOINT = ("endpoint_url", "endpoint_name", *WHO, "region", "bypass_proxy")  # told of every bucket
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,23 @@ class Instrument:
     stuck_after: timedelta = timedelta(hours=1)  # an event that waits longer is an alert
     bucket: str | None = None  # which of the site's buckets its exports go to, by name; None: the site's own
     layout: Shape = "bundle"
+
+
+class Bucket(BaseModel):
+    """A bucket of the site: where it is, who asks, and whose exports go there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    endpoint_url: str | None = None  # AWS itself
+    endpoint_name: str | None = None  # what the catalogue calls the endpoint; None: by its address
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    region: str = "us-east-1"
+    read_only: bool = False
+    bypass_proxy: bool = False
+    systems: tuple[str, ...] = ()
 
 
 class Runtime(PydanticBaseSettingsSource):
@@ -229,6 +255,9 @@ class Settings(BaseSettings):
     endpoint_url: str | None = Field(
         None, validation_alias=AliasChoices("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), description="where S3 is"
     )
+    endpoint_name: str | None = Field(
+        None, description="what the catalogue calls the endpoint, however it is reached; default: by its address"
+    )
     access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID", description="key for S3")
     secret_access_key: SecretStr | None = Field(
         None, validation_alias="AWS_SECRET_ACCESS_KEY", description="its secret"
@@ -294,6 +323,23 @@ class Settings(BaseSettings):
         return (self.tokens_file or self.home / "tokens.json").absolute()
 
     @property
+    def bucket(self) -> Bucket:
+        """The site's own bucket, where exports go unless their system has another."""
+        return Bucket.model_construct(
+            url=self.bucket_url, **{name: getattr(self, name) for name in ENDPOINT}, systems=(), read_only=False
+        )
+
+    @cached_property
+    def buckets(self) -> Mapping[str, Bucket]:
+        """The site's further buckets by name, read once.
+
+        Raises:
+            Misconfigured: names the table and the field that is wrong, never its value.
+        """
+        path = self.buckets_file or self.home / "buckets.toml"
+        return further(path, self.bucket, wanted=self.buckets_file is not None)
+
+    @property
     def access_file(self) -> Path:
         """Who asked the gateway for what."""
         return (self.access_log or self.home / "gateway" / "access.log").absolute()
@@ -333,8 +379,52 @@ class Settings(BaseSettings):
             staging=self.staging_root.absolute() / system if self.staging_root else None,
             policy=self.policy(system),
             stuck_after=self.stuck_after,
+            bucket=next((name for name, one in self.buckets.items() if system in one.systems), None),
             layout="files" if system in self.files_systems else "bundle",
         )
+
+
+def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket]:
+    """Read buckets.toml: a table for each further bucket; what one does not say of the endpoint is as for ``own``.
+
+    Raises:
+        Misconfigured: names the table and the field that is wrong, never its value; or there is no file but ``wanted``.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if wanted:
+            raise Misconfigured(f"{path.name}: no such file") from None
+        return {}
+    except (OSError, ValueError) as error:  # tomllib tells line and column, and quotes single characters
+        raise Misconfigured(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
+    found = {name: _further(path.name, name, table, own=own) for name, table in tables.items()}
+    claimed: dict[str, str] = {}
+    for name, bucket in found.items():
+        for system in bucket.systems:
+            if (other := claimed.setdefault(system, name)) != name:
+                raise Misconfigured(f"{path.name}: exports of {system} go to [{other}] or to [{name}], not to both")
+    return found
+
+
+def _further(file: str, name: str, table: object, *, own: Bucket) -> Bucket:
+    if not BLOCK.fullmatch(name):
+        raise Misconfigured(f"{file}: a bucket's name has lower case letters, digits and dashes, and {name!r} has not")
+    if name == MAIN or not isinstance(table, dict):
+        what = "the site's own bucket: PLATEWAY_BUCKET_URL says where it is" if name == MAIN else "no table"
+        raise Misconfigured(f"{file}: {name} is {what}")
+    try:
+        return Bucket.model_validate(_inherited(table, own) | table)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise Misconfigured(f"{file}: [{name}] {wrong}") from None
+
+
+def _inherited(table: Mapping[str, Any], own: Bucket) -> dict[str, Any]:
+    """Take from the site's own bucket what a table does not say; a key is taken whole or not at all."""
+    elsewhere, other = "endpoint_url" in table, bool(table.keys() & set(WHO))
+    left = set(table) | ({"endpoint_name"} if elsewhere else set()) | (set(WHO) if other else set())
+    return {name: getattr(own, name) for name in ENDPOINT if name not in left}
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:

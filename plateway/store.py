@@ -76,6 +76,8 @@ LARGE_FOLDER = 1000  # names from which on a directory store keeps them in mind
 LARGE_FOLDERS = 32
 SETTLED = 2_000_000_000  # nanoseconds after which a folder that looks the same is the same
 KEPT = ".plateway"  # in a directory store: what S3 would know of objects and uploads
+AWS = "https://s3.amazonaws.com"  # whatever the region: there, no two buckets have one name
+AMAZON = re.compile(r"s3([.-][a-z0-9-]+)*\.amazonaws\.com")
 UNPLAIN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -105,12 +107,26 @@ class Endpoint:
     """Where S3 is and who asks. Without keys botocore's chain finds them (profile, instance role)."""
 
     url: str | None = None  # AWS itself
+    name: str | None = None  # what it is called, where it is reached at several addresses or at changing ones
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
     session_token: SecretStr | None = None
     region: str = "us-east-1"
     read_only: bool = False
     bypass_proxy: bool = False
+
+
+def identity(url: str, endpoint: Endpoint) -> str:
+    """Say what tells the endpoint of a bucket from others: its name, else its address without what does not matter."""
+    scheme = urlsplit(url).scheme
+    if scheme != "s3":
+        return f"{scheme}:"
+    if endpoint.name or endpoint.url is None:
+        return endpoint.name or AWS
+    parts = urlsplit(endpoint.url)
+    host = parts.netloc.rpartition("@")[2].lower()
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ""))
+    return AWS if AMAZON.fullmatch(host) else f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 class Store(Protocol):
@@ -422,7 +438,7 @@ class S3:
             if name.startswith("Checksum") and name != "ChecksumType"
         }
         return Stat(
-            key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], head["Metadata"], checksums
+            key, head["ContentLength"], head.get("ETag", "").strip('"'), head["LastModified"], head["Metadata"], checksums
         )
 
     def look(self, key: str) -> Stat | None:
@@ -986,6 +1002,15 @@ def _session(endpoint: Endpoint) -> Any:
     if session.get_credentials() is None:
         raise Misconfigured("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return session
+
+
+def client(endpoint: Endpoint) -> Any:
+    """Make a client of botocore, for questions that the contract has no words for; its errors are to end at `door`.
+
+    Raises:
+        Misconfigured: nobody is known who asks.
+    """
+    return _looker(endpoint, _session(endpoint))
 
 
 def _looker(endpoint: Endpoint, session: Any) -> Any:

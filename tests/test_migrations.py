@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -145,7 +145,9 @@ def test_tape_goes_and_comes(catalog: Catalog, connection: sa.Connection) -> Non
     assert connection.execute(sa.select(location)).one()._mapping == forgotten
     for name in ("archive_manifest", "archive_entry", "door", "dark_object"):
         assert connection.execute(sa.select(Record.metadata.tables[name])).all() == []
-    for name in ("event", "event_file", "export", "quarantine", "setback", "lease"):
+    known = {**rows["export"]._mapping, "endpoint": None}
+    assert connection.execute(sa.select(Record.metadata.tables["export"])).one()._mapping == known
+    for name in ("event", "event_file", "quarantine", "setback", "lease"):
         assert connection.execute(sa.select(Record.metadata.tables[name])).all() == [rows[name]]
 
 
@@ -218,3 +220,19 @@ def test_upgrade_makes_the_directory(tmp_path: Path) -> None:
     catalog.upgrade()
     assert catalog.current() == catalog.head()
     catalog.close()
+
+
+def test_endpoints_go_and_come(catalog: Catalog, connection: sa.Connection) -> None:
+    """A step back forgets endpoints, and keeps of objects that only they told apart the one that was seen first."""
+    before, rows = definitions(connection), fill(connection)
+    dark = Record.metadata.tables["dark_object"]
+    older = {**rows["dark_object"]._mapping, "endpoint": "other", "etag": "older", "first_seen": NOW - timedelta(1)}
+    connection.execute(dark.insert().values(older))
+    connection.commit()
+    catalog.downgrade("0003")
+    assert "endpoint" not in {*reflected(connection)["export"].c.keys(), *reflected(connection)["dark_object"].c.keys()}
+    connection.rollback()
+    catalog.upgrade()
+    assert definitions(connection) == before
+    assert connection.execute(sa.select(dark)).one()._mapping == {**older, "endpoint": ""}
+    assert connection.scalar(sa.select(Record.metadata.tables["export"].c.endpoint)) is None

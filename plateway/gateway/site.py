@@ -13,8 +13,7 @@ from plateway.gateway.auth import loopback
 from plateway.gateway.limits import Limits, Rate
 from plateway.pipeline import Line, open_line
 from plateway.pipeline.line import endpoint
-from plateway.settings import Settings
-from plateway.store import open_store
+from plateway.settings import MAIN, Settings
 
 
 def parts(settings: Settings) -> Parts:
@@ -56,8 +55,9 @@ def asks(settings: Settings) -> bool:
 
 def reader(settings: Settings) -> Line:
     """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
-    asked = replace(endpoint(settings), read_only=True)
-    return open_line(settings, store=open_store(settings.bucket_url, asked))
+    known = {MAIN: settings.bucket, **settings.buckets}
+    asked = {name: (one.url, replace(endpoint(one), read_only=True)) for name, one in known.items()}
+    return open_line(settings, buckets=asked)
 
 
 def _near(settings: Settings) -> bool:

@@ -68,6 +68,7 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
     packed = None
     try:
         event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
+        line = line.holding(sent) if sent is not None else line.to(event.system)
         if force or not _sent(sent):
             packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
             line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
@@ -193,6 +194,7 @@ def _row(line: Line, event: Event, packed: bundle.Packed) -> Export:
     return Export(
         event_id=event.id,
         revision=event.revision,
+        endpoint=line.endpoint,
         bucket=line.store.name,
         key=event.key,
         size=packed.size,

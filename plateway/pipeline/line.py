@@ -7,31 +7,43 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plateway.archive import Archive, open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.errors import (
+    Misconfigured,
     NotFound,
     PlatewayError,
     Transient,
 )
-from plateway.settings import Instrument, Settings
-from plateway.store import Endpoint, Store, open_store
+from plateway.records import Export
+from plateway.settings import MAIN, Bucket, Instrument, Settings
+from plateway.store import Endpoint, Store, identity, open_store
 
 log = logging.getLogger(__name__)
 
 
+class Place(NamedTuple):
+    """A bucket, and which endpoint it is behind: two endpoints may each have a bucket of one name."""
+
+    store: Store
+    endpoint: str | None = None  # as `store.identity` says it; None: not told
+
+    def __str__(self) -> str:
+        return f"bucket {self.store.name} at {self.endpoint or 'an endpoint that was not noted'}"
+
+
 @dataclass(frozen=True)
 class Line:
-    """Everything the verbs work with."""
+    """Everything the verbs work with, bound to one bucket of the site's; `to` and `holding` bind it to another."""
 
     catalog: Catalog
     store: Store
@@ -40,10 +52,72 @@ class Line:
     owner: str  # who holds the leases
     lease: timedelta = timedelta(minutes=10)
     archive: Archive | None = None  # the tape that we can reach; None: only its operators can
+    endpoint: str | None = None  # that the store is behind
+    others: Mapping[str, Place] = field(default_factory=dict)  # the site's further buckets, by name
+    own: Place | None = None  # the site's own bucket, where the line is bound to another
 
     def close(self) -> None:
         """Let go of the catalogue's connections."""
         self.catalog.close()
+
+    @property
+    def place(self) -> Place:
+        """The bucket that this line is bound to."""
+        return Place(self.store, self.endpoint)
+
+    def each_bucket(self) -> Iterator[Line]:
+        """Bind to each bucket of the site in turn, its own first."""
+        return map(self._at, self._places())
+
+    def to(self, system: str) -> Line:
+        """Bind to the bucket that new exports of a system go to.
+
+        Raises:
+            Misconfigured: the instrument names a bucket that the site does not have.
+        """
+        name = self.instrument(system).bucket or MAIN
+        if name == MAIN:
+            return self._at(self.own or self.place)
+        if name not in self.others:
+            raise Misconfigured(f"exports of {system} go to bucket {name!r}, and there is none of that name")
+        return self._at(self.others[name])
+
+    def holding(self, export: Export) -> Line:
+        """Bind to the bucket that has an export. What is not in another one is not lost.
+
+        Of an export from before endpoints were noted, the site's own bucket is meant if it has that name.
+
+        Raises:
+            Misconfigured: names bucket and endpoint where none of the site's is that.
+        """
+        named = [place for place in self._places() if place.store.name == export.bucket]
+        exact = [place for place in named if place.endpoint == export.endpoint]
+        if export.endpoint is None:
+            exact = [place for place in named[:1] if place is self._places()[0] or len(named) == 1]
+        if not exact:
+            raise Misconfigured(self._nowhere(export, named))
+        return self._at(exact[0])
+
+    def has(self, export: Export) -> bool:
+        """Tell whether the bucket that this line is bound to is the one that has an export."""
+        try:
+            return self.holding(export).place == self.place
+        except Misconfigured:
+            return False
+
+    def _places(self) -> tuple[Place, ...]:
+        return (self.own or self.place, *self.others.values())
+
+    def _at(self, place: Place) -> Line:
+        if place == self.place:
+            return self
+        return replace(self, store=place.store, endpoint=place.endpoint, own=self.own or self.place)
+
+    def _nowhere(self, export: Export, named: Sequence[Place]) -> str:
+        where = f"bucket {export.bucket}" + (f" at {export.endpoint}" if export.endpoint else "")
+        if named and export.endpoint is None:
+            return f"{export.key} is in {where}: it was not noted in which of {', '.join(map(str, named))}"
+        return f"{export.key} is in {where}, and the settings name {', '.join(map(str, self._places()))}"
 
 
 @dataclass(frozen=True)
@@ -68,30 +142,58 @@ def noted(outcome: Outcome) -> Outcome:
 
 
 def open_line(
-    settings: Settings, *, store: Store | None = None, instruments: Mapping[str, Instrument] | None = None
+    settings: Settings,
+    *,
+    buckets: Mapping[str, tuple[str, Endpoint]] | None = None,
+    instruments: Mapping[str, Instrument] | None = None,
 ) -> Line:
-    """Put the line together; ``store`` and ``instruments`` (from blocks) go before what the settings say."""
+    """Put the line together; ``buckets`` (URL and endpoint, by name) and ``instruments`` go before what settings say.
+
+    Raises:
+        Misconfigured: two of the buckets are one.
+    """
     named = instruments or {}
+    known = {MAIN: settings.bucket, **settings.buckets}
+    where = {name: (one.url, endpoint(one)) for name, one in known.items()} | dict(buckets or {})
+    places = {name: _open(url, there) for name, (url, there) in where.items()}
+    own = places.pop(MAIN)
+    _apart({MAIN: own, **places})
     return Line(
         catalog=Catalog(settings.catalog_url),
-        store=store or open_store(settings.bucket_url, endpoint(settings)),
+        store=own.store,
         root=settings.root,
         instrument=lambda system: named.get(system) or settings.instrument(system),
         owner=f"{socket.gethostname()}:{os.getpid()}",
         lease=settings.lease,
-        archive=open_archive(settings.archive_target, endpoint(settings)) if settings.archive_target else None,
+        archive=open_archive(settings.archive_target, where[MAIN][1]) if settings.archive_target else None,
+        endpoint=own.endpoint,
+        others=places,
     )
 
 
-def endpoint(settings: Settings) -> Endpoint:
-    """The S3 endpoint that the settings name."""
+def _open(url: str, endpoint: Endpoint) -> Place:
+    return Place(open_store(url, endpoint), identity(url, endpoint))
+
+
+def _apart(places: Mapping[str, Place]) -> None:
+    names: dict[tuple[str, str | None], str] = {}
+    for name, place in places.items():
+        other = names.setdefault((place.store.name, place.endpoint), name)
+        if other != name:
+            raise Misconfigured(f"{other} and {name} are both {place}")
+
+
+def endpoint(known: Settings | Bucket) -> Endpoint:
+    """The S3 endpoint that settings name."""
     return Endpoint(
-        url=settings.endpoint_url,
-        access_key_id=settings.access_key_id,
-        secret_access_key=settings.secret_access_key,
-        session_token=settings.session_token,
-        region=settings.region,
-        bypass_proxy=settings.bypass_proxy,
+        url=known.endpoint_url,
+        name=known.endpoint_name,
+        access_key_id=known.access_key_id,
+        secret_access_key=known.secret_access_key,
+        session_token=known.session_token,
+        region=known.region,
+        read_only=isinstance(known, Bucket) and known.read_only,
+        bypass_proxy=known.bypass_proxy,
     )
 
 

@@ -142,6 +142,7 @@ def _export(line: Line, event: Event, walked: Walked, *, etag: str, at: datetime
     return Export(
         event_id=event.id,
         revision=event.revision,
+        endpoint=line.endpoint,
         bucket=line.store.name,
         key=event.key,
         size=walked.size,

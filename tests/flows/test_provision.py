@@ -40,9 +40,7 @@ def deployments() -> dict[str, DeploymentResponse]:
 
 def bucket() -> Bucket:
     """The Bucket block."""
-    block = ask(lambda _: configured.load_bucket())
-    assert block is not None
-    return block
+    return ask(lambda _: configured.load_buckets())["plateway"]
 
 
 def instrument(name: str) -> Instrument:
