@@ -14,12 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
+
+from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
 
 from plateway.bundle import Parts, part_size
 from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
@@ -100,8 +103,7 @@ class Buckets:
     def __init__(self, endpoint: Endpoint, *, abreast: int = ABREAST) -> None:
         self._endpoint, self._abreast = endpoint, abreast
         self._stores: dict[str, S3] = {}
-        self._fs, _ = filesystem("s3://", endpoint, use_listings_cache=False, skip_instance_cache=True)
-        self._fs.retries = 1  # of its own; its client has some already
+        self._opening = Lock()
 
     # ------------------------------------------------------------------------------------------------------- buckets
 
@@ -169,11 +171,12 @@ class Buckets:
 
     def store(self, bucket: str) -> S3:
         """Open one bucket."""
-        if bucket not in self._stores:
-            opened = open_store(f"s3://{bucket}", replace(self._endpoint, read_only=False))
-            assert isinstance(opened, S3)
-            self._stores[bucket] = opened
-        return self._stores[bucket]
+        with self._opening:
+            if bucket not in self._stores:
+                opened = open_store(f"s3://{bucket}", replace(self._endpoint, read_only=False))
+                assert isinstance(opened, S3)
+                self._stores[bucket] = opened
+            return self._stores[bucket]
 
     def find(self, where: Address) -> Iterator[Stat]:
         """List the object of that name, and what is in the folder of that name, in the endpoint's order."""
@@ -210,7 +213,8 @@ class Buckets:
     def copy(self, objects: Iterable[tuple[Stat, Address, Address]]) -> Iterator[Done]:
         """Copy objects within the endpoint, which moves the bytes by itself; the copies are looked at."""
         self._may("this endpoint")
-        yield from self._each(lambda one: self._copy(*one), objects)
+        move = self._fs.cp_file
+        yield from self._each(lambda one: self._copy(move, *one), objects)
 
     def delete(self, where: Address, chosen: Iterable[Stat]) -> Iterator[Done]:
         """Delete objects below an address, a thousand a request; those that are still listed there then come again."""
@@ -262,7 +266,7 @@ class Buckets:
                 with door(path.name), aside.open("xb") as file:
                     for chunk in _passing(chunks, parts.update):
                         size += file.write(chunk)
-                _compare(source, found, size, parts.etag())
+                compare(source, found, size, parts.etag())
                 with door(path.name):
                     aside.replace(path)
             finally:
@@ -271,10 +275,10 @@ class Buckets:
             return Done(source, 0, str(error))
         return Done(source, stat.size)
 
-    def _copy(self, stat: Stat, source: Address, to: Address) -> Done:
+    def _copy(self, move: Callable[[str, str], None], stat: Stat, source: Address, to: Address) -> Done:
         try:
             with door(str(to)):
-                self._fs.cp_file(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
+                move(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
             made = self.store(to.bucket).stat(to.key)
             if made is None or made.size != stat.size:
                 raise Damaged(f"{to}: {made.size if made else 'no'} of {stat.size} bytes were copied")
@@ -301,6 +305,13 @@ class Buckets:
             while waiting:
                 yield waiting.pop(0).result()
                 waiting += [pool.submit(act, item) for item in islice(taken, 1)]
+
+    @cached_property
+    def _fs(self) -> AbstractFileSystem:
+        """Open what asks about buckets, which takes as long as a thousand small objects."""
+        opened, _ = filesystem("s3://", self._endpoint, use_listings_cache=False, skip_instance_cache=True)
+        opened.retries = 1  # of its own; its client has some already
+        return opened
 
     def _ask(self, operation: str, *, what: str, **how: Any) -> Any:
         with door(what):
@@ -380,7 +391,7 @@ def _passing(chunks: Iterable[bytes], tell: Callable[[bytes], None]) -> Iterator
         yield chunk
 
 
-def _compare(source: Address, found: Stat, size: int, etag: str) -> None:
+def compare(source: Address, found: Stat, size: int, etag: str) -> None:
     """Compare what came with what is said of it; an ETag of parts cut otherwise, or of no MD5, says nothing."""
     if size != found.size:
         raise Damaged(f"{source}: {size} of {found.size} bytes came")

@@ -401,6 +401,7 @@ class Header(NamedTuple):
 
     name: str
     size: int
+    mtime: int  # whole seconds
 
 
 class Scan:
@@ -458,7 +459,7 @@ class Scan:
             raise Damaged(f"header at {start}: {error}") from error
         if info.type != tarfile.REGTYPE or not name.startswith("./") or size < 0:
             raise Damaged(f"header at {start}: {shown(name)}, {size} bytes, is not a member of a bundle")
-        return Header(name[2:], size)
+        return Header(name[2:], size, int(info.mtime))
 
 
 def modified(header: bytes) -> int:

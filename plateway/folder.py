@@ -216,7 +216,12 @@ class Landing:
         self._touched: set[tuple[str, ...]] = set()  # directories that got a file
 
     def digest(self, name: str) -> str | None:
-        """Read the SHA-256 of what lies at a name, None when there is nothing.
+        """Read the SHA-256 of what lies at a name, None when there is nothing; raises what `read` does."""
+        chunks = self.read(name)
+        return None if chunks is None else _digest(chunks)
+
+    def read(self, name: str) -> Iterator[bytes] | None:
+        """Read what lies at a name, None when there is nothing.
 
         Raises:
             Rejected: the name leaves the directory, or something else than a regular file is there.
@@ -230,12 +235,13 @@ class Landing:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
-        return _digests(Folder(self._descriptor), [file])[name]
+        return Folder(self._descriptor).read(file)
 
-    def write(self, name: str, chunks: Iterable[bytes], *, sha256: str, mtime_ns: int) -> None:
+    def write(self, name: str, chunks: Iterable[bytes], *, sha256: str | None, mtime_ns: int) -> None:
         """Write a file aside, compare, sync, and only then give it its name; never onto something that is there.
 
-        Directories on the way are made. An error from ``chunks`` rises unchanged; nothing stays behind.
+        Directories on the way are made. An error from ``chunks`` rises unchanged; nothing stays behind. Without a
+        ``sha256``, they are what proves the bytes.
 
         Raises:
             Damaged: other bytes came. Conflict: other bytes lie there. Rejected: as in ``digest``.
@@ -249,9 +255,9 @@ class Landing:
                 written = _pour(chunks, descriptor, file=File(name, 0, mtime_ns, 0, 1))
             finally:
                 os.close(descriptor)
-            if written != sha256:
+            if sha256 not in {None, written}:
                 raise Damaged(f"{shown(name)}: sha256 {written}, {sha256} expected")
-            if not self._give(part, parts) and self.digest(name) != sha256:
+            if not self._give(part, parts) and self.digest(name) != written:
                 raise Conflict(f"{shown(name)}: other bytes are there already")
         finally:
             with suppress(FileNotFoundError):
@@ -282,7 +288,8 @@ class Landing:
 def land(root: Path, path: str, *, aside: str) -> Iterator[Landing]:
     """Open the directory at ``path`` below ``root`` to write into it, made if need be; all of it is durable at the end.
 
-    ``aside``, another directory on the same disk, holds what is half written, and goes at the end.
+    An empty path is the root itself. ``aside``, another directory on the same disk, holds what is half written, and
+    goes at the end.
 
     Raises:
         Busy: somebody else is writing there.
@@ -290,8 +297,8 @@ def land(root: Path, path: str, *, aside: str) -> Iterator[Landing]:
     """
     with (
         _top(root) as top,
-        _below(top, segments(path), make=True) as target,
-        _locked(target, path) as alone,
+        _below(top, segments(path) if path else (), make=True) as target,
+        _locked(target, path or root.name) as alone,
         _below(top, segments(aside), make=True) as parts,
     ):
         if alone:  # what lies here is of somebody who died
@@ -500,13 +507,14 @@ def _same(place: Path, digests: dict[str, str]) -> bool:
 
 
 def _digests(folder: Folder, files: Sequence[File]) -> dict[str, str]:
-    found = {}
-    for file in files:
-        seen = hashlib.sha256()
-        for chunk in folder.read(file):
-            seen.update(chunk)
-        found[file.name] = seen.hexdigest()
-    return found
+    return {file.name: _digest(folder.read(file)) for file in files}
+
+
+def _digest(chunks: Iterable[bytes]) -> str:
+    seen = hashlib.sha256()
+    for chunk in chunks:
+        seen.update(chunk)
+    return seen.hexdigest()
 
 
 def _exchange(part: Path, target: Path) -> None:

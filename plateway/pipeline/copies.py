@@ -228,6 +228,15 @@ def image(line: Line, ledger: Ledger, member: Member, *, doubted: bool = False) 
     return _image(search, member)
 
 
+def take(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
+    """Read one image that the manifest tells of from these copies, as `cat` does.
+
+    Raises:
+        Unavailable: none can be read now. Damaged: none is good.
+    """
+    return _image(_Search([*copies]), member)
+
+
 def part(line: Line, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
     """Read a part of an event's bundle, uncompared, from the first copy that has it; another goes on where one breaks.
 
