@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "wire"},
-    {"settings", "records", "folder", "events", "bundle", "store", "archive", "buckets", "pictures"},
+    {"settings", "records", "folder", "events", "bundle", "store", "archive", "buckets", "pictures", "scattered"},
     {"catalog", "retention", "reconcile", "tokens"},
     {"pipeline"},
     {"cli", "gateway", "client", "simulator", "instrument", "bridges", "selftest", "testing"},
