@@ -47,6 +47,7 @@ QUEUES = {
     "archive": (4, 1),
     "expire": (4, 1),
     "report": (5, 1),
+    "selftest": (5, 1),
 }  # priority, runs at once
 FLOWS = tuple(QUEUES)  # each has a queue of its own
 PATIENCE = 300.0  # seconds for the server to come up

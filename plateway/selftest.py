@@ -72,6 +72,14 @@ class Report:
         """Say whether the round went well."""
         return all(step.result == "done" for step in self.steps)
 
+    @property
+    def summary(self) -> str:
+        """Say all of it in a line."""
+        able = sum(one.verdict == "yes" for one in self.capabilities)
+        bad = [f"{step.name} {step.result}: {step.detail}" for step in self.steps if step.result != "done"]
+        told = "; ".join(bad) or "events came through and back"
+        return f"{told}; {able} of {len(self.capabilities)} capabilities"
+
 
 def run(endpoint: Endpoint, *, name: str = "selftest", within: Address | None = None) -> Report:
     """Try an endpoint in a short-lived bucket of that name, or below an address in a folder of its own.
