@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import islice
@@ -27,7 +27,7 @@ from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # sh
 from plateway.bundle import Parts, part_size
 from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
 from plateway.folder import confined
-from plateway.store import S3, Endpoint, Stat, door, filesystem, open_store
+from plateway.store import S3, Endpoint, Stat, door, filesystem
 
 ABREAST = 32  # objects on their way at a time
 AT_ONCE = 1000  # keys that S3 deletes in one request
@@ -173,9 +173,7 @@ class Buckets:
         """Open one bucket."""
         with self._opening:
             if bucket not in self._stores:
-                opened = open_store(f"s3://{bucket}", replace(self._endpoint, read_only=False))
-                assert isinstance(opened, S3)
-                self._stores[bucket] = opened
+                self._stores[bucket] = S3(bucket, self._endpoint)
             return self._stores[bucket]
 
     def find(self, where: Address) -> Iterator[Stat]:

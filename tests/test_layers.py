@@ -8,7 +8,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "wire"},
-    {"settings", "records", "folder", "events", "bundle", "store", "archive", "buckets", "pictures", "scattered"},
+    {
+        "settings",
+        "records",
+        "folder",
+        "events",
+        "bundle",
+        "store",
+        "archive",
+        "buckets",
+        "pictures",
+        "readonly",
+        "scattered",
+    },
     {"catalog", "retention", "reconcile", "tokens"},
     {"pipeline"},
     {"cli", "gateway", "client", "simulator", "instrument", "bridges", "selftest", "testing"},
