@@ -7,6 +7,7 @@ afterwards. What may be deleted is decided by whoever calls.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from uuid import uuid4
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
 
 from plateway.bundle import Parts, part_size
-from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
+from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
 from plateway.folder import confined
 from plateway.store import S3, Endpoint, Stat, door, filesystem
 
@@ -36,6 +37,7 @@ ATTEMPTS = 3  # to remove a short-lived bucket
 WINDOW = 1 << 20
 MD5 = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")  # capitals and underscores are in use
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -103,7 +105,8 @@ class Buckets:
     def __init__(self, endpoint: Endpoint, *, abreast: int = ABREAST) -> None:
         self._endpoint, self._abreast = endpoint, abreast
         self._stores: dict[str, S3] = {}
-        self._opening = Lock()
+        self._opening, self._counting = Lock(), Lock()
+        self.moved = 0  # bytes that went from or to files so far
 
     # ------------------------------------------------------------------------------------------------------- buckets
 
@@ -142,11 +145,19 @@ class Buckets:
             Refused: there is something in it, or an upload is open. NotFound: there is no such bucket.
         """
         self._may(f"s3://{bucket}")
-        if left := next(iter(self.store(bucket).list()), None):
-            raise Refused(f"bucket {bucket} is not empty: {left.key} and perhaps more lies in it")
+        self.vacant(bucket)
         self._ask("delete_bucket", what=bucket, Bucket=bucket)
         if self.there(bucket):
             raise Unavailable(f"bucket {bucket} was deleted and is still there")
+
+    def vacant(self, bucket: str) -> None:
+        """Make sure that a bucket is empty.
+
+        Raises:
+            Refused: there is something in it. NotFound: there is no such bucket.
+        """
+        if left := next(iter(self.store(bucket).list()), None):
+            raise Refused(f"bucket {bucket} is not empty: {left.key} and perhaps more lies in it")
 
     def lifecycle(self, bucket: str) -> Sequence[dict[str, Any]]:
         """Read the rules by which a bucket deletes objects by itself."""
@@ -245,8 +256,11 @@ class Buckets:
             with door(path.name), path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 parts = Parts(part_size(size))
-                chunks = _passing(iter(partial(file.read, WINDOW), b""), parts.update)
-                told = self.store(to.bucket).put(to.key, chunks, size=size, part_size=part_size(size), metadata={})
+                chunks, store = (
+                    self._passing(iter(partial(file.read, WINDOW), b""), parts.update),
+                    self.store(to.bucket),
+                )
+                told = store.put(to.key, chunks, size=size, part_size=part_size(size), metadata={}) or _etag(store, to)
             if told and MD5.fullmatch(told) and told != parts.etag():
                 raise Damaged(f"{to}: has ETag {told}, its bytes make {parts.etag()}")
         except PlatewayError as error:
@@ -262,7 +276,7 @@ class Buckets:
                 found, chunks = self.store(source.bucket).fetch(source.key)
                 size, parts = 0, Parts(part_size(found.size))
                 with door(path.name), aside.open("xb") as file:
-                    for chunk in _passing(chunks, parts.update):
+                    for chunk in self._passing(chunks, parts.update):
                         size += file.write(chunk)
                 compare(source, found, size, parts.etag())
                 with door(path.name):
@@ -311,6 +325,13 @@ class Buckets:
         opened.retries = 1  # of its own; its client has some already
         return opened
 
+    def _passing(self, chunks: Iterable[bytes], tell: Callable[[bytes], None]) -> Iterator[bytes]:
+        for chunk in chunks:
+            tell(chunk)
+            with self._counting:
+                self.moved += len(chunk)
+            yield chunk
+
     def _ask(self, operation: str, *, what: str, **how: Any) -> Any:
         with door(what):
             return self._fs.call_s3(operation, **how)
@@ -329,7 +350,10 @@ def temporary(buckets: Buckets, name: str, *, keep: timedelta = timedelta(days=1
     Raises:
         Unavailable: it could not be removed; the next one of that name removes it.
     """
-    sweep(buckets, name, before=datetime.now(UTC) - keep)
+    try:
+        sweep(buckets, name, before=datetime.now(UTC) - keep)
+    except Denied as error:  # whoever may not list buckets may still make one
+        log.warning("leftovers of %s cannot be looked for: %s", name, error)
     bucket = f"{name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{uuid4().hex[:6]}"
     buckets.make(bucket)
     try:
@@ -339,15 +363,22 @@ def temporary(buckets: Buckets, name: str, *, keep: timedelta = timedelta(days=1
 
 
 def sweep(buckets: Buckets, name: str, *, before: datetime) -> list[str]:
-    """Remove short-lived buckets of a name that were made before a time, by their name and by the endpoint's word."""
+    """Remove short-lived buckets of a name that were made before a time, by their name and by the endpoint's word.
+
+    Those that cannot be removed are left, with a warning in the log; the names of those that were are returned.
+    """
     pattern = re.compile(re.escape(name) + r"-([0-9]{14})-[0-9a-f]{6}")
     swept = []
     for bucket in buckets.names():
         match = pattern.fullmatch(bucket.name)
         if match and bucket.created < before and _time(match[1]) < before:
-            with suppress(NotFound):  # somebody else was quicker
+            try:
                 _dissolve(buckets, bucket.name)
                 swept.append(bucket.name)
+            except NotFound:
+                continue  # somebody else was quicker
+            except PlatewayError as error:
+                log.warning("leftover bucket %s stays: %s", bucket.name, error)
     return swept
 
 
@@ -383,10 +414,12 @@ def landing(key: str, where: Address, directory: Path) -> Path:
     return directory.joinpath(*confined(name))
 
 
-def _passing(chunks: Iterable[bytes], tell: Callable[[bytes], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        tell(chunk)
-        yield chunk
+def _etag(store: S3, where: Address) -> str:
+    """Ask for the ETag that the answer to an upload did not tell."""
+    found = store.stat(where.key)
+    if found is None:
+        raise Damaged(f"{where}: is not there after it was stored")
+    return found.etag
 
 
 def compare(source: Address, found: Stat, size: int, etag: str) -> None:
