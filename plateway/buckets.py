@@ -255,11 +255,8 @@ class Buckets:
         try:
             with door(path.name), path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                parts = Parts(part_size(size))
-                chunks, store = (
-                    self._passing(iter(partial(file.read, WINDOW), b""), parts.update),
-                    self.store(to.bucket),
-                )
+                parts, store = Parts(part_size(size)), self.store(to.bucket)
+                chunks = self._passing(iter(partial(file.read, WINDOW), b""), parts.update)
                 told = store.put(to.key, chunks, size=size, part_size=part_size(size), metadata={}) or _etag(store, to)
             if told and MD5.fullmatch(told) and told != parts.etag():
                 raise Damaged(f"{to}: has ETag {told}, its bytes make {parts.etag()}")
