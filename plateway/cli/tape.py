@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +17,11 @@ from rich.table import Column, Table
 
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
+from plateway.buckets import Address
 from plateway.catalog import Ref
 from plateway.cli.app import (
     Experiment,
     Home,
-    Ids,
     Json,
     Since,
     System,
@@ -36,11 +38,13 @@ from plateway.cli.app import (
     when,
     working,
 )
+from plateway.cli.bucket import Place, placed
 from plateway.errors import Misconfigured, NotFound, PlatewayError
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Line, Outcome, sources
 from plateway.pipeline.copies import Where
 from plateway.reconcile import Finding
 from plateway.records import ArchiveManifest
+from plateway.store import Store, open_store
 
 EVERYTHING = 1 << 62  # bytes: no budget
 
@@ -182,9 +186,13 @@ def on_tape(line: Line) -> None:
 
 
 @app.command()
+@placed
 def restore(
+    place: Place,
     *,
-    ids: Ids = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]…", help="Event ids, or addresses like s3://bucket/prefix.")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Into this directory, one below it for each event.")] = None,
     to_bench: Annotated[bool, typer.Option("--to-bench", help="To their place on the instrument's disk.")] = False,
     source: Source = None,
@@ -192,18 +200,52 @@ def restore(
     until: Until = None,
     system: System = None,
     experiment: Experiment = None,
-    home: Home = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Of an address: say what would be written.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring events back, each file compared with its SHA-256; what is there already is kept."""
+    """Bring events back, each file compared with its SHA-256; what is there already is kept.
+
+    What is at an address comes without a catalogue: bundles are unpacked and prove themselves, other objects are
+    copied and compared.
+    """
     if (to is None) == (not to_bench):
         raise typer.BadParameter("say where to: --to DIR or --to-bench")
-    with working(home) as (line, _):
+    if to and addressed(ids, other=[source, since, until, system, experiment]):
+        places = map(Address.parse, ids or ())
+        return finish([one for where in places for one in fetch(place, where, to=to, dry_run=dry_run)], as_json=as_json)
+    if dry_run or place.endpoint_url or place.block:
+        raise typer.BadParameter("--dry-run, --endpoint-url and --block are for addresses like s3://bucket/prefix")
+    with working(place.home) as (line, _):
         refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
         if refs is None:
             raise typer.BadParameter("name events, or select them with --since, --until, --system or --experiment")
         outcomes = [restored(line, ref, to=to, to_bench=to_bench, source=source) for ref in refs]
-    finish(outcomes, as_json=as_json)
+    return finish(outcomes, as_json=as_json)
+
+
+def addressed(given: Sequence[str] | None, *, other: Sequence[object] = ()) -> bool:
+    """Tell whether addresses were given, and not events."""
+    addresses = [one for one in given or () if "://" in one]
+    if addresses and (len(addresses) < len(given or ()) or any(other)):
+        raise typer.BadParameter("what is at an address is no event: neither ids nor what selects events goes with it")
+    return bool(addresses)
+
+
+def reading(place: Place, where: Address) -> Store:
+    return open_store(f"s3://{where.bucket}", replace(place.endpoint, read_only=True))
+
+
+def fetch(place: Place, where: Address, *, to: Path, dry_run: bool) -> Iterator[Outcome]:
+    """Bring what is at an address behind a bar of its bytes."""
+    store = reading(place, where)
+    found = list(sources.find(store, where))
+    if not found:
+        raise NotFound(f"{where}: nothing is there")
+    with measured(f"restore {where}", sum(stat.size for stat in found)) as beat:
+        if dry_run:
+            yield from sources.plan(store, where, found, to=to)
+        else:
+            yield from sources.restore(store, where, found, to=to, beat=beat)
 
 
 def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
@@ -217,22 +259,51 @@ def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: W
 
 
 @app.command()
+@placed
 def cat(
+    place: Place,
     *,
-    id: Annotated[str, typer.Argument(help="An event id.")],  # noqa: A002
-    name: Annotated[str, typer.Argument(help="An image, as `plateway show` names it.")],
+    id: Annotated[str, typer.Argument(help="An event id, or the address of an object: s3://bucket/key.")],  # noqa: A002
+    name: Annotated[
+        str | None, typer.Argument(help="An image, as `plateway show` names it. None: the object as it is.")
+    ] = None,
+    span: Annotated[
+        str | None,
+        typer.Option("--range", metavar="FIRST-LAST", help="Bytes of an object: 0-99, 100-, or the last -9."),
+    ] = None,
     source: Source = None,
-    home: Home = None,
 ) -> None:
-    """Write one image to standard output, read out of the bundle with one ranged read."""
+    """Write one image to standard output, read out of the bundle with one ranged read; or any object."""
     if sys.stdout.isatty():
         raise typer.BadParameter("an image is not for a terminal: send it to a file or another program")
-    with working(home) as (line, _):
+    if addressed([id], other=[source, name and span]):
+        where = Address.parse(id)
+        store = reading(place, where)
+        return pour(sources.image(store, where.key, name) if name else content(store, where.key, span))
+    if name is None or span or place.endpoint_url or place.block:
+        raise typer.BadParameter("of an event, name the image; --range, --endpoint-url and --block are for addresses")
+    with working(place.home) as (line, _):
         uuid, revision = parsed(id)
         ref = line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
-        for chunk in pipeline.cat(line, ref, name, source=source):
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+        return pour(pipeline.cat(line, ref, name, source=source))
+
+
+def pour(chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def content(store: Store, key: str, span: str | None) -> Iterator[bytes]:
+    """Read an object, or the bytes of it that were asked for, as HTTP counts them."""
+    if span is None:
+        return sources.cat(store, key)
+    match = re.fullmatch(r"(\d+)-(\d*)|-(\d+)", span)
+    if match is None or (match[2] and int(match[2]) < int(match[1])):
+        raise typer.BadParameter(f"{span!r} is not a range like 0-99, 100- or -9", param_hint="--range")
+    if match[3]:
+        return store.open(key, start=-int(match[3])) if int(match[3]) else iter(())
+    return store.open(key, start=int(match[1]), length=int(match[2]) - int(match[1]) + 1 if match[2] else None)
 
 
 @app.command()
