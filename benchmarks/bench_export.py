@@ -230,9 +230,14 @@ def piped(way: str, command: Callable[[str], Sequence[str]], setting: Setting) -
 
 
 def s5cmd(key: str) -> list[str]:
-    """Say how s5cmd is fed; its program itself, not the Python script around it."""
-    program = next(file for file in distribution("s5cmd").files or () if str(file).startswith("s5cmd/bin/s5cmd"))
-    return [str(program.locate()), "pipe", f"s3://{BUCKET}/{key}"]
+    """Say how s5cmd is fed."""
+    return [s5cmd_program(), "pipe", f"s3://{BUCKET}/{key}"]
+
+
+def s5cmd_program() -> str:
+    """Find s5cmd's program itself, not the Python script around it."""
+    files = distribution("s5cmd").files or ()
+    return str(next(file for file in files if str(file).startswith("s5cmd/bin/s5cmd")).locate())
 
 
 def rclone(key: str) -> list[str]:
