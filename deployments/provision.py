@@ -29,13 +29,13 @@ from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from blocks.line import NAME
 from deployments import automations
 from plateway import events, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
+NAME = "plateway"  # of every deployment
 KEPT = "provision.json"  # in the home
 QUEUES = {
     "discover": (1, 1),

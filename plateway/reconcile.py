@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Protocol, TypeVar
 
 from plateway.catalog import Account, Ledger, Ref
@@ -113,6 +114,7 @@ def compare(
     parked: Iterable[Parked],
     *,
     bucket: str,
+    endpoint: str | None = None,
     now: datetime,
     within: timedelta | None,
 ) -> Iterator[Finding]:
@@ -120,11 +122,13 @@ def compare(
 
     ``accounts`` say in ``raw`` what the bench shows: as the catalogue has it (``here``, ``aside``, ``gone``), or of
     images that should be here ``missing``, ``strayed`` (in the trash without a tombstone), ``unknown`` (who can look?).
-    ``within`` is how long an export may be without a tape copy; None: for ever. Memory does not grow with the streams.
+    Exports are in this ``bucket`` if they say its name and its ``endpoint``. ``within`` is how long one may be without
+    a tape copy; None: for ever. Memory does not grow with the streams.
 
     Raises:
         Refused: a stream is not in the order of its keys, so that every difference would be a false one.
     """
+    decide = partial(judge, bucket=bucket, endpoint=endpoint, now=now, within=within)
     known = _ordered(accounts, "the catalogue")
     listed = _ordered(objects, "the listing")
     entries = _ordered(parked, "the archive's entries", twice=True)
@@ -133,12 +137,12 @@ def compare(
         if ours:  # those of one bucket follow each other
             joined = True
             for key, account, found, told in _joined(known, listed, some, skip=len(bucket) + 1):
-                yield from judge(key, account, found, told, bucket=bucket, now=now, within=within)
+                yield from decide(key, account, found, told)
         else:
             yield from (_unknown(entry) for entry in some)
     if not joined:
         for key, account, found, told in _joined(known, listed, (), skip=0):
-            yield from judge(key, account, found, told, bucket=bucket, now=now, within=within)
+            yield from decide(key, account, found, told)
 
 
 def judge(
@@ -148,6 +152,7 @@ def judge(
     entries: Sequence[Parked] = (),
     *,
     bucket: str,
+    endpoint: str | None = None,
     now: datetime,
     within: timedelta | None,
 ) -> Iterator[Finding]:
@@ -158,7 +163,7 @@ def judge(
         yield from map(_unknown, entries)
         return
     if account.held_until is None or account.held_until <= now:  # else somebody is at work on it
-        if account.export_bucket != bucket:
+        if (account.export_bucket, account.export_endpoint) != (bucket, endpoint):
             yield from _unrecorded(account, found)
         elif not account.expired:
             yield from _recorded(account, found, now=now, within=within)
@@ -188,6 +193,7 @@ def account_of(ledger: Ledger) -> Account:
         raw="gone" if purge is not None and purge.gone_at is not None else "aside" if aside else "here",
         expired=ledger.expired,
         held_until=ledger.lease.expires_at if ledger.lease else None,
+        export_endpoint=export.endpoint if export else None,
     )
 
 
@@ -202,7 +208,8 @@ def _unrecorded(account: Account, found: Listed | None) -> Iterator[Finding]:
         return
     size = f"{found.size:,} bytes"
     if account.export_bucket is not None:
-        yield _about(account, Kind.DARK, f"{size}; the catalogue has this export in bucket {account.export_bucket}")
+        place = account.export_bucket + (f" at {account.export_endpoint}" if account.export_endpoint else "")
+        yield _about(account, Kind.DARK, f"{size}; the catalogue has this export in bucket {place}")
     elif account.raw == "here" and not account.sealed:
         yield _about(account, Kind.DARK, f"{size} that nobody recorded; the images are not complete yet")
     elif account.raw == "here":

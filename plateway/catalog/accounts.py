@@ -65,31 +65,37 @@ class Accounts(Database):
         with self._reading() as session:
             return session.scalar(query) or 0
 
-    def sight_dark(self, objects: Sequence[Sight], *, bucket: str, now: datetime) -> dict[str, datetime]:
+    def sight_dark(
+        self, objects: Sequence[Sight], *, bucket: str, now: datetime, endpoint: str | None = None
+    ) -> dict[str, datetime]:
         """Note which objects nobody recorded; say since when each was seen as it is. Others stay noted."""
         seen = {one.key: one for one in objects}
+        here = sa.and_(DARK.endpoint == (endpoint or ""), DARK.bucket == bucket)
         first: dict[str, datetime] = {}
         with self._reading() as session:
             for some in chunks(sorted(seen)):
-                noted = session.scalars(select(DarkObject).where(DARK.bucket == bucket, DARK.key.in_(some)))
+                noted = session.scalars(select(DarkObject).where(here, DARK.key.in_(some)))
                 same = [row for row in noted if (row.size, row.etag) == (seen[row.key].size, seen[row.key].etag)]
                 first |= {row.key: row.first_seen for row in same}
         new = [one for key, one in sorted(seen.items()) if key not in first]
         if new:
             with self._writing() as session:
                 self._take_turn(session)
-                _undark(session, bucket, [one.key for one in new])
-                rows = [{"bucket": bucket, "key": one.key, "size": one.size, "etag": one.etag} for one in new]
-                session.execute(insert(DarkObject), [row | {"first_seen": now} for row in rows])
+                _undark(session, here, [one.key for one in new])
+                place = {"endpoint": endpoint or "", "bucket": bucket, "first_seen": now}
+                rows = [{**place, "key": one.key, "size": one.size, "etag": one.etag} for one in new]
+                session.execute(insert(DarkObject), rows)
         return {key: first.get(key, now) for key in seen}
 
-    def clear_dark(self, *, bucket: str, keep: Iterable[str]) -> None:
-        """Forget the dark objects of a bucket but these."""
-        with self._reading() as session:
-            known = set(session.scalars(select(DARK.key).where(DARK.bucket == bucket)))
-        if gone := sorted(known - set(keep)):
-            with self._writing() as session:
-                _undark(session, bucket, gone)
+    def clear_dark(self, *, bucket: str, keep: Iterable[str], endpoint: str | None = None) -> None:
+        """Forget the dark objects of a bucket but these, and all of that name from before endpoints were noted."""
+        for place in {endpoint or "", ""}:
+            here = sa.and_(DARK.endpoint == place, DARK.bucket == bucket)
+            with self._reading() as session:
+                known = set(session.scalars(select(DARK.key).where(here)))
+            if gone := sorted(known - set(keep if place == (endpoint or "") else ())):
+                with self._writing() as session:
+                    _undark(session, here, gone)
 
     def adopt(
         self, event: Event, export: Export | None, *, now: datetime, gone: Mapping[str, Any] | None = None
@@ -126,7 +132,7 @@ class Accounts(Database):
 
 
 def _accounts(bucket: str | None) -> Any:
-    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref.
+    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref, then the endpoint.
 
     However many events, a row costs one look into each table.
     """
@@ -140,6 +146,7 @@ def _accounts(bucket: str | None) -> Any:
             EVENT.key,
             EVENT.id,
             EVENT.revision,
+            EXPORT.endpoint,
             EVENT.system,
             EVENT.path,
             EVENT.sealed_at.is_not(None),
@@ -165,12 +172,12 @@ def _accounts(bucket: str | None) -> Any:
 def _account(row: Any, held: Mapping[tuple[UUID, int], datetime]) -> Account:
     ref = Ref(row[1], row[2])
     expired, raw = divmod(int(row[-1] or 0), EXPIRED)
-    return Account._make((row[0], ref, *row[3:-1], RAW[raw], bool(expired), held.get(ref)))
+    return Account._make((row[0], ref, *row[4:-1], RAW[raw], bool(expired), held.get(ref), row[3]))
 
 
-def _undark(session: Session, bucket: str, keys: Sequence[str]) -> None:
+def _undark(session: Session, here: sa.ColumnElement[bool], keys: Sequence[str]) -> None:
     for some in chunks(keys):
-        session.execute(delete(DarkObject).where(DARK.bucket == bucket, DARK.key.in_(some)))
+        session.execute(delete(DarkObject).where(here, DARK.key.in_(some)))
 
 
 def _unclaimed(session: Session, event: Event) -> None:
@@ -198,8 +205,10 @@ def _tombstone(ref: Ref, proof: Mapping[str, Any], now: datetime) -> Purge:
 def _adopt(session: Session, ref: Ref, export: Export, now: datetime) -> bool:
     known = session.get(Export, tuple(ref))
     if known is not None:
-        if (known.bucket, known.key, known.sha256) != (export.bucket, export.key, export.sha256):
-            raise Conflict(f"{ref}: exported to {known.bucket}/{known.key} already, with SHA-256 {known.sha256}")
+        same = (known.bucket, known.key, known.sha256) == (export.bucket, export.key, export.sha256)
+        if not same or known.endpoint not in {None, export.endpoint}:
+            where = f"{known.bucket}/{known.key}" + (f" at {known.endpoint}" if known.endpoint else "")
+            raise Conflict(f"{ref}: exported to {where} already, with SHA-256 {known.sha256}")
         return False
     lease = session.get(Lease, tuple(ref))
     if lease is not None and lease.expires_at > now:

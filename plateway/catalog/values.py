@@ -151,6 +151,7 @@ class Account(NamedTuple):
     raw: str  # here | aside | gone
     expired: bool
     held_until: datetime | None  # somebody is at work on it; may be past
+    export_endpoint: str | None = None  # of its bucket; None: not noted in its time
 
 
 class Settled(NamedTuple):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from plateway.catalog import Ledger, Ref
 from plateway.errors import (
     Conflict,
     Damaged,
+    Misconfigured,
     NotFound,
     PlatewayError,
     Refused,
@@ -75,15 +77,17 @@ class Copy:
 def copies(line: Line, ledger: Ledger) -> list[Copy]:
     """Name the places that have an event's bundle, the best first: the bucket, then archives by their evidence.
 
-    Left out are a bucket copy that is damaged or has expired, or lies in another bucket than the settings name, and
+    Left out are a bucket copy that is damaged or has expired, or lies in a bucket that the settings do not name, and
     all archives when they cannot be read from here.
     """
     export = ledger.export
     if export is None:
         return []
     found = []
-    if export.damage is None and not ledger.expired and export.bucket == line.store.name:
-        found.append(Copy("bucket", export.key, export.size, partial(_read_object, line, export.key)))
+    if export.damage is None and not ledger.expired:
+        with suppress(Misconfigured):
+            bound = line.holding(export)
+            found.append(Copy("bucket", export.key, export.size, partial(_read_object, bound, export.key)))
     if line.archive is not None:
         ranked = sorted(ledger.archives, key=lambda one: (EVIDENCE.get(one.evidence, 3), one.reported_at, one.path))
         found += [_archived(line.archive, location, export) for location in ranked]
@@ -161,10 +165,13 @@ def _why(line: Line, ledger: Ledger) -> str:
     bucket = (
         f"the bucket copy is {export.damage}" if export.damage
         else "the bucket copy has expired" if ledger.expired
-        else f"it is in bucket {export.bucket}, and the settings name {line.store.name}"
-        if export.bucket != line.store.name
         else "the bucket has it"
     )  # fmt: skip
+    if bucket == "the bucket has it":
+        try:
+            line.holding(export)
+        except Misconfigured as error:
+            bucket = str(error)
     tape = (
         "no tape has it" if not ledger.archives
         else "tape has it, and no archive target is configured" if line.archive is None

@@ -12,7 +12,6 @@ from plateway import bundle
 from plateway.catalog import Ledger, Ref
 from plateway.errors import (
     Damaged,
-    Misconfigured,
     NotFound,
     PlatewayError,
     Refused,
@@ -44,8 +43,7 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False) -> Outcome:
     if ledger.expired:
         return outcome("expired", reasons=(EXPIRED,))
     try:
-        at_hand(line, export)
-        kind, etag = _look_at(line.store, export, read_back=read_back)
+        kind, etag = look_at(line.holding(export).store, export, read_back=read_back)
     except Damaged as error:
         note_damage(line, export, str(error))
         return noted(outcome("damaged", reasons=(str(error),), seconds=time.monotonic() - started))
@@ -69,7 +67,7 @@ def sample(line: Line, budget: int, *, now: datetime | None = None) -> list[Ref]
     return line.catalog.sample(budget=budget, now=now or line.catalog.now())
 
 
-def _look_at(store: Store, export: Export, *, read_back: bool) -> tuple[str, str]:
+def look_at(store: Store, export: Export, *, read_back: bool) -> tuple[str, str]:
     """Return the kind of evidence the object gives and its ETag.
 
     Raises:
@@ -110,7 +108,7 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
     assert export is not None
     if ledger.expired:
         raise Refused(EXPIRED)
-    at_hand(line, export)
+    line = line.holding(export)
     try:
         found = line.store.stat(export.key)
         if found is None:
@@ -124,7 +122,7 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
 
 
 def read_manifest(line: Line, export: Export) -> bundle.Manifest:
-    """Read the manifest from inside an object, and note nothing.
+    """Read the manifest from inside an object in the bucket that the line is bound to, and note nothing.
 
     Raises:
         NotFound: there is no object. Damaged: it holds another manifest than was sent.
@@ -135,18 +133,8 @@ def read_manifest(line: Line, export: Export) -> bundle.Manifest:
     return bundle.read_manifest(content)
 
 
-def at_hand(line: Line, export: Export) -> None:
-    """Refuse to look for an export in a bucket that it was never sent to: what is not there is not lost.
-
-    Raises:
-        Misconfigured: names both buckets.
-    """
-    if export.bucket != line.store.name:
-        raise Misconfigured(f"{export.key} is in bucket {export.bucket}, and the settings name {line.store.name}")
-
-
 def proof_of(ledger: Ledger) -> dict[str, Any]:
     """Say what a tombstone keeps of the copy that made the purge possible."""
     assert ledger.export is not None
-    kept = {"bucket", "key", "size", "sha256", "evidence", "evidence_at", "seen_etag", "manifest_sha256"}
+    kept = {"endpoint", "bucket", "key", "size", "sha256", "evidence", "evidence_at", "seen_etag", "manifest_sha256"}
     return ledger.export.model_dump(mode="json", include=kept)

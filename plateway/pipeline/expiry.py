@@ -17,7 +17,7 @@ from plateway import retention
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damaged, PlatewayError, Refused, Transient, Unavailable
 from plateway.pipeline.copies import Copy, copies
-from plateway.pipeline.evidence import at_hand, manifest_of, proof_of, verify
+from plateway.pipeline.evidence import manifest_of, proof_of, verify
 from plateway.pipeline.line import Hold, Line, Outcome, leased, noted
 from plateway.records import Purge
 from plateway.settings import Policy
@@ -134,7 +134,7 @@ def _finish(line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datet
             raise Busy(f"{ref}: somebody else was at it")
         export = ledger.export
         assert export is not None
-        at_hand(line, export)  # in another bucket nothing at the key proves nothing
+        line = line.holding(export)  # in another bucket nothing at the key proves nothing
         if mark.trashed_at is not None and line.store.stat(export.key) is None:
             return _gone(line, ledger, now)  # deleted by a run that was cut off before it could say so
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -68,8 +68,8 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
     packed = None
     try:
         event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
-        line = line.holding(sent) if sent is not None else line.to(event.system)
         if force or not _sent(sent):
+            line = line.holding(sent) if sent is not None else line.to(event.system)
             packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
             line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
     except BaseException:
@@ -212,13 +212,16 @@ def _row(line: Line, event: Event, packed: bundle.Packed) -> Export:
 def sweep(line: Line, *, now: datetime | None = None) -> list[Outcome]:
     """Abort the multipart uploads that our own dead exports left open: known key, older than a lease, nobody at it."""
     now = now or line.catalog.now()
+    return list(line.over(partial(_swept, now=now), "sweep"))
+
+
+def _swept(line: Line, now: datetime) -> Iterator[Outcome]:
+    """Sweep one bucket."""
     stale = [upload for upload in line.store.uploads() if now - upload.initiated > line.lease]
     keys = tuple({upload.key for upload in stale})
     ours = {ledger.event.key: ledger for ledger in line.catalog.ledgers(keys=keys)} if stale else {}
-    outcomes = []
     for upload in stale:
         ledger = ours.get(upload.key)
         if ledger is not None and not ledger.held(now):
             line.store.abort(upload)
-            outcomes.append(Outcome(ledger.ref, ledger.event.system, "sweep", "aborted", key=upload.key))
-    return outcomes
+            yield Outcome(ledger.ref, ledger.event.system, "sweep", "aborted", key=upload.key)

@@ -7,12 +7,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,10 @@ class Place(NamedTuple):
 
     store: Store
     endpoint: str | None = None  # as `store.identity` says it; None: not told
+    read_only: bool = False
 
     def __str__(self) -> str:
-        return f"bucket {self.store.name} at {self.endpoint or 'an endpoint that was not noted'}"
+        return f"bucket {self.store.name}" + (f" at {self.endpoint}" if self.endpoint else "")
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,23 @@ class Line:
         return Place(self.store, self.endpoint)
 
     def each_bucket(self) -> Iterator[Line]:
-        """Bind to each bucket of the site in turn, its own first."""
-        return map(self._at, self._places())
+        """Bind to each bucket of the site in turn, its own first; to one that is read-only if exports are in it."""
+        own, *others = self._places()
+        yield self._at(own)
+        for place in others:
+            if not place.read_only or self.catalog.export_count(place.store.name):
+                yield self._at(place)
+
+    def over(self, act: Callable[[Line], Iterable[Outcome]], verb: str) -> Iterator[Outcome]:
+        """Act in each bucket of the site; where there are several, one that fails becomes an outcome and stops none."""
+        for line in self.each_bucket():
+            try:
+                yield from act(line)
+            except PlatewayError as error:
+                if not self.others:
+                    raise
+                result = "later" if isinstance(error, Transient) else "failed"
+                yield noted(Outcome(None, "", verb, result, reasons=(f"{line.place}: {error}",)))
 
     def to(self, system: str) -> Line:
         """Bind to the bucket that new exports of a system go to.
@@ -85,39 +102,39 @@ class Line:
     def holding(self, export: Export) -> Line:
         """Bind to the bucket that has an export. What is not in another one is not lost.
 
-        Of an export from before endpoints were noted, the site's own bucket is meant if it has that name.
-
         Raises:
             Misconfigured: names bucket and endpoint where none of the site's is that.
         """
-        named = [place for place in self._places() if place.store.name == export.bucket]
-        exact = [place for place in named if place.endpoint == export.endpoint]
-        if export.endpoint is None:
-            exact = [place for place in named[:1] if place is self._places()[0] or len(named) == 1]
-        if not exact:
-            raise Misconfigured(self._nowhere(export, named))
-        return self._at(exact[0])
+        found = self.at(export.endpoint, export.bucket)
+        if found is None:
+            raise Misconfigured(f"{export.key} is in {self._elsewhere(export.endpoint, export.bucket)}")
+        return found
 
-    def has(self, export: Export) -> bool:
-        """Tell whether the bucket that this line is bound to is the one that has an export."""
-        try:
-            return self.holding(export).place == self.place
-        except Misconfigured:
-            return False
+    def at(self, endpoint: str | None, bucket: str) -> Line | None:
+        """Bind to the bucket that an export was noted to be in; None where none of the site's is that.
+
+        Before endpoints were noted, the site's own was meant, if it has the name.
+        """
+        named = [place for place in self._places() if place.store.name == bucket]
+        if endpoint is not None:
+            named = [place for place in named if place.endpoint == endpoint]
+        elif self._places()[0] in named:
+            named = [self._places()[0]]
+        return self._at(named[0]) if len(named) == 1 else None
 
     def _places(self) -> tuple[Place, ...]:
         return (self.own or self.place, *self.others.values())
 
     def _at(self, place: Place) -> Line:
-        if place == self.place:
+        if place.store is self.store:
             return self
         return replace(self, store=place.store, endpoint=place.endpoint, own=self.own or self.place)
 
-    def _nowhere(self, export: Export, named: Sequence[Place]) -> str:
-        where = f"bucket {export.bucket}" + (f" at {export.endpoint}" if export.endpoint else "")
-        if named and export.endpoint is None:
-            return f"{export.key} is in {where}: it was not noted in which of {', '.join(map(str, named))}"
-        return f"{export.key} is in {where}, and the settings name {', '.join(map(str, self._places()))}"
+    def _elsewhere(self, endpoint: str | None, bucket: str) -> str:
+        known = ", ".join(map(str, self._places()))
+        if endpoint is not None:
+            return f"bucket {bucket} at {endpoint}, and the settings name {known}"
+        return f"bucket {bucket}, it was not noted at which endpoint, and the settings name {known}"
 
 
 @dataclass(frozen=True)
@@ -172,15 +189,15 @@ def open_line(
 
 
 def _open(url: str, endpoint: Endpoint) -> Place:
-    return Place(open_store(url, endpoint), identity(url, endpoint))
+    return Place(open_store(url, endpoint), identity(url, endpoint), endpoint.read_only)
 
 
 def _apart(places: Mapping[str, Place]) -> None:
-    names: dict[tuple[str, str | None], str] = {}
-    for name, place in places.items():
-        other = names.setdefault((place.store.name, place.endpoint), name)
-        if other != name:
-            raise Misconfigured(f"{other} and {name} are both {place}")
+    """Refuse buckets that share objects: what one lists would be the other's."""
+    for (one, here), (other, there) in combinations(places.items(), 2):
+        names = (f"{here.store.name}/", f"{there.store.name}/")
+        if here.endpoint == there.endpoint and (names[0].startswith(names[1]) or names[1].startswith(names[0])):
+            raise Misconfigured(f"buckets {one} and {other} share objects: {here}, {there}")
 
 
 def endpoint(known: Settings | Bucket) -> Endpoint:

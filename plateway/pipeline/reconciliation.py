@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple, TypeVar
@@ -23,7 +24,7 @@ from uuid import UUID
 
 from plateway import events, folder
 from plateway.catalog import DAY, Account, Ledger, Ref
-from plateway.errors import NotFound, PlatewayError, Refused, Rejected, Transient
+from plateway.errors import Misconfigured, NotFound, PlatewayError, Refused, Rejected, Transient
 from plateway.pipeline.adoption import adopt
 from plateway.pipeline.discovery import EVENTS
 from plateway.pipeline.evidence import verify
@@ -45,8 +46,9 @@ from plateway.reconcile import (
     limit,
     open_uploads,
 )
+from plateway.records import ArchiveEntry
 from plateway.settings import Instrument
-from plateway.store import Stat, Upload, tags
+from plateway.store import Stat, Store, Upload, tags
 
 KEPT = 10_000  # findings of one kind that are told; further ones are counted
 RUN = 100_000  # objects that are sorted at a time
@@ -56,6 +58,7 @@ K = TypeVar("K")
 STUCK = {"later", "failed", "busy", "conflict", "refused", "waits", "parked"}  # the next step would do no better
 ASIDE = (".part", ".old")  # what a copy into staging leaves when it is interrupted
 BACK = ".back"  # in the trash: what a restore to the bench is working on
+OBJECTS = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UPLOAD}
 AGAIN = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UNPROVEN, Kind.UNTOLD}  # looked at again in bucket and bench
 
 
@@ -66,7 +69,7 @@ class Reconciled:
     findings: tuple[Finding, ...]
     outcomes: tuple[Outcome, ...]  # of repairs; and what could not be looked at, or why nothing was repaired
     counts: Mapping[str, int]  # findings by kind, with those that are too many to be told
-    stopped: bool = False  # nothing was repaired, because the whole is to be doubted
+    stopped: bool = False  # nothing was repaired in a bucket, because all that it says is to be doubted
 
 
 def reconcile(
@@ -84,10 +87,29 @@ def reconcile(
     ``would …`` without. ``systems`` are those whose disks are looked at (default: all); bucket and tape are always
     compared whole. ``within``: how long an export may be without a tape copy. More exports newly lost or changed than
     ``fraction`` of all stop every repair, and so does a side that cannot be asked.
-    A second run right after changes nothing.
+    Each bucket of the site is compared with the exports in it, on its own: what cannot be said of one is said of the
+    others. A second run right after changes nothing.
     """
     now = now or line.catalog.now()
-    run = _Run(line, now=now, repair=repair, within=within, bench=_Bench(line, systems))
+    bench, shares = _Bench(line, systems), _Shares(line)
+    runs = (_Run(bound, now=now, repair=repair, within=within, bench=bench, shares=shares) for bound in shares.lines)
+    told = [_carry_out(run, fraction) for run in runs]
+    return _whole(told, [noted(one) for one in (*shares.elsewhere(), *bench.unseen())])
+
+
+def _whole(told: Sequence[Reconciled], outcomes: Sequence[Outcome]) -> Reconciled:
+    """Put together what was found in each bucket, and what could not be looked at."""
+    counts = sum((Counter(one.counts) for one in told), Counter[str]())
+    return Reconciled(
+        findings=tuple(itertools.chain.from_iterable(one.findings for one in told)),
+        outcomes=(*itertools.chain.from_iterable(one.outcomes for one in told), *outcomes),
+        counts=dict(sorted(counts.items())),
+        stopped=any(one.stopped for one in told),
+    )
+
+
+def _carry_out(run: _Run, fraction: float) -> Reconciled:
+    """Compare one bucket, and put right what may be put right there."""
     try:
         survey = run.survey()
         suspects = run.confirm(survey)
@@ -157,6 +179,11 @@ class _Bench:
         self.silent: dict[str, str] = {}  # why, by system
         going = line.catalog.going("raw")
         self._aside = {ledger.event.system for ledger, purge in going if purge.trashed_at is not None}
+
+    def unseen(self) -> Iterator[Outcome]:
+        """Tell of the disks that could not be looked at."""
+        for system, reason in sorted(self.silent.items()):
+            yield Outcome(None, system, "reconcile", "later", reasons=(reason,))
 
     def systems(self) -> Iterator[Instrument]:
         """Give every system whose disk can be looked at."""
@@ -231,6 +258,52 @@ def _trash(ref: Ref) -> str:
     return f"{TRASH}/{ref}/images"
 
 
+class _Shares:
+    """Which bucket each event is compared with: the one that has its export, else the one that would get it."""
+
+    def __init__(self, line: Line) -> None:
+        self.lines = list(line.each_bucket())
+        self._own = self.lines[0]  # what belongs nowhere else is told with the site's own
+        self._homes: dict[tuple[str | None, ...], Line | None] = {}
+        self._away: Counter[str] = Counter()
+
+    def of(self, account: Account) -> Store:
+        """Give the bucket that an event is compared with."""
+        return (self._home(account) or self._own).store
+
+    def away(self, account: Account) -> bool:
+        """Tell whether an export is in none of the buckets that are known; such are counted."""
+        if account.export_bucket is None or self._home(account) is not None:
+            return False
+        at = f" at {account.export_endpoint}" if account.export_endpoint else ""
+        self._away[f"bucket {account.export_bucket}{at}"] += not account.expired
+        return True
+
+    def elsewhere(self) -> Iterator[Outcome]:
+        """Tell of the exports that are in none of the buckets that are known."""
+        for bucket, count in sorted(self._away.items()):
+            if count:
+                reason = (
+                    f"{count:,} export{'s are' if count > 1 else ' is'} in {bucket}, which the settings do not name"
+                )
+                yield Outcome(None, "", "reconcile", "later", reasons=(reason,))
+
+    def _home(self, account: Account) -> Line | None:
+        exported = account.export_bucket is not None
+        share = (account.export_bucket, account.export_endpoint) if exported else (None, account.system)
+        if share not in self._homes:
+            self._homes[share] = self._find(account)
+        return self._homes[share]
+
+    def _find(self, account: Account) -> Line | None:
+        if account.export_bucket is not None:
+            return self._own.at(account.export_endpoint, account.export_bucket)
+        try:
+            return self._own.to(account.system)
+        except Misconfigured:
+            return None
+
+
 @dataclass
 class _Survey:
     """What the comparison suspects."""
@@ -269,10 +342,17 @@ class _Suspects:
 class _Run:
     """One reconciliation."""
 
-    def __init__(self, line: Line, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench) -> None:
-        self.line, self.bench, self.now = line, bench, now
+    def __init__(
+        self, line: Line, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench, shares: _Shares
+    ) -> None:
+        self.line, self.bench, self.shares, self.now = line, bench, shares, now
         self.repair, self.within = repair, within
         self.bucket = line.store.name
+        self._compare = partial(compare, bucket=self.bucket, endpoint=line.endpoint, now=now)
+        self._judge = partial(judge, bucket=self.bucket, endpoint=line.endpoint, now=now)
+        self.own = line is shares.lines[0]  # the site's own bucket: what is of no bucket is told here, once
+        alike = [one.store for one in shares.lines if one.store.name == self.bucket]
+        self.names = alike[0] is line.store  # tape names no endpoint: of buckets of one name, one answers to it
         self.findings: list[Finding] = []
         self.outcomes: list[Outcome] = []
         self._files: Mapping[UUID, Sequence[Announced]] | None = None
@@ -285,23 +365,44 @@ class _Run:
     def survey(self) -> _Survey:
         """Compare everything once."""
         survey = _Survey()
-        self._settle()  # what is parked and fits now is no finding
+        if self.own:
+            self._settle()  # what is parked and fits now is no finding
         with ExitStack() as stack:
             objects = _in_order(self.line.store.list(), stack)
             accounts = self._counted(self.line.catalog.accounts(), survey)
             listed = self._listed(objects, survey)
-            parked = self.line.catalog.parked()
-            for finding in compare(accounts, listed, parked, bucket=self.bucket, now=self.now, within=self.within):
-                survey.take(finding)
+            parked = self._named_here(self.line.catalog.parked())
+            for finding in self._compare(accounts, listed, parked, within=self.within):
+                if finding.kind is not Kind.UNKNOWN or self.names:
+                    survey.take(finding)
         return survey
+
+    def _named_here(self, parked: Iterable[ArchiveEntry]) -> Iterator[ArchiveEntry]:
+        """Give what tape says of this bucket; the site's own also answers for buckets that nobody knows."""
+        others = tuple(f"{one.store.name}/" for one in self.shares.lines if one.store.name != self.bucket)
+        mine = f"{self.bucket}/"
+        for entry in parked:
+            if entry.key.startswith(mine) or (self.own and not entry.key.startswith(others)):
+                yield entry
 
     def _settle(self) -> None:
         self.outcomes += [one for one in settle(self.line, now=self.now) if one.result == "archived"]
 
     def _counted(self, accounts: Iterable[Account], survey: _Survey) -> Iterator[Account]:
         for account in accounts:
-            survey.exports += account.export_bucket == self.bucket and not account.expired
-            yield self.bench.seen(account)
+            if self._mine(account):
+                away = self.shares.away(account)
+                survey.exports += account.export_bucket is not None and not (away or account.expired)
+                yield self.bench.seen(self._noted(account))
+
+    def _mine(self, account: Account) -> bool:
+        return self.shares.of(account) is self.line.store
+
+    def _noted(self, account: Account) -> Account:
+        """Say of an export from before endpoints were noted at which it is taken to be."""
+        if account.export_bucket != self.bucket or account.export_endpoint is not None:
+            return account
+        return account._replace(export_endpoint=self.line.endpoint)
 
     def _listed(self, objects: Iterable[_Row], survey: _Survey) -> Iterator[_Row]:
         for row in objects:
@@ -328,14 +429,21 @@ class _Run:
 
     def look(self, key: str, ledger: Ledger | None) -> list[Finding]:
         """Judge one key by what is there now."""
-        account = None if ledger is None else self.bench.seen_again(account_of(ledger), ledger)
+        account = None if ledger is None else self._seen_again(ledger)
         try:
             found = self.line.store.stat(key)
         except Rejected as error:  # it was listed, and no store of ours would take such a key
             return [Finding(Kind.DARK, key, str(error))]
         if found is not None:
             self.stats[key] = found
-        return list(judge(key, account, found, bucket=self.bucket, now=self.now, within=None))
+        return list(self._judge(key, account, found, within=None))
+
+    def _seen_again(self, ledger: Ledger) -> Account:
+        """Look at the images anew, for the bucket that they are compared with; for others it does not matter."""
+        account = account_of(ledger)
+        if self._mine(account):
+            return self.bench.seen_again(self._noted(account), ledger)
+        return account._replace(raw="unknown")
 
     def _ledgers(self, keys: Sequence[str]) -> Iterator[tuple[str, Ledger | None]]:
         for some in _chunks(keys):
@@ -348,7 +456,9 @@ class _Run:
     def _holds(self, finding: Finding, ledger: Ledger | None) -> bool:
         """Say whether what tape's account is about is still so."""
         if finding.kind is Kind.UNKNOWN:
-            return ledger is None or self._own(finding.key) == finding.key
+            if ledger is None or self._own(finding.key) == finding.key:
+                return True
+            return self.shares.of(account_of(ledger)).name != self.bucket
         export = None if ledger is None else ledger.export
         if ledger is None or finding.kind is Kind.NEVER_EXPORTED:
             return ledger is not None and export is None
@@ -374,7 +484,7 @@ class _Run:
         for key, found in suspects.keys.items():
             self.findings += self._mend(key, found)
         if whole:
-            self.line.catalog.clear_dark(bucket=self.bucket, keep=self.dark)
+            self.line.catalog.clear_dark(bucket=self.bucket, endpoint=self.line.endpoint, keep=self.dark)
         for finding in suspects.others:
             done = self._act(finding)[0] if self._may(finding) else ""
             self.findings.append(self._would(replace(finding, done=done)))
@@ -387,7 +497,8 @@ class _Run:
         """Note which objects are dark today."""
         dark = [key for key, found in suspects.keys.items() if any(one.kind is Kind.DARK for one in found)]
         stats = [self.stats[key] for key in dark if key in self.stats]
-        self.sighted = self.line.catalog.sight_dark(stats, bucket=self.bucket, now=self.now)
+        catalog, endpoint = self.line.catalog, self.line.endpoint
+        self.sighted = catalog.sight_dark(stats, bucket=self.bucket, endpoint=endpoint, now=self.now)
 
     def _mend(self, key: str, found: Sequence[Finding]) -> list[Finding]:
         """Repair one key step by step, each time by what is there then."""
@@ -531,7 +642,7 @@ class _Run:
 
     def _strays(self) -> None:
         """Look for what interrupted work left in staging, in the trash, and half sent."""
-        for instrument in self.bench.systems():
+        for instrument in self.bench.systems() if self.own else ():
             places = [("raw", instrument.root), ("staging", instrument.staging)]
             for place, root in places:
                 if root is not None:
@@ -594,6 +705,7 @@ class _Run:
         self, result: str, reason: str, *, suspects: _Suspects | None = None, survey: _Survey | None = None
     ) -> Reconciled:
         """Repair nothing, and say why."""
+        reason = f"{self.line.place}: {reason}" if self.line.others else reason
         self.outcomes.append(noted(Outcome(None, "", "reconcile", result, reasons=(reason,))))
         if suspects is not None:
             self.findings = [*itertools.chain(*suspects.keys.values()), *suspects.others]
@@ -601,13 +713,17 @@ class _Run:
 
     def told(self, survey: _Survey) -> Reconciled:
         """Say all that was found."""
-        for system, reason in sorted(self.bench.silent.items()):
-            self.outcomes.append(noted(Outcome(None, system, "reconcile", "later", reasons=(reason,))))
         counts = Counter(one.kind for one in self.findings)
         for kind in survey.counts:
             counts[kind] += survey.untold(kind)
         told = {kind.value: count for kind, count in counts.items() if count}
-        return Reconciled(tuple(self.findings), tuple(self.outcomes), dict(sorted(told.items())))
+        return Reconciled(tuple(map(self._placed, self.findings)), tuple(self.outcomes), told)
+
+    def _placed(self, finding: Finding) -> Finding:
+        """Say of an object in which bucket it is, where there are several."""
+        if not self.line.others or finding.kind not in OBJECTS:
+            return finding
+        return replace(finding, detail=f"{finding.detail} ({self.line.place})")
 
 
 def _then(first: str, second: str) -> str:
