@@ -23,6 +23,7 @@ class EventStatus(BaseModel):
     reasons: list[str]
     conflict: bool
     bucket: str | None
+    endpoint: str | None  # that the bucket is behind; None: not exported, or not noted in its time
     key: str
     size: int | None  # bytes of the bundle
     sha256: str | None  # of the bundle

@@ -28,6 +28,7 @@ class Event:
     reasons: tuple[str, ...]  # why it waits
     conflict: bool
     bucket: str | None
+    endpoint: str | None  # that the bucket is behind; None: not exported, or not noted in its time
     key: str
     size: int | None  # bytes of the bundle
     sha256: str | None  # of the bundle; None: not exported

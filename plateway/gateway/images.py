@@ -32,6 +32,7 @@ from plateway import pictures
 from plateway.bundle import Member
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
+from plateway.events import tar_name
 from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
@@ -312,7 +313,8 @@ class Gallery:
         assert ledger.export is not None
         with suppress(Refused):  # the store makes no links
             if link and "bucket" in there:
-                return ledger, ledger.export, self.line.store.sign(ledger.export.key, expires=self._links)
+                store = self.line.holding(ledger.export).store
+                return ledger, ledger.export, store.sign(ledger.export.key, expires=self._links)
         return ledger, ledger.export, None
 
     def begin_bundle(self, ledger: Ledger, export: Export, span: Span | None) -> tuple[bytes, Rest]:
@@ -369,10 +371,10 @@ async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa
     stat = Stat(export.key, export.size, export.sha256, export.uploaded_at)
     consider(request.headers, stat, method=request.method)
     if request.method == "HEAD":
-        return _head(export.key, stat, TAR)
+        return _head(tar_name(export.key), stat, TAR)
     span = ranged(request.headers, stat)
     first, rest = await gallery.run(partial(gallery.begin_bundle, ledger, export, span))
-    return content(export.key, stat, span=span, first=first, rest=rest, run=gallery.run, media=TAR)
+    return content(tar_name(export.key), stat, span=span, first=first, rest=rest, run=gallery.run, media=TAR)
 
 
 def samples(members: Sequence[Member]) -> list[Member]:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from plateway import wire
 from plateway.catalog import ArchiveRow
-from plateway.errors import Refused
+from plateway.errors import Misconfigured, Refused
 from plateway.events import LARGEST, Kind
 from plateway.gateway import auth
 from plateway.pipeline import Line
@@ -126,10 +126,9 @@ class Lifecycle:
         ]
 
     def _link(self, export: Export) -> str | None:
-        """Make a link to a bundle, if it is in the bucket of the settings and the store makes any."""
-        if export.bucket == self._line.store.name:
-            with suppress(Refused):
-                return self._line.store.sign(export.key, expires=self._links)
+        """Make a link to a bundle, if it is in a bucket of the settings and the store makes any."""
+        with suppress(Misconfigured, Refused):
+            return self._line.holding(export).store.sign(export.key, expires=self._links)
         return None
 
 

@@ -69,6 +69,7 @@ def _taken(settings: Settings) -> Iterator[tuple[str, str]]:
     """List what objects must keep apart from; in the home there is room for them, around it there is not."""
     home = settings.home.absolute()
     yield "the bucket of the events", settings.bucket_url
+    yield from ((f"the bucket {name}", one.url) for name, one in settings.buckets.items())
     archives = {"the archive": settings.archive_target, "the archive's inbox": settings.archive_inbox}
     yield from ((what, url) for what, url in archives.items() if url)
     places = {"the bench": settings.root, "staging": settings.staging_root, "the tokens": settings.tokens}

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from uuid import UUID, uuid5
 
-from plateway import bundle
+from plateway import bundle, events
 from plateway.archive import MANIFESTS, Archive, Entry, dump
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Transient, Unsettled
@@ -95,23 +95,31 @@ class _Run:
         self.line, self.target, self.most, self.dry_run = line, target, most, dry_run
         self.bring = self._rehearse if dry_run else self._bring
         self.outcomes: list[Outcome] = []
+        self.failed: Counter[str] = Counter()  # days in a row, of one bucket
         self.left: set[Ref] = set()  # looked at, and still not on tape
 
     def all(self, before: datetime) -> None:
-        """Go through the days; one that fails stops no other, unless several do in a row."""
-        in_a_row = 0
+        """Go through the days; one that fails stops no other, unless several of one bucket do in a row."""
         for day, ledgers in itertools.chain.from_iterable(map(_days, self._pages(before))):
-            try:
-                self.bring(day, self._at_hand(day, ledgers))
-                in_a_row = 0
-            except PlatewayError as error:
-                in_a_row += 1
-                result = "later" if isinstance(error, Transient) else "failed"
-                self._note(Outcome(None, "", "archive", result, key=day.path(1), reasons=(str(error),)))
-            if in_a_row == IN_A_ROW:
-                self._note(Outcome(None, "", "archive", "stopped", reasons=(f"{IN_A_ROW} days in a row failed",)))
+            for place, some in self._places(day, ledgers).items():
+                if self.failed[place] < IN_A_ROW:
+                    self._attempt(place, day, some)
+            if sum(count >= IN_A_ROW for count in self.failed.values()) > len(self.line.others):
                 self._settle()
                 return
+
+    def _attempt(self, place: str, day: Day, ledgers: Sequence[Ledger]) -> None:
+        """Bring what one bucket has of a day."""
+        try:
+            self.bring(day, ledgers)
+            self.failed[place] = 0
+        except PlatewayError as error:
+            self.failed[place] += 1
+            result = "later" if isinstance(error, Transient) else "failed"
+            self._note(Outcome(None, "", "archive", result, key=day.path(1), reasons=(str(error),)))
+        if self.failed[place] == IN_A_ROW:
+            where = f", of {place}" if self.line.others else ""
+            self._note(Outcome(None, "", "archive", "stopped", reasons=(f"{IN_A_ROW} days in a row failed{where}",)))
 
     def tidy(self, before: datetime) -> None:
         """Remove what runs that were cut off have left half written; if that cannot be done, it is not in the way."""
@@ -144,13 +152,16 @@ class _Run:
             self.left.update(ledger.ref for ledger in fresh)
             yield fresh
 
-    def _at_hand(self, day: Day, ledgers: Sequence[Ledger]) -> list[Ledger]:
-        """Leave out what was sent to another bucket than the settings name."""
-        here = [one for one in ledgers if one.export is not None and one.export.bucket == self.line.store.name]
-        if len(here) < len(ledgers):
-            reason = f"{len(ledgers) - len(here)} exports are in another bucket than {self.line.store.name}"
-            self._note(Outcome(None, "", "archive", "refused", key=day.path(1), reasons=(reason,)))
-        return here
+    def _places(self, day: Day, ledgers: Sequence[Ledger]) -> dict[str, list[Ledger]]:
+        """Tell exports apart by their bucket, and leave out those of buckets that the settings do not name."""
+        found: dict[str, list[Ledger]] = defaultdict(list)
+        for ledger in ledgers:
+            try:
+                found[str(self.line.holding(_export(ledger)).place)].append(ledger)
+            except Misconfigured as error:
+                where = (str(error),)
+                self._note(Outcome(ledger.ref, ledger.event.system, "archive", "refused", day.path(1), reasons=where))
+        return found
 
     def _rehearse(self, day: Day, ledgers: Sequence[Ledger]) -> None:
         """Say where a day's exports would go."""
@@ -207,7 +218,7 @@ class _Run:
     def _suspect(self, ledger: Ledger) -> bool:
         """Take a quick look: is the object still the one that was verified?"""
         export = _export(ledger)
-        found = self.line.store.stat(export.key)
+        found = self.line.holding(export).store.stat(export.key)
         return found is None or (found.size, found.etag) != (export.size, export.seen_etag)
 
     def _sound(self, ledger: Ledger) -> bool:
@@ -227,7 +238,7 @@ class _Run:
             yield header
             digest, size = hashlib.sha256(), 0
             try:
-                for chunk in self.line.store.open(export.key):
+                for chunk in self.line.holding(export).store.open(export.key):
                     size += len(chunk)
                     if size > export.size:
                         break
@@ -293,7 +304,7 @@ def _export(ledger: Ledger) -> Export:
 
 
 def _name(ledger: Ledger) -> str:
-    return _export(ledger).key.rpartition("/")[2]
+    return events.tar_name(_export(ledger).key)
 
 
 def _without(ledgers: Sequence[Ledger], refs: set[Ref]) -> list[Ledger]:

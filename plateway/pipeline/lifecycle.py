@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plateway.errors import Denied, Unavailable
+from plateway.catalog import Account
+from plateway.errors import Denied, NotFound, Unavailable
 from plateway.events import PREFIXES
 from plateway.pipeline.line import Line
 from plateway.store import lifecycle
@@ -30,7 +31,7 @@ class Caution:
 
 
 def policy_warnings(line: Line, *, now: datetime | None = None) -> list[Caution]:
-    """Warn of each lifecycle rule of the bucket that could delete what tape does not have.
+    """Warn of each lifecycle rule of a bucket that could delete what tape does not have.
 
     Rules that cannot be read, or not be understood, are warned of as well. What is counted lies in the bucket and no
     archive names it, verified or not.
@@ -39,20 +40,34 @@ def policy_warnings(line: Line, *, now: datetime | None = None) -> list[Caution]
         NotFound: there is no such bucket.
     """
     now = now or line.catalog.now()
+    return [caution for bound in line.each_bucket() for caution in _cautions(bound, now)]
+
+
+def _cautions(line: Line, now: datetime) -> list[Caution]:
+    """Warn of the rules of one bucket."""
+    of = f"{line.place}: " if line.others else ""
     try:
         told = lifecycle(line.store)
-    except (Denied, Unavailable) as error:
-        return [Caution("", "", "", 0, None, f"the bucket's lifecycle rules cannot be read: {error}")]
+    except (Denied, NotFound, Unavailable) as error:
+        if isinstance(error, NotFound) and not line.others:
+            raise
+        return [Caution("", "", "", 0, None, f"{of}the bucket's lifecycle rules cannot be read: {error}")]
     within = line.store.name.partition("/")[2]
     base = f"{within}/" if within else ""
     rules = [rule for one in told if (rule := _rule(one)) is not None and rule.concerns(base)]
     for account in line.catalog.accounts(bucket=line.store.name) if rules else ():
         if account.archives or account.expired or account.size is None or account.uploaded_at is None:
             continue
-        if account.export_bucket == line.store.name and not (account.damage or "").startswith("lost"):
+        if _here(line, account) and not (account.damage or "").startswith("lost"):
             for rule in rules:
                 rule.count(f"{base}{account.key}", account.size, account.uploaded_at)
-    return [rule.caution(now) for rule in rules]
+    return [replace(caution, text=f"{of}{caution.text}") for caution in (rule.caution(now) for rule in rules)]
+
+
+def _here(line: Line, account: Account) -> bool:
+    """Say whether the bucket that the line is bound to has an export."""
+    found = line.at(account.export_endpoint, account.export_bucket or "")
+    return found is not None and found.store is line.store
 
 
 def _rule(told: Mapping[str, Any]) -> _Rule | None:

@@ -16,14 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from plateway import archive, bundle
+from plateway import archive, bundle, events
 from plateway.catalog import Ledger, Ref
-from plateway.errors import Damaged, NotFound, PlatewayError, Refused, Rejected, Unsettled
+from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Refused, Rejected, Unsettled
 from plateway.folder import shown
 from plateway.pipeline import inbox
 from plateway.pipeline.labels import Label
 from plateway.pipeline.line import Line, Outcome, noted
-from plateway.pipeline.testimony import SIDECARS, UNKNOWN, Announced, Found, announced, read, summed, testify
+from plateway.pipeline.testimony import UNKNOWN, Announced, Found, announced, read, testify, walk
 from plateway.store import Stat
 
 if TYPE_CHECKING:
@@ -97,21 +97,21 @@ def rebuild(
     manifests: Iterable[tuple[str, bytes]] = (),
     beat: Callable[[int], None] | None = None,
 ) -> Rebuilt:
-    """Fill an empty catalogue from the objects in the bucket, each read whole, and from the archive's manifests.
+    """Fill an empty catalogue from the objects in the buckets, each read whole, and from the archive's manifests.
 
     ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after it was cut off.
     ``beat`` hears of the bytes read so far.
 
     Raises:
-        Refused: the catalogue has events that the bucket does not tell of, or the bucket lists nothing while the
-            archive names exports in it.
-        Unavailable, Denied, NotFound: the bucket or the archive cannot be listed.
+        Refused: the catalogue has events that the buckets do not tell of, or a bucket lists nothing while the archive
+            names exports in it.
+        Unavailable, Denied, NotFound: a bucket or the archive cannot be listed.
     """
     _agree(line, workers)
     told = [*_told(line), *manifests]
     _witness(line, told)
     work = _Work(line, beat)
-    outcomes = list(_objects(work, workers))
+    outcomes = [one for bound in line.each_bucket() for one in _objects(work, bound, workers)]
     received = [inbox.receive(line, content, door="rebuild", name=name) for name, content in told]
     inbox.settle(line)
     from_tape = list(_from_tape(work))
@@ -159,8 +159,10 @@ def _strange(line: Line, ledger: Ledger) -> str | None:
     export = ledger.export
     if export is None:
         return f"{ledger.ref} is not exported"
-    if export.bucket != line.store.name:
-        return f"{ledger.ref} is in bucket {export.bucket}"
+    try:
+        line = line.holding(export)
+    except Misconfigured as error:
+        return f"{ledger.ref}: {error}"
     if ledger.expired or export.damage:
         return None
     found = line.store.stat(export.key)
@@ -173,12 +175,20 @@ def _witness(line: Line, told: Iterable[tuple[str, bytes]]) -> None:
     Raises:
         Refused: says how many exports are named.
     """
-    if next(iter(line.store.list()), None) is not None:
-        return
-    named = sum(entry.key.startswith(f"{line.store.name}/") for _, content in told for entry in _entries(content))
-    if named:
-        raise Refused(f"bucket {line.store.name} lists nothing, and tape names {named} exports in it: an empty listing "
-                      "proves nothing")  # fmt: skip
+    keys = [entry.key for _, content in told for entry in _entries(content)]
+    for name, lines in _alike(line).items():
+        named = sum(key.startswith(f"{name}/") for key in keys)
+        if named and all(next(iter(bound.store.list()), None) is None for bound in lines):
+            raise Refused(f"bucket {name} lists nothing, and tape names {named} exports in it: an empty listing proves "
+                          "nothing")  # fmt: skip
+
+
+def _alike(line: Line) -> dict[str, list[Line]]:
+    """Give the buckets of the site by their names: tape tells no endpoint."""
+    found: dict[str, list[Line]] = defaultdict(list)
+    for bound in line.each_bucket():
+        found[bound.store.name].append(bound)
+    return found
 
 
 def _entries(content: bytes) -> Sequence[archive.Entry]:
@@ -191,19 +201,19 @@ def _entries(content: bytes) -> Sequence[archive.Entry]:
 # ---------------------------------------------------------------------------------------------------------- the bucket
 
 
-def _objects(work: _Work, workers: int) -> Iterator[Outcome]:
-    """Take in every object, a few at a time."""
-    listing = work.line.store.list()
+def _objects(work: _Work, line: Line, workers: int) -> Iterator[Outcome]:
+    """Take in every object of a bucket, a few at a time."""
+    listing = line.store.list()
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(itertools.islice(listing, BATCH)):
             keys = [one.key for one in batch]
             known = {one.event.key: one for one in work.line.catalog.ledgers(keys=keys)}
-            yield from pool.map(lambda one, known=known: _object(work, one, known.get(one.key)), batch)
+            yield from pool.map(lambda one, known=known: _object(work, line, one, known.get(one.key)), batch)
 
 
-def _object(work: _Work, listed: Stat, ledger: Ledger | None) -> Outcome:
+def _object(work: _Work, line: Line, listed: Stat, ledger: Ledger | None) -> Outcome:
     """Read one object whole, and record what it is."""
-    line, outcome = work.line, partial(Outcome, None, "", "rebuild", key=listed.key, size=listed.size)
+    outcome = partial(Outcome, None, "", "rebuild", key=listed.key, size=listed.size)
     try:
         found = line.store.stat(listed.key)
         if found is None:
@@ -251,27 +261,30 @@ def _adopt(work: _Work, taken: Found, outcome: Callable[..., Outcome], **how: An
 
 def _from_tape(work: _Work) -> Iterator[Outcome]:
     """Take in the exports that tape names and the bucket has not, by reading them there."""
-    line, prefix = work.line, f"{work.line.store.name}/"
-    wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
-    for entry in line.catalog.parked():
-        if entry.key.startswith(prefix):
-            wanted[entry.key.removeprefix(prefix)].append(entry)
-    for keys in _batches(sorted(wanted)):
-        known = {one.event.key for one in line.catalog.ledgers(keys=keys) if one.export is not None}
-        yield from (_taped(work, key, wanted[key]) for key in keys if key not in known)
+    for name, lines in _alike(work.line).items():
+        wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
+        for entry in work.line.catalog.parked():
+            if entry.key.startswith(f"{name}/"):
+                wanted[entry.key.removeprefix(f"{name}/")].append(entry)
+        for keys in _batches(sorted(wanted)):
+            known = {one.event.key for one in work.line.catalog.ledgers(keys=keys) if one.export is not None}
+            yield from (_taped(work, lines, key, wanted[key]) for key in keys if key not in known)
 
 
 def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
     return (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
 
 
-def _taped(work: _Work, key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
-    """Read one export from the first archive that has it."""
+def _taped(work: _Work, lines: Sequence[Line], key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
+    """Read one export from the first archive that has it; of buckets of one name, it was in the one that still has it.
+
+    Where none has, it is taken to have been in the first.
+    """
     outcome, troubles = partial(Outcome, None, "", "rebuild", key=key), []
     for entry in entries:
         try:
-            taken = _read(work, key, entry)
-            there = work.line.store.stat(key)
+            there = next((bound for bound in lines if bound.store.stat(key) is not None), None)
+            taken = _read(work, there or lines[0], key, entry)
             if there is None:
                 return _adopt(work, taken, outcome, gone={"read_from": entry.path, "sha256": taken.export.sha256})
             taken.export.damage = f"changed: {key} is not what tape has of it"
@@ -282,29 +295,27 @@ def _taped(work: _Work, key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
     return noted(outcome("refused", reasons=tuple(troubles)))
 
 
-def _read(work: _Work, key: str, entry: ArchiveEntry) -> Found:
+def _read(work: _Work, line: Line, key: str, entry: ArchiveEntry) -> Found:
     """Read a bundle out of an archive.
 
     Raises:
         NotFound: there is no archive to read, or no such member. Damaged: it is other than the manifest says.
     """
-    tape = work.line.archive
+    tape = line.archive
     if tape is None:
         raise NotFound("only tape has it, and no archive target is configured")
     offset, size = _member(tape, key, entry)
-    parts = bundle.Parts(bundle.part_size(size))
-    chunks = summed(tape.open(entry.path, start=offset, length=size), parts)
-    walked = bundle.walk(work.counted(chunks), keep=SIDECARS)
+    walked, etag = walk(work.counted(tape.open(entry.path, start=offset, length=size)), key=key, size=size)
     if entry.checksum is not None and walked.sha256 != entry.checksum:
         raise Damaged(f"sha256 {walked.sha256}, reported as {entry.checksum}")
     at = entry.reported_at
-    return testify(work.line, walked, Label(), key=key, etag=parts.etag(), at=at, bench=work.announced)
+    return testify(line, walked, Label(), key=key, etag=etag, at=at, bench=work.announced)
 
 
 def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:
     if entry.offset is not None and entry.size is not None:
         return entry.offset, entry.size
-    names = {name.removeprefix("./") for name in (entry.member, key.rpartition("/")[2]) if name}
+    names = {name.removeprefix("./") for name in (entry.member, events.tar_name(key)) if name}
     for member in tape.members(entry.path):
         if member.name.removeprefix("./") in names:
             return member.offset, member.size

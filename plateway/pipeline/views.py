@@ -104,6 +104,7 @@ def _told(line: Line, ledger: Ledger, now: datetime) -> dict[str, Any]:
         "reasons": list(stands.reasons),
         "conflict": ledger.conflict,
         "bucket": export.bucket if export else None,
+        "endpoint": export.endpoint if export else None,
         "key": event.key,
         "size": export.size if export else None,
         "sha256": export.sha256 if export else None,

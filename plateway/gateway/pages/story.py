@@ -105,7 +105,8 @@ def _bucket(ledger: Ledger) -> Place:
     export = ledger.export
     if export is None:
         return Place("Bucket", "none", "not sent yet")
-    facts = (("bucket", export.bucket), ("key", export.key), ("SHA-256", export.sha256))
+    place = (("bucket", export.bucket), ("endpoint", export.endpoint or "not noted"), ("key", export.key))
+    facts = (*place, ("SHA-256", export.sha256))
     if export.damage is not None:
         return Place("Bucket", "bad", export.damage, facts)
     if ledger.expired:
