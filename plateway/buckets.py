@@ -26,7 +26,7 @@ from uuid import uuid4
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
 
 from plateway.bundle import Parts, part_size
-from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
+from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
 from plateway.folder import confined
 from plateway.store import S3, Endpoint, Stat, door, filesystem
 
@@ -349,7 +349,7 @@ def temporary(buckets: Buckets, name: str, *, keep: timedelta = timedelta(days=1
     """
     try:
         sweep(buckets, name, before=datetime.now(UTC) - keep)
-    except Denied as error:  # whoever may not list buckets may still make one
+    except PlatewayError as error:  # where buckets may not be listed one may still be made
         log.warning("leftovers of %s cannot be looked for: %s", name, error)
     bucket = f"{name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{uuid4().hex[:6]}"
     buckets.make(bucket)
