@@ -1,0 +1,254 @@
+"""Endpoints that are only read: nothing that could change something reaches the wire, whichever way it is tried.
+
+Everything passes a proxy that keeps a book. The key may do everything where a refusal has to be ours, and may only read
+and list where reading has to do with that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deployments import seaweed
+from plateway.buckets import Address, Buckets, temporary
+from plateway.errors import Refused
+from plateway.store import S3, Endpoint, Stat, Upload, filesystem, open_store
+from tests.faults.proxy import Proxy, between
+from tests.gateway.test_read_only import DICOM, OBJECTS, PROXIES, UID, endpoint, make
+
+MIB = 1 << 20
+NOW = datetime(2026, 5, 4, tzinfo=UTC)
+WRITES = {"put", "delete", "delete_all", "abort"}  # of a store; all else reads
+READS = {"name", "open", "fetch", "stat", "look", "list", "page", "level", "sign", "tags", "uploads", "lifecycle"}
+OFFICE = {"make", "remove", "set_lifecycle", "clear", "put", "copy", "delete", "set_tags"}  # of buckets, the same
+VISITS = {"names", "there", "vacant", "lifecycle", "store", "find", "level", "usage", "get", "tags"}
+
+
+@dataclass(frozen=True)
+class Haven:
+    """A bucket with capitals and an underscore that holds one object with a long key."""
+
+    book: Proxy
+    reader: Endpoint  # may read and list
+    admin: Endpoint  # may do everything, and is told to be read-only
+
+
+@pytest.fixture(scope="module")
+def haven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haven]:
+    reads = seaweed.Identity("reader", seaweed.READ_ONLY)
+    with (
+        seaweed.serve(tmp_path_factory.mktemp("s3"), identities=[reads]) as server,
+        between(server.url) as book,
+    ):
+        make(server, OBJECTS, UID, f"{UID}/{UID}")
+        admin = endpoint(server.url, server.access_key_id, server.secret_access_key)
+        open_store(f"s3://{OBJECTS}", admin).put(DICOM, [b"DICM"], size=4, part_size=8 * MIB, metadata={})
+        reader = replace(endpoint(book.url, reads.access_key_id, reads.secret_access_key), read_only=True)
+        yield Haven(book, reader, replace(admin, url=book.url, read_only=True))
+
+
+@pytest.fixture
+def asked(haven: Haven) -> Iterator[Callable[[], set[str]]]:
+    """What was asked since, by method; nothing but reading, also at the end."""
+    before = len(haven.book.log)
+
+    def methods() -> set[str]:
+        return {message.line.split()[0] for message in haven.book.log[before:]}
+
+    yield methods
+    assert methods() <= {"GET", "HEAD"}
+    assert [one.key for one in open_store(f"s3://{OBJECTS}", haven.reader).list()] == [DICOM]
+
+
+def big() -> Iterator[bytes]:
+    yield from [bytes(MIB)] * 40
+
+
+def writes(there: Any) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Everything that a store can be asked to change."""
+    upload = Upload("a", uuid4().hex, NOW)
+    yield "put", lambda: there.put("a", [b"1"], size=1, part_size=8 * MIB, metadata={})
+    yield "put", lambda: there.put("a", big(), size=40 * MIB, part_size=8 * MIB, metadata={})
+    yield "put", lambda: there.put("a", big(), size=40 * MIB, part_size=32 * MIB, metadata={})
+    yield "delete", lambda: there.delete(DICOM)
+    yield "abort", lambda: there.abort(upload)
+    if hasattr(there, "delete_all"):
+        yield "delete_all", lambda: there.delete_all([DICOM])
+
+
+@pytest.mark.parametrize("kind", ["opened", "below a prefix", "S3 itself", "of buckets"])
+def test_stores_refuse_to_write(haven: Haven, asked: Callable[[], set[str]], kind: str) -> None:
+    """Each verb that changes something is refused, with a key that could; S3 hears nothing at all."""
+    kinds: dict[str, Callable[[], Any]] = {
+        "opened": lambda: open_store(f"s3://{OBJECTS}", haven.admin),
+        "below a prefix": lambda: open_store(f"s3://{OBJECTS}/{UID}", haven.admin),
+        "S3 itself": lambda: S3(OBJECTS, haven.admin),
+        "of buckets": lambda: Buckets(haven.admin).store(OBJECTS),
+    }
+    for _, write in writes(kinds[kind]()):
+        with pytest.raises(Refused, match="read-only"):
+            write()
+    assert asked() == set()
+
+
+def test_no_verb_of_a_store_was_forgotten(haven: Haven) -> None:
+    """What is new has to be said to read or to write; and then be tried."""
+    there = S3(OBJECTS, haven.admin)
+    assert {name for name in dir(there) if not name.startswith("_")} == WRITES | READS
+    assert {name for name, _ in writes(there)} == WRITES
+    assert {name for name in dir(Buckets) if not name.startswith("_")} == OFFICE | VISITS
+    assert {name for name, _ in changes(haven, Path())} == OFFICE
+
+
+def changes(haven: Haven, file: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Everything that buckets can be asked to change."""
+    there, where = Buckets(haven.admin), Address(OBJECTS, DICOM)
+    found = Stat(DICOM, 4, "", NOW)
+    yield "make", lambda: there.make("another-one")
+    yield "remove", lambda: there.remove(OBJECTS)
+    yield "set_lifecycle", lambda: there.set_lifecycle(OBJECTS, [{"ID": "a"}])
+    yield "set_lifecycle", lambda: there.set_lifecycle(OBJECTS, [])
+    yield "clear", lambda: list(there.clear(OBJECTS))
+    yield "put", lambda: list(there.put([(file, where)]))
+    yield "copy", lambda: list(there.copy([(found, where, where.below("b"))]))
+    yield "delete", lambda: list(there.delete(where, [found]))
+    yield "set_tags", lambda: there.set_tags(where, {"a": "b"})
+
+
+def test_buckets_refuse_to_change(haven: Haven, asked: Callable[[], set[str]], tmp_path: Path) -> None:
+    """Making, filling, emptying, removing, rules, tags; nor is a bucket made for a moment."""
+    (tmp_path / "a").write_bytes(b"1")
+    for _, change in changes(haven, tmp_path / "a"):
+        with pytest.raises(Refused, match="read-only"):
+            change()
+    with pytest.raises(Refused), temporary(Buckets(haven.admin), "ci"):
+        pass
+
+
+FS: dict[str, Callable[[Any, str, str], object]] = {
+    "pipe": lambda fs, root, _: fs.pipe_file(f"{root}/a", b"1"),
+    "pipe much": lambda fs, root, _: fs.pipe_file(f"{root}/a", bytes(12 * MIB), chunksize=5 * MIB),
+    "put": lambda fs, root, file: fs.put(file, f"{root}/a"),
+    "open": lambda fs, root, _: fs.open(f"{root}/a", "wb"),
+    "append": lambda fs, root, _: fs.open(f"{root}/{DICOM}", "ab"),
+    "update": lambda fs, root, _: fs.open(f"{root}/{DICOM}", "r+b"),
+    "text": lambda fs, root, _: fs.write_text(f"{root}/a", "1"),
+    "touch": lambda fs, root, _: fs.touch(f"{root}/a"),
+    "truncate": lambda fs, root, _: fs.touch(f"{root}/{DICOM}", truncate=True),
+    "copy": lambda fs, root, _: fs.cp_file(f"{root}/{DICOM}", f"{root}/a"),
+    "move": lambda fs, root, _: fs.mv(f"{root}/{DICOM}", f"{root}/a"),
+    "rm": lambda fs, root, _: fs.rm(f"{root}/{DICOM}"),
+    "rm file": lambda fs, root, _: fs.rm_file(f"{root}/{DICOM}"),
+    "rm -r": lambda fs, root, _: fs.rm(root, recursive=True),
+    "mkdir": lambda fs, root, _: fs.mkdir(f"{root}-other"),
+    "makedirs": lambda fs, root, _: fs.makedirs(f"{root}-other"),
+    "rmdir": lambda fs, root, _: fs.rmdir(root),
+}
+S3FS: dict[str, Callable[[Any, str, str], object]] = {
+    "tags": lambda fs, root, _: fs.put_tags(f"{root}/{DICOM}", {"a": "b"}),
+    "metadata": lambda fs, root, _: fs.setxattr(f"{root}/{DICOM}", a="b"),
+    "acl": lambda fs, root, _: fs.chmod(f"{root}/{DICOM}", "private"),
+    "merge": lambda fs, root, _: fs.merge(f"{root}/a", [f"{root}/{DICOM}"]),
+    "versions": lambda fs, root, _: fs.make_bucket_versioned(root),
+    "call": lambda fs, root, _: fs.call_s3("delete_object", Bucket=root, Key=DICOM),
+}
+
+
+def test_the_filesystem_of_a_read_only_endpoint_writes_nothing(
+    haven: Haven, asked: Callable[[], set[str]], tmp_path: Path
+) -> None:
+    """Whatever s3fs can be asked for: an error that people of fsspec know, before anything is sent."""
+    (tmp_path / "a").write_bytes(b"1")
+    fs, root = filesystem(f"s3://{OBJECTS}", haven.admin)
+    for name, write in (FS | S3FS).items():
+        with pytest.raises(PermissionError, match="read-only"):
+            write(fs, root, str(tmp_path / "a"))
+            pytest.fail(name)
+    assert asked() <= {"GET", "HEAD"}
+    assert fs.cat(f"{root}/{DICOM}") == b"DICM"
+    with fs.open(f"{root}/{DICOM}") as file:
+        assert file.read(2) == b"DI"
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_filesystems_of_other_stores_write_nothing_either(scheme: str, tmp_path: Path) -> None:
+    """A directory and memory are shown through something that can only read."""
+    url = tmp_path.as_uri() if scheme == "file" else f"memory://{uuid4().hex}"
+    theirs, root = filesystem(url)
+    theirs.makedirs(f"{root}/{UID}/{UID}", exist_ok=True)
+    theirs.pipe_file(f"{root}/{DICOM}", b"DICM")
+    fs, same = filesystem(url, Endpoint(read_only=True))
+    assert same == root
+    for name, write in FS.items():
+        with pytest.raises(PermissionError, match="read-only"):
+            write(fs, root, __file__)
+            pytest.fail(name)
+    assert [one.removeprefix("/") for one in fs.find(root)] == [f"{root}/{DICOM}".removeprefix("/")]
+    assert (fs.cat_file(f"{root}/{DICOM}", start=1, end=3), fs.size(f"{root}/{DICOM}")) == (b"IC", 4)
+
+
+def test_a_filesystem_stays_read_only_in_another_process(haven: Haven, asked: Callable[[], set[str]]) -> None:
+    """As dask and joblib send it: pickled; and beside one that may write, which is another."""
+    fs, root = filesystem(f"s3://{OBJECTS}", haven.admin)
+    other, _ = filesystem(f"s3://{OBJECTS}", replace(haven.admin, read_only=False))
+    assert other is not fs
+    sent = pickle.loads(pickle.dumps(fs))
+    with pytest.raises(PermissionError):
+        sent.rm(f"{root}/{DICOM}")
+    assert sent.cat(f"{root}/{DICOM}") == b"DICM"
+
+
+SCRIPT = """
+import json, sys
+from plateway import cli
+from plateway.buckets import Buckets
+from plateway.pipeline import endpoint
+from plateway.settings import load
+from plateway.store import filesystem, open_store
+
+bucket, key, to = sys.argv[1:]
+there = endpoint(load())
+store, (fs, root) = open_store(f"s3://{bucket}", there), filesystem(f"s3://{bucket}", there)
+cli.app(["restore", f"s3://{bucket}", "--to", to], standalone_mode=False)
+print(json.dumps({
+    "store": [b"".join(store.open(key, start=1)).decode(), store.stat(key).size, [one.key for one in store.list()]],
+    "fs": [fs.cat_file(f"{root}/{key}", start=1).decode(), fs.size(f"{root}/{key}"), fs.find(root)],
+    "buckets": [one.name for one in Buckets(there).names()],
+}))
+"""
+
+
+def test_a_key_that_only_reads_reads_past_dead_proxies(
+    haven: Haven, asked: Callable[[], set[str]], tmp_path: Path
+) -> None:
+    """Store, filesystem, buckets and commands: plain HTTP, capitals, an underscore, a key of 200 characters."""
+    assert haven.reader.secret_access_key
+    theirs = ("PLATEWAY_", "AWS_", "NO_PROXY", "no_proxy")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | PROXIES
+    env |= {
+        "PLATEWAY_HOME": str(tmp_path),
+        "PLATEWAY_BYPASS_PROXY": "true",
+        "AWS_ENDPOINT_URL": str(haven.reader.url),
+        "AWS_ACCESS_KEY_ID": str(haven.reader.access_key_id),
+        "AWS_SECRET_ACCESS_KEY": haven.reader.secret_access_key.get_secret_value(),
+    }
+    command = [sys.executable, "-c", SCRIPT, OBJECTS, DICOM, str(tmp_path / "back")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["store"] == ["ICM", 4, [DICOM]]
+    assert told["fs"] == ["ICM", 4, [f"{OBJECTS}/{DICOM}"]]
+    assert OBJECTS in told["buckets"]
+    assert (tmp_path / "back" / DICOM).read_bytes() == b"DICM"
+    assert not list(tmp_path.rglob("catalogue*"))
