@@ -8,6 +8,9 @@ The manifest ends with ``"sealed"``: the SHA-256 of every byte of the bundle bef
 itself without a catalogue: `walk` finds any changed byte, and names the member where it is in one. `tail` finds the
 manifest from the end of a bundle of which nothing else is known, not even its size.
 
+Where files become objects of their own (``scattered``), the manifest tells each one's key and time as well: then all of
+the bundle but the files' bytes follows from it.
+
 Reading the folder is ``folder``'s, moving the bytes is ``store``'s.
 """
 
@@ -42,6 +45,7 @@ SEAL = len(DIGEST) + len(CLOSED)
 MOST_MANIFEST = 1 << 30
 TAIL = 48 << 10  # bytes read first to find a manifest from the end; it tells of some 300 files
 MOST_PAX = 1 << 20
+LATEST = 8**11 - 1  # seconds that a header has room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Member:
     sha256: str
     offset: int  # of its bytes in the tar
     source: str | None = None  # its name on the bench, where that differs
+    key: str | None = None  # of its object, where it is one of its own
+    mtime: int | None = None  # seconds; told with the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Slot:
     file: File
     name: str
     offset: int
+    mtime: int  # seconds
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Layout:
     head: Mapping[str, Any]
     manifest_offset: int
     manifest_size: int
+    manifest_key: str | None = None  # where files become objects of their own, the key of this one
 
     @property
     def size(self) -> int:
@@ -148,8 +157,18 @@ def etag(part_md5s: Sequence[bytes]) -> str:
     return f"{hashlib.md5(b''.join(part_md5s), usedforsecurity=False).hexdigest()}-{len(part_md5s)}"
 
 
-def plan(files: Sequence[File], head: Mapping[str, Any]) -> Layout:
-    """Lay out a bundle of these files; `head` is what the manifest says before it lists them."""
+def combined(objects: Iterable[tuple[str, int, str]]) -> str:
+    """Make one ETag of those of many objects (key, size, ETag), in whatever order; no single object has such a one."""
+    told = sorted(objects)
+    account = "".join(f"{key}\n{size}\n{etag}\n" for key, size, etag in told)
+    return f"{hashlib.md5(account.encode(), usedforsecurity=False).hexdigest()}-{len(told)}-files"
+
+
+def plan(files: Sequence[File], head: Mapping[str, Any], *, keys: Callable[[str], str] | None = None) -> Layout:
+    """Lay out a bundle of these files; `head` is what the manifest says before it lists them.
+
+    ``keys`` says at which key a file of the bundle, its manifest among them, becomes an object of its own.
+    """
     taken = {file.name for file in files}
     if len(taken) < len(files):
         raise ValueError("a name occurs twice")
@@ -157,11 +176,15 @@ def plan(files: Sequence[File], head: Mapping[str, Any]) -> Layout:
     slots: list[Slot] = []
     position = 0
     for name, file in named:
-        position += len(member_header(name, file.size, mtime=file.mtime_ns // 10**9))
-        slots.append(Slot(file, name, position))
+        mtime, key = file.mtime_ns // 10**9, keys and keys(name)
+        if key is not None:
+            mtime = min(max(mtime, 0), LATEST)  # so that the length of a header follows from name and size
+        position += len(member_header(name, file.size, mtime=mtime))
+        slots.append(Slot(file, name, position, mtime, key))
         position = padded(position + file.size)
     size = len(_opening(head)) + sum(map(len, _lines(_member(slot, DIGEST) for slot in slots))) + len(CLOSING) + SEAL
-    return Layout(tuple(slots), head, position + len(member_header(MANIFEST, size, mtime=0)), size)
+    offset = position + len(member_header(MANIFEST, size, mtime=0))
+    return Layout(tuple(slots), head, offset, size, keys and keys(MANIFEST))
 
 
 class Aside:
@@ -197,7 +220,7 @@ class Parts:
         self._size, self._room = size, size
         self._hashes = [hashlib.md5(usedforsecurity=False)]
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Hash on, into the next parts where one is full."""
         rest = memoryview(data)
         while rest:
@@ -212,6 +235,29 @@ class Parts:
     def etag(self) -> str:
         """Tell the ETag that the upload must get."""
         return etag([part.digest() for part in self._hashes])
+
+
+class Tally:
+    """The ETag of each file of a bundle, were it an object of its own."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, tuple[int, Parts]] = {}
+
+    def begin(self, name: str, size: int) -> Parts:
+        """Count the bytes of one more file."""
+        parts = Parts(part_size(size))
+        self._counted[name] = size, parts
+        return parts
+
+    def etag(self, keys: Mapping[str, str]) -> str:
+        """Tell the `combined` ETag that they have at these keys.
+
+        Raises:
+            Damaged: a file has no key.
+        """
+        if strange := sorted(self._counted.keys() - keys.keys()):
+            raise Damaged(f"{shown(strange[0])}: the manifest tells no key of it")
+        return combined((keys[name], size, parts.etag()) for name, (size, parts) in self._counted.items())
 
 
 class Packing:
@@ -234,8 +280,11 @@ class Packing:
         self._read, self._seal, self._beat = read, seal, beat
         self._whole, self._manifest = hashlib.sha256(), hashlib.sha256()
         self._parts = Parts(layout.part_size)
+        self._tally = Tally() if layout.manifest_key is not None else None
         self._members: list[Member] = []
         self._steps: list[Step] = []  # hashing of members and manifest that waits for its chunk to leave
+        self._count: Callable[[bytes], None] | None = None  # of the file that is at its turn, where it has an ETag
+        self._cuts: list[Step] = []  # as the steps
         self._taken = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -244,8 +293,9 @@ class Packing:
             for pieces in (self._files, self._list, self._close):
                 for chunk in _batched(pieces()):
                     sums.do([*self._steps, partial(self._whole.update, chunk)])
-                    parts.do([partial(self._parts.update, chunk)])
+                    parts.do([*self._cuts] if self._tally else [partial(self._parts.update, chunk)])
                     self._steps.clear()
+                    self._cuts.clear()
                     self._taken += len(chunk)
                     yield chunk
                     if self._beat:
@@ -262,7 +312,7 @@ class Packing:
         return Packed(
             size=self.layout.size,
             sha256=self._whole.hexdigest(),
-            etag=self._parts.etag(),
+            etag=self._etag(),
             part_size=self.layout.part_size,
             member_count=len(self._members),
             manifest_offset=self.layout.manifest_offset,
@@ -271,12 +321,29 @@ class Packing:
             members=tuple(self._members),
         )
 
+    def _etag(self) -> str:
+        if self._tally is None:
+            return self._parts.etag()
+        keys = {slot.name: slot.key for slot in self.layout.slots} | {MANIFEST: self.layout.manifest_key}
+        return self._tally.etag({name: key for name, key in keys.items() if key is not None})
+
+    def _begin(self, name: str, size: int) -> None:
+        if self._tally is not None:
+            self._count = self._tally.begin(name, size).update
+
+    def _hash(self, update: Callable[[bytes], None], data: bytes) -> None:
+        """Have a piece of the file that is at its turn hashed when it leaves."""
+        self._steps.append(partial(update, data))
+        if self._count is not None:
+            self._cuts.append(partial(self._count, data))
+
     def _files(self) -> Iterator[bytes]:
         for slot in self.layout.slots:
             file, digest = slot.file, hashlib.sha256()
-            yield member_header(slot.name, file.size, mtime=file.mtime_ns // 10**9)
+            self._begin(slot.name, file.size)
+            yield member_header(slot.name, file.size, mtime=slot.mtime)
             for data in _exactly(self._read(file), file):
-                self._steps.append(partial(digest.update, data))
+                self._hash(digest.update, data)
                 yield data
             self._steps.append(partial(self._note, slot, digest.hexdigest))
             yield bytes(padded(file.size) - file.size)
@@ -286,13 +353,14 @@ class Packing:
         self._members.append(_member(slot, hexdigest()))
 
     def _list(self) -> Iterator[bytes]:
+        self._begin(MANIFEST, self.layout.manifest_size)
         for piece in chain([_opening(self.layout.head)], _lines(self._members), [CLOSING]):
-            self._steps.append(partial(self._manifest.update, piece))
+            self._hash(self._manifest.update, piece)
             yield piece
 
     def _close(self) -> Iterator[bytes]:
         closing = self._whole.hexdigest().encode() + CLOSED
-        self._steps.append(partial(self._manifest.update, closing))
+        self._hash(self._manifest.update, closing)
         yield closing + bytes(padded(self.layout.manifest_size) - self.layout.manifest_size) + END
 
 
@@ -359,10 +427,10 @@ def _tail(rest: bytes, size: int) -> Tail:
     return Tail(read_manifest(content), size, hashlib.sha256(content).hexdigest(), len(rest))
 
 
-def walk(chunks: Iterable[bytes], *, keep: Collection[str] = ()) -> Walked:
+def walk(chunks: Iterable[bytes], *, keep: Collection[str] = (), tally: Tally | None = None) -> Walked:
     """Read a whole bundle in one pass and prove it from its own account: every byte, first to last.
 
-    Members in ``keep`` of up to 1 MiB are returned with what was seen.
+    Members in ``keep`` of up to 1 MiB are returned with what was seen. ``tally`` counts the files on the way.
 
     Raises:
         Damaged: names the member whose bytes are other than the manifest says, or what else is wrong.
@@ -372,12 +440,13 @@ def walk(chunks: Iterable[bytes], *, keep: Collection[str] = ()) -> Walked:
     kept: dict[str, bytes] = {}
     while (header := scan.header()).name != MANIFEST:
         offset, digest = scan.offset, hashlib.sha256()
+        pieces = _passing(scan.pieces(header.size), digest.update)
+        if tally is not None:
+            pieces = _passing(pieces, tally.begin(header.name, header.size).update)
         if header.name in keep and header.size <= CHUNK:
-            kept[header.name] = scan.take(header.size)
-            digest.update(kept[header.name])
+            kept[header.name] = b"".join(pieces)
         else:
-            for piece in scan.pieces(header.size):
-                digest.update(piece)
+            deque(pieces, maxlen=0)
         found.append(Member(header.name, header.size, digest.hexdigest(), offset))
         scan.zeros(padded(header.size) - header.size)
     if not len(CLOSING) + SEAL <= header.size <= MOST_MANIFEST:
@@ -386,6 +455,8 @@ def walk(chunks: Iterable[bytes], *, keep: Collection[str] = ()) -> Walked:
     content = scan.take(header.size - SEAL)
     sealed = scan.whole.hexdigest()
     content += scan.take(SEAL)
+    if tally is not None:
+        tally.begin(MANIFEST, header.size).update(content)
     manifest = read_manifest(content)
     _compare(found, manifest.members)
     if manifest.sealed != sealed:
@@ -485,6 +556,12 @@ def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         data = data[length:]
 
 
+def _passing(pieces: Iterable[memoryview], tell: Callable[[memoryview], object]) -> Iterator[memoryview]:
+    for piece in pieces:
+        tell(piece)
+        yield piece
+
+
 def _compare(found: Sequence[Member], told: Sequence[Member]) -> None:
     """Refuse members that are other than told."""
     for seen, said in zip_longest(found, told):
@@ -550,14 +627,25 @@ def _name(name: str, taken: Collection[str]) -> str:
 
 def _member(slot: Slot, sha256: str) -> Member:
     source = slot.file.name if slot.file.name != slot.name else None
-    return Member(slot.name, slot.file.size, sha256, slot.offset, source)
+    mtime = slot.mtime if slot.key is not None else None
+    return Member(slot.name, slot.file.size, sha256, slot.offset, source, slot.key, mtime)
 
 
-def _entry(*, name: str, size: int, sha256: str, offset: int, source: str | None = None) -> Member:
+def _entry(
+    *,
+    name: str,
+    size: int,
+    sha256: str,
+    offset: int,
+    source: str | None = None,
+    key: str | None = None,
+    mtime: int | None = None,
+) -> Member:
     """Check one entry of a manifest."""
-    if {type(name), type(sha256), type(source or "")} != {str} or {type(size), type(offset)} != {int}:
+    texts, numbers = {type(name), type(sha256), type(source or ""), type(key or "")}, {type(size), type(offset)}
+    if texts != {str} or numbers | {type(mtime or 0)} != {int} or (key is None) != (mtime is None):
         raise TypeError("an entry of files")
-    return Member(name, size, sha256, offset, source)
+    return Member(name, size, sha256, offset, source, key, mtime)
 
 
 def _dumps(value: object) -> bytes:
@@ -574,6 +662,6 @@ def _opening(head: Mapping[str, Any]) -> bytes:
 def _lines(members: Iterable[Member]) -> Iterator[bytes]:
     for index, member in enumerate(members):
         fields = {"name": member.name, "size": member.size, "sha256": member.sha256, "offset": member.offset}
-        if member.source is not None:
-            fields["source"] = member.source
+        more = {"source": member.source, "key": member.key, "mtime": member.mtime}
+        fields |= {name: value for name, value in more.items() if value is not None}
         yield (b",\n  " if index else b"\n  ") + json.dumps(fields).encode()

@@ -10,6 +10,7 @@
         ├── NotFound        no such event, object or bucket
         ├── Denied          credentials or permissions
         ├── Conflict        other bytes are already there
+        │   └── Taken       where files of a bundle belong; at another key there is room
         ├── Damaged         stored bytes are not the ones recorded
         ├── Refused         a safety rule says no
         └── Misconfigured   a setting is wrong
@@ -58,6 +59,10 @@ class Denied(Permanent):
 
 class Conflict(Permanent):
     """Other bytes are already there; nothing was overwritten."""
+
+
+class Taken(Conflict):
+    """Other bytes lie where files of a bundle belong; at another key there is room."""
 
 
 class Damaged(Permanent):

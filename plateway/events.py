@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from fnmatch import translate
@@ -26,9 +26,10 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from plateway.bundle import MANIFEST
 from plateway.errors import Rejected, Unsettled
 from plateway.folder import KINDS, File, door, enter, segments, shown
-from plateway.settings import Instrument
+from plateway.settings import Instrument, Shape
 
 CAP = 1 << 20  # bytes of an event file, or of the images' own metadata.json
 DEPTH = 32  # objects and lists inside each other
@@ -37,6 +38,11 @@ PREFIXES = {"stitch": "images", "video": "videos", "overview": "overview"}
 
 Kind = Literal["stitch", "video", "overview"]
 
+FOLDERS = ("images", "waveforms")  # of files that are objects of their own
+NO_IMAGES = (".json", ".tar")  # so that none is taken for a manifest or a bundle
+HOME = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?:-r[1-9][0-9]{0,8})?", re.ASCII)
+UNFIT = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|%(?=[0-9A-F]{2})")
+ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
 IDENTITY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})?", re.ASCII)
@@ -137,19 +143,78 @@ def sidecar(content: bytes) -> dict[str, Any]:
 
 def images(files: Iterable[File], patterns: Iterable[str]) -> int:
     """Count the files that are images by their name, in whatever case."""
+    image = imaged(patterns)
+    return sum(image(file.name) for file in files)
+
+
+def imaged(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Tell of a file by its name whether it is an image."""
     image = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
-    return sum(image.match(file.name.rpartition("/")[2].lower()) is not None for file in files)
+    return lambda name: image.match(name.rpartition("/")[2].lower()) is not None
 
 
-def key(event: ImagingEvent, *, revision: int = 1, whole: bool = False) -> str:
+def key(event: ImagingEvent, *, revision: int = 1, whole: bool = False, layout: Shape = "bundle") -> str:
     """Name the object an event's bundle belongs to: ``images/<experiment>/<YYYYMMDD>/<HHMMSS>-<id>.tar``, in UTC.
 
-    The id is cut to 8 hex digits unless ``whole``; later revisions end in ``-r2``, ``-r3`` …
+    The id is cut to 8 hex digits unless ``whole``; later revisions end in ``-r2``, ``-r3`` … Where files are objects of
+    their own it is that of their manifest: ``images/<id>[-rN]/metadata.json``, with the whole id.
     """
+    if layout == "files":
+        return f"images/{event.id}{_again(revision)}/{MANIFEST}"
     moment = event.timestamp.astimezone(UTC)
     name = event.id.hex if whole else event.id.hex[:8]
-    again = f"-r{revision}" if revision > 1 else ""
-    return f"{PREFIXES[event.kind]}/{event.experiment}/{_compact(moment)}/{moment:%H%M%S}-{name}{again}.tar"
+    folder = f"{PREFIXES[event.kind]}/{event.experiment}/{_compact(moment)}"
+    return f"{folder}/{moment:%H%M%S}-{name}{_again(revision)}.tar"
+
+
+def layout(key: str) -> Shape:
+    """Read from an event's key how it lies in the bucket."""
+    return "bundle" if home(key) is None else "files"
+
+
+def home(key: str) -> str | None:
+    """Read from the key of a manifest in which folder, ``<id>[-rN]``, the files lie; None where it is no such key."""
+    first, _, rest = key.partition("/")
+    name, _, last = rest.partition("/")
+    return name if first == FOLDERS[0] and last == MANIFEST and HOME.fullmatch(name) else None
+
+
+def places(key: str, image: Callable[[str], bool]) -> Callable[[str], str]:
+    """Say for the key of a manifest where each file of its bundle lies: ``<images|waveforms>/<id>[-rN]/<name>``.
+
+    What is no image by its name, and all JSON, is a waveform. What a key cannot hold is written ``%5C``, byte by byte.
+    """
+
+    def place(name: str) -> str:
+        if name == MANIFEST:
+            return key
+        pictured = image(name) and not name.lower().endswith(NO_IMAGES)
+        return f"{FOLDERS[not pictured]}/{home(key)}/{UNFIT.sub(_escaped, name)}"
+
+    return place
+
+
+def placed(key: str) -> str:
+    """Read from the key of a file what it is called in its bundle; the other way round than `places`."""
+    return ESCAPED.sub(_meant, key.split("/", 2)[2])
+
+
+def tar_name(key: str) -> str:
+    """Say what the tar of an export is called where it lies as one: in an archive, in a download."""
+    name = home(key)
+    return key.rpartition("/")[2] if name is None else f"{name}.tar"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+
+def _meant(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogateescape")
+
+
+def _again(revision: int) -> str:
+    return f"-r{revision}" if revision > 1 else ""
 
 
 class Fields:

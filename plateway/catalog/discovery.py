@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from plateway.catalog.values import Ref, Seen
 from plateway.errors import Conflict, NotFound, Rejected
 from plateway.events import ImagingEvent
 from plateway.records import Event, EventFile, Quarantine, Setback
+from plateway.settings import Shape
 
 
 class Discovery(Database):
@@ -33,26 +34,29 @@ class Discovery(Database):
             rows = session.execute(select(FILE.name, FILE.size, FILE.mtime_ns).where(FILE.system == system))
             return {name: (size, mtime) for name, size, mtime in rows}
 
-    def register(self, system: str, seen: Sequence[Seen], *, now: datetime) -> list[tuple[Ref, bool]]:
+    def register(
+        self, system: str, seen: Sequence[Seen], *, now: datetime, layout: Shape = "bundle"
+    ) -> list[tuple[Ref, bool]]:
         """Record what event files announce; return the new events, and for each whether it conflicts with an older one.
 
         The same id with the same digest changes nothing; with another digest it becomes the next revision, with a key
-        of its own. What was rejected is quarantined; a file that is fine leaves quarantine. One announcement that the
-        database cannot hold is quarantined and stops nobody.
+        of its own. The key tells from then on how the event will lie in the bucket. What was rejected is quarantined; a
+        file that is fine leaves quarantine. One announcement that the database cannot hold is quarantined and stops
+        nobody.
         """
         try:
-            return self._register(system, seen, now)
+            return self._register(system, seen, now, layout)
         except (Rejected, Conflict) as error:
             if len(seen) > 1:
-                return [new for one in seen for new in self.register(system, [one], now=now)]
+                return [new for one in seen for new in self.register(system, [one], now=now, layout=layout)]
             if seen[0].event is None:
                 raise
-            return self._register(system, [replace(seen[0], event=None, reason=str(error))], now)
+            return self._register(system, [replace(seen[0], event=None, reason=str(error))], now, layout)
 
-    def _register(self, system: str, seen: Sequence[Seen], now: datetime) -> list[tuple[Ref, bool]]:
+    def _register(self, system: str, seen: Sequence[Seen], now: datetime, layout: Shape) -> list[tuple[Ref, bool]]:
         with self._writing() as session:
             self._take_turn(session)
-            rows = _new(session, [one for one in seen if one.event is not None], now)
+            rows = _new(session, [one for one in seen if one.event is not None], now, layout)
             if rows:
                 session.execute(insert(Event), rows)
             _remember(session, system, seen)
@@ -116,7 +120,7 @@ class Discovery(Database):
                     id=ref.id,
                     revision=revision,
                     digest=digest,
-                    key=_free(session, [(_said(event), revision)])[0],
+                    key=_free(session, [(_said(event), revision)], events.layout(event.key))[0],
                     announced_at=event.announced_at,
                     first_seen=now,
                     waiting_since=now,
@@ -130,8 +134,7 @@ class Discovery(Database):
         with self._writing() as session:
             self._take_turn(session)
             event = own(session, ref)
-            keys = (events.key(_said(event), revision=number) for number in itertools.count(event.revision + 1))
-            event.key = next(key for key in keys if session.scalar(select(EVENT.key).where(EVENT.key == key)) is None)
+            event.key = _later(session, _said(event), event.revision, events.layout(event.key))
             return event.key
 
     def quarantine(self, ref: Ref, reason: str, content: bytes = b"", *, now: datetime) -> None:
@@ -182,7 +185,7 @@ class Discovery(Database):
             return row
 
 
-def _new(session: Session, seen: Sequence[Seen], now: datetime) -> list[dict[str, Any]]:
+def _new(session: Session, seen: Sequence[Seen], now: datetime, layout: Shape) -> list[dict[str, Any]]:
     """Prepare a row for each announcement whose content is new under its id."""
     ids = {one.event.id for one in seen if one.event}
     revisions: dict[UUID, dict[str, int]] = defaultdict(dict)
@@ -195,7 +198,7 @@ def _new(session: Session, seen: Sequence[Seen], now: datetime) -> list[dict[str
         if (said := one.event) is not None and said.digest not in revisions[said.id]:
             revisions[said.id][said.digest] = revision = max(revisions[said.id].values(), default=0) + 1
             fresh.append((one, said, revision))
-    keys = _free(session, [(said, revision) for _, said, revision in fresh])
+    keys = _free(session, [(said, revision) for _, said, revision in fresh], layout)
     return [_row(one, said, revision, key, now) for (one, said, revision), key in zip(fresh, keys, strict=True)]
 
 
@@ -235,15 +238,27 @@ def _said(event: Event) -> ImagingEvent:
     )
 
 
-def _free(session: Session, wanted: Sequence[tuple[ImagingEvent, int]]) -> list[str]:
-    """Give each event a key that no other has: the short one, or the whole id where the short one is taken."""
-    short = [events.key(said, revision=revision) for said, revision in wanted]
+def _free(session: Session, wanted: Sequence[tuple[ImagingEvent, int]], layout: Shape) -> list[str]:
+    """Give each event a key that no other has: the short one, or a longer or later one where that is taken."""
+    short = [events.key(said, revision=revision, layout=layout) for said, revision in wanted]
     taken = set(session.scalars(select(EVENT.key).where(EVENT.key.in_(short))))
     keys = []
     for key, (said, revision) in zip(short, wanted, strict=True):
-        keys.append(events.key(said, revision=revision, whole=True) if key in taken else key)
-        taken.add(key)
+        if key not in taken:
+            keys.append(key)
+        elif layout == "bundle":
+            keys.append(events.key(said, revision=revision, whole=True))
+        else:
+            keys.append(_later(session, said, revision, layout, taken=taken))
+        taken.add(keys[-1])
     return keys
+
+
+def _later(session: Session, said: ImagingEvent, revision: int, layout: Shape, *, taken: Collection[str] = ()) -> str:
+    """Find the next key that no event has."""
+    keys = (events.key(said, revision=number, layout=layout) for number in itertools.count(revision + 1))
+    there = select(EVENT.key)
+    return next(key for key in keys if key not in taken and session.scalar(there.where(EVENT.key == key)) is None)
 
 
 def _remember(session: Session, system: str, seen: Sequence[Seen]) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
+from plateway import events
 from plateway.catalog.conditions import (
     ARCHIVE,
     EVENT,
@@ -104,7 +105,7 @@ class Search(Database):
             for row in _archives(session, list(itertools.islice(paths, 1)), [begins(EVENT.key, prefix)]):
                 members = session.execute(query.where(ARCHIVE.path == row.path))
                 return row, [
-                    Member(Ref(id_, revision), key.rpartition("/")[2], *facts) for id_, revision, key, *facts in members
+                    Member(Ref(id_, revision), events.tar_name(key), *facts) for id_, revision, key, *facts in members
                 ]
         return None
 

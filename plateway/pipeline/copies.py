@@ -117,7 +117,7 @@ def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
     Raises:
         NotFound: no member of its name has its size.
     """
-    names = {name.removeprefix("./") for name in (location.member, export.key.rpartition("/")[2]) if name}
+    names = {name.removeprefix("./") for name in (location.member, events.tar_name(export.key)) if name}
     for member in archive.members(location.path):
         if member.name.removeprefix("./") in names and member.size == export.size:
             return member.offset

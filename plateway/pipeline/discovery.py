@@ -80,7 +80,7 @@ def _announced(line: Line, instrument: Instrument, now: datetime) -> tuple[list[
         seen = [_read(instrument, sighting, now) for sighting in fresh[start : start + BATCH]]
         settled = [one for one in seen if one is not None]
         young += len(seen) - len(settled)
-        new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now)]
+        new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
         refused += [
             noted(Outcome(None, instrument.name, "register", "quarantined", key=one.file, reasons=(one.reason,)))
             for one in settled

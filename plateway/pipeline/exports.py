@@ -16,7 +16,9 @@ from plateway.catalog import Ref
 from plateway.errors import (
     Busy,
     Conflict,
+    Damaged,
     PlatewayError,
+    Taken,
     Unavailable,
     Unsettled,
 )
@@ -103,12 +105,29 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: C
                 raise Unsettled(f"{event.path}: images changed while they were exported")
             _allow(line, event, packed, recorded=sent, force=force)
 
-        layout = bundle.plan(files, _head(event, sidecar(images, files)))
+        layout = bundle.plan(files, _head(event, sidecar(images, files)), keys=_keys(event, instrument))
         packing = bundle.Packing(layout, images.read, seal=seal, beat=beat)
-        label = labels.write(event)
-        with suppress(_There):
-            line.store.put(event.key, packing, size=layout.size, part_size=layout.part_size, metadata=label)
+        _put(line, event, packing)
         return packing.packed
+
+
+def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
+    """Say where each file becomes an object of its own, if the event's key says that they do."""
+    if events.layout(event.key) == "bundle":
+        return None
+    return events.places(event.key, events.imaged(instrument.patterns))
+
+
+def _put(line: Line, event: Event, packing: bundle.Packing) -> None:
+    layout = packing.layout
+    try:
+        with suppress(_There):
+            line.store.put(
+                event.key, packing, size=layout.size, part_size=layout.part_size, metadata=labels.write(event)
+            )
+    except Taken as error:
+        other = line.catalog.rekey(Ref(event.id, event.revision))
+        raise Conflict(f"{error} that nobody recorded; the event goes to {other}") from error
 
 
 def _source(line: Line, event: Event, instrument: Instrument) -> tuple[Path, str]:
@@ -176,11 +195,9 @@ def _allow(line: Line, event: Event, packed: bundle.Packed, *, recorded: Export 
         heir = line.catalog.revise(ref, digest=digest, now=line.catalog.now())
         raise Conflict(f"{event.key} holds the earlier content of these images; the new content is {heir}")
     found = line.store.stat(event.key)
-    if found is None:
+    if found is None or not found.etag:  # of files that are objects of their own some are there, which are right
         return
-    if found.size == packed.size and (
-        found.etag == packed.etag or digest_of(line.store.open(event.key)) == packed.sha256
-    ):
+    if found.size == packed.size and (found.etag == packed.etag or _same(line, event.key, packed)):
         if force:
             return
         raise _There
@@ -188,6 +205,13 @@ def _allow(line: Line, event: Event, packed: bundle.Packed, *, recorded: Export 
         raise Conflict(
             f"{event.key} holds other bytes that nobody recorded; the event goes to {line.catalog.rekey(ref)}"
         )
+
+
+def _same(line: Line, key: str, packed: bundle.Packed) -> bool:
+    try:
+        return digest_of(line.store.open(key)) == packed.sha256
+    except Damaged:
+        return False
 
 
 def _row(line: Line, event: Event, packed: bundle.Packed) -> Export:

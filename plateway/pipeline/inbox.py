@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from plateway import archive
+from plateway import archive, events
 from plateway.archive import Archive, Delivery, Inbox, Notice, Poll, TarMember
 from plateway.catalog import Ref
 from plateway.errors import Damaged, NotFound, PlatewayError, Rejected, Transient, Unsettled
@@ -279,7 +279,7 @@ class _Reading:
             yield TarMember(location.member, export.size, location.offset)
         if self._index[0] != location.path:
             self._index = location.path, *self._members(location.path)
-        names = {location.member.removeprefix("./"), export.key.rpartition("/")[2]}
+        names = {location.member.removeprefix("./"), events.tar_name(export.key)}
         for member in self._index[1]:
             if member.size == export.size and member.name.removeprefix("./") in names:
                 yield member

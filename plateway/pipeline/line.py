@@ -26,6 +26,7 @@ from plateway.errors import (
     Transient,
 )
 from plateway.records import Export
+from plateway.scattered import Scattered
 from plateway.settings import MAIN, Bucket, Instrument, Settings
 from plateway.store import Endpoint, Store, identity, open_store
 
@@ -40,7 +41,17 @@ class Place(NamedTuple):
     read_only: bool = False
 
     def __str__(self) -> str:
-        return f"bucket {self.store.name}" + (f" at {self.endpoint}" if self.endpoint else "")
+        return spoken_place(self.endpoint, self.store.name)
+
+
+def spoken_place(endpoint: str | None, bucket: str) -> str:
+    """Say where a bucket is."""
+    return f"bucket {bucket}" + (f" at {endpoint}" if endpoint else "")
+
+
+def unnamed(place: str, count: int) -> str:
+    """Say that exports are where we cannot look."""
+    return f"{count:,} {'exports are' if count > 1 else 'export is'} in {place}, which the settings do not name"
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,7 @@ def open_line(
 
 
 def _open(url: str, endpoint: Endpoint) -> Place:
-    return Place(open_store(url, endpoint), identity(url, endpoint), endpoint.read_only)
+    return Place(Scattered(open_store(url, endpoint)), identity(url, endpoint), endpoint.read_only)
 
 
 def _apart(places: Mapping[str, Place]) -> None:

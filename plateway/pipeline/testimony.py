@@ -28,6 +28,7 @@ from plateway.records import Event, Export
 
 GUESSES = 1024  # ways tried to tell what was announced from what lay among the images
 UNKNOWN = ".plateway-unknown"  # below it no event can be announced: images there are never found, and never purged
+AGAIN = re.compile(r"-r([1-9][0-9]{0,8})(?=\.tar$|/metadata\.json$)")  # in the key of a later revision
 SIDECARS = ("source-metadata.json", "Img/metadata.json")  # the images' own, as their names are in a bundle
 
 
@@ -62,23 +63,36 @@ def read(
     before = line.store.stat(key)
     if before is None:
         raise NotFound(f"{key}: no such object")
-    parts = bundle.Parts(bundle.part_size(before.size))
     try:
-        walked = bundle.walk(through(summed(line.store.open(key), parts)), keep=SIDECARS)
+        walked, etag = walk(through(line.store.open(key)), key=key, size=before.size)
     except Damaged as error:
         raise Damaged(f"{key}: {error}") from error
     after = line.store.stat(key)
     if after is None or (after.size, after.etag) != (walked.size, before.etag):
         raise Unavailable(f"{key} was replaced while it was read")
     sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
-    found = testify(line, walked, labels.read(before.metadata), key=key, etag=parts.etag(), at=sent, bench=bench)
+    found = testify(line, walked, labels.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
     found.export.evidence, found.export.seen_etag = "read-back", after.etag
     found.export.evidence_at = found.export.read_back_at = now
     return found
 
 
-def summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
-    """Pass chunks on, and count them into the ETag that they must have."""
+def walk(chunks: Iterable[bytes], *, key: str, size: int) -> tuple[Walked, str]:
+    """Prove a bundle, and tell the ETag that it must have at a key.
+
+    Raises:
+        Damaged: it is no sound bundle, or none of files that lie beside their manifest at that key.
+    """
+    if events.layout(key) == "files":
+        tally = bundle.Tally()
+        walked = bundle.walk(chunks, keep=SIDECARS, tally=tally)
+        keys = {one.name: one.key for one in walked.manifest.members if one.key is not None}
+        return walked, tally.etag({**keys, bundle.MANIFEST: key})
+    parts = bundle.Parts(bundle.part_size(size))
+    return bundle.walk(_summed(chunks, parts), keep=SIDECARS), parts.etag()
+
+
+def _summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
     for chunk in chunks:
         parts.update(chunk)
         yield chunk
@@ -245,12 +259,12 @@ def _hint(announced: Sequence[Announced], guess: ImagingEvent, label: Label, wal
 
 def _own(key: str, said: ImagingEvent) -> bool:
     """Tell whether a key is one that this event may have, at whatever revision."""
-    stems = {events.key(said, whole=whole).removesuffix(".tar") for whole in (False, True)}
-    return re.sub(r"(-r[0-9]+)?\.tar$", "", key) in stems
+    own = {events.key(said), events.key(said, whole=True), events.key(said, layout="files")}
+    return AGAIN.sub("", key) in own
 
 
 def _revision(key: str) -> int:
-    match = re.search(r"-r([1-9][0-9]{0,8})\.tar$", key)
+    match = AGAIN.search(key)
     return int(match[1]) if match else 1
 
 
