@@ -105,6 +105,7 @@ class Proxy:
     listener: socket.socket
     script: Script = honest
     log: list[Message] = field(default_factory=list)
+    connections: int = 0
 
     @property
     def url(self) -> str:
@@ -117,6 +118,7 @@ class Proxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
+            self.connections += 1
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
@@ -125,7 +127,7 @@ class Proxy:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             asking, answering = client.makefile("rb"), server.makefile("rb")
-            while (request := read(asking)) is not None:
+            while (request := read(asking, asks=client)) is not None:
                 self.log.append(request)
                 try:
                     reply = self.script(request, lambda message: forward(message, server, answering))
@@ -155,8 +157,8 @@ def head(message: Message) -> bytes:
     return ("\r\n".join([message.line, *lines]) + "\r\n\r\n").encode("latin-1")
 
 
-def read(stream: BinaryIO, *, bodiless: bool = False) -> Message | None:
-    """Read one message; None when the other side has ended the connection."""
+def read(stream: BinaryIO, *, bodiless: bool = False, asks: socket.socket | None = None) -> Message | None:
+    """Read one message; None when the other side has ended the connection. Who asks whether to go on is told so."""
     line = stream.readline().decode("latin-1").strip()
     if not line:
         return None
@@ -164,7 +166,9 @@ def read(stream: BinaryIO, *, bodiless: bool = False) -> Message | None:
     while text := stream.readline().decode("latin-1").strip():
         key, _, value = text.partition(":")
         headers.append((key, value.strip()))
-    message = Message(line, tuple(headers))
+    message = Message(line, tuple(pair for pair in headers if pair[0].lower() != "expect"))
+    if asks is not None and len(message.headers) < len(headers):
+        asks.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     if bodiless or re.match(r"HTTP/1.. (204|304)", line):
         return message
     if (message.header("transfer-encoding") or "").lower() == "chunked":
