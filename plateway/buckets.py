@@ -173,10 +173,11 @@ class Buckets:
             self._ask("delete_bucket_lifecycle", what=bucket, Bucket=bucket)
 
     def clear(self, bucket: str) -> Iterator[Done]:
-        """Delete all that is in a bucket, and end the uploads that are open."""
+        """Delete all that is in a bucket, and end the uploads that are open, where the endpoint tells which."""
         yield from self.delete(Address(bucket), self.store(bucket).list())
-        for upload in list(self.store(bucket).uploads()):
-            self.store(bucket).abort(upload)
+        with suppress(Unavailable):
+            for upload in list(self.store(bucket).uploads()):
+                self.store(bucket).abort(upload)
 
     # ------------------------------------------------------------------------------------------------------- objects
 
