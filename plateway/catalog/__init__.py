@@ -8,7 +8,7 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
 
     discovery    known register unsettled look seal unseal revise rekey quarantine replay
     work         systems due newest get found ledger revisions ledgers · lease renew release
-    exports      note_export note_evidence note_damage set_back sample
+    exports      note_export note_evidence note_place note_damage set_back sample
     purges       candidates siblings intend note_trashed note_gone note_restored going stage tally
     tape         receive manifests settle parked note_location note_misplaced unarchived door note_door
     accounts     accounts export_count sight_dark clear_dark adopt empty

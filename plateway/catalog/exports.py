@@ -49,9 +49,20 @@ class Exports(Database):
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
 
     def note_evidence(
-        self, ref: Ref, *, kind: str, at: datetime, seen_etag: str, sha256: str, uploaded_at: datetime, read_back: bool
+        self,
+        ref: Ref,
+        *,
+        kind: str,
+        at: datetime,
+        seen_etag: str,
+        sha256: str,
+        uploaded_at: datetime,
+        read_back: bool,
+        endpoint: str | None = None,
     ) -> None:
         """Note that an upload was seen to be good. It dates from the first time; a read-back outranks a look.
+
+        ``endpoint`` is noted where none was.
 
         Raises:
             Busy: it is not that upload (``sha256``, ``uploaded_at``) any more.
@@ -61,9 +72,24 @@ class Exports(Database):
             if read_back or export.read_back_at is None:
                 export.evidence = kind
             export.evidence_at = export.evidence_at or at
+            export.endpoint = export.endpoint or endpoint
             export.seen_etag = seen_etag
             export.read_back_at = at if read_back else export.read_back_at
             export.damage = export.damaged_at = None
+            _clear(session, ref, "verify")
+
+    def note_place(self, ref: Ref, export: Export, *, endpoint: str | None, kind: str, etag: str, at: datetime) -> None:
+        """Note that an upload was seen to be good behind another endpoint, since now.
+
+        Raises:
+            Busy: it is not that upload, or not noted to be where it was, any more.
+        """
+        with self._writing() as session:
+            known = _upload(session, ref, export.sha256, export.uploaded_at)
+            if (known.endpoint, known.bucket) != (export.endpoint, export.bucket) or known.damage is not None:
+                raise Busy(f"{ref}: looked at meanwhile")
+            known.endpoint, known.evidence, known.seen_etag = endpoint, kind, etag
+            known.evidence_at, known.read_back_at = at, at if kind == "read-back" else None
             _clear(session, ref, "verify")
 
     def note_damage(self, ref: Ref, *, damage: str, at: datetime, sha256: str, uploaded_at: datetime) -> None:

@@ -31,6 +31,7 @@ from plateway.cli.app import (
     working,
 )
 from plateway.pipeline import Line, Outcome
+from plateway.settings import MAIN
 
 ROUNDS = 1000  # of one `discover`: more than any bench needs, and an end
 FAULTS = (  # of the simulator, which loads only when it is used
@@ -212,6 +213,23 @@ def purge(
     with working(home) as (line, _):
         outcomes = pipeline.purge(line, systems=system, dry_run=dry_run, fraction=fraction)
         outcomes += [] if dry_run else pipeline.sweep(line)
+    finish(outcomes, as_json=as_json)
+
+
+@app.command()
+def relocate(
+    *,
+    bucket: Annotated[str, typer.Argument(help="A bucket by its name in buckets.toml.")] = MAIN,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, and note nothing.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Follow an endpoint that has another address now: note of each export that proves to be there where it is.
+
+    Looked for are exports of a bucket of that name at an address that the settings do not name any more.
+    """
+    with working(home) as (line, config):
+        outcomes = pipeline.relocate(line.named(bucket), dry_run=dry_run, workers=config.export_workers)
     finish(outcomes, as_json=as_json)
 
 

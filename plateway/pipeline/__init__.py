@@ -37,6 +37,7 @@ from plateway.pipeline.rebuilding import Rebuilt as Rebuilt
 from plateway.pipeline.rebuilding import rebuild as rebuild
 from plateway.pipeline.reconciliation import Reconciled as Reconciled
 from plateway.pipeline.reconciliation import reconcile as reconcile
+from plateway.pipeline.relocation import relocate as relocate
 from plateway.pipeline.reports import days as days
 from plateway.pipeline.reports import report as report
 from plateway.pipeline.views import detail as detail

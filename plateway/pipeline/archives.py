@@ -23,7 +23,7 @@ from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, Plateway
 from plateway.events import PREFIXES
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.inbox import receive, settle
-from plateway.pipeline.line import Line, Outcome, digest_of, failed, noted
+from plateway.pipeline.line import Line, Outcome, digest_of, failed, noted, spoken_place, unnamed
 from plateway.records import Export
 
 MOST = 10_000  # exports in one tar, and looked up at a time
@@ -155,12 +155,16 @@ class _Run:
     def _places(self, day: Day, ledgers: Sequence[Ledger]) -> dict[str, list[Ledger]]:
         """Tell exports apart by their bucket, and leave out those of buckets that the settings do not name."""
         found: dict[str, list[Ledger]] = defaultdict(list)
+        away: Counter[str] = Counter()
         for ledger in ledgers:
-            try:
-                found[str(self.line.holding(_export(ledger)).place)].append(ledger)
-            except Misconfigured as error:
-                where = (str(error),)
-                self._note(Outcome(ledger.ref, ledger.event.system, "archive", "refused", day.path(1), reasons=where))
+            export = _export(ledger)
+            bound = self.line.at(export.endpoint, export.bucket)
+            if bound is not None:
+                found[str(bound.place)].append(ledger)
+            else:
+                away[spoken_place(export.endpoint, export.bucket)] += 1
+        for where, count in away.items():
+            self._note(Outcome(None, "", "archive", "refused", key=day.path(1), reasons=(unnamed(where, count),)))
         return found
 
     def _rehearse(self, day: Day, ledgers: Sequence[Ledger]) -> None:

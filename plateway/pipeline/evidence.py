@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from plateway import bundle
+from plateway import bundle, scattered
 from plateway.catalog import Ledger, Ref
 from plateway.errors import (
     Damaged,
@@ -43,7 +43,8 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False) -> Outcome:
     if ledger.expired:
         return outcome("expired", reasons=(EXPIRED,))
     try:
-        kind, etag = look_at(line.holding(export).store, export, read_back=read_back)
+        line = line.holding(export)
+        kind, etag = look_at(line.store, export, read_back=read_back)
     except Damaged as error:
         note_damage(line, export, str(error))
         return noted(outcome("damaged", reasons=(str(error),), seconds=time.monotonic() - started))
@@ -58,6 +59,7 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False) -> Outcome:
         sha256=export.sha256,
         uploaded_at=export.uploaded_at,
         read_back=kind == "read-back",
+        endpoint=line.endpoint,
     )
     return noted(outcome("verified", reasons=(kind,), seconds=time.monotonic() - started))
 
@@ -77,7 +79,8 @@ def look_at(store: Store, export: Export, *, read_back: bool) -> tuple[str, str]
     if found is None:
         raise Damaged(f"lost: nothing at {export.key}")
     if found.size != export.size:
-        raise Damaged(f"changed: {export.key} has {found.size:,} bytes, {export.size:,} were sent")
+        size = f"{export.key} has {found.size:,} bytes, {export.size:,} were sent"
+        raise Damaged(f"changed: {scattered.faults(store, export.key) or size}")
     if found.etag == export.etag and not read_back:
         return "etag", found.etag
     try:
@@ -114,7 +117,8 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
         if found is None:
             raise Damaged(f"lost: nothing at {export.key}")
         if (found.size, found.etag) != (export.size, export.seen_etag):
-            raise Damaged(f"changed: {export.key} is not the object that was verified")
+            other = f"{export.key} is not the object that was verified"
+            raise Damaged(f"changed: {scattered.faults(line.store, export.key, most=1) or other}")
         return read_manifest(line, export)
     except Damaged as error:
         note_damage(line, export, str(error))

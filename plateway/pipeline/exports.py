@@ -71,7 +71,7 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
     try:
         event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
         if force or not _sent(sent):
-            line = line.holding(sent) if sent is not None else line.to(event.system)
+            line = _bound(line, event, sent)
             packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
             line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
     except BaseException:
@@ -80,6 +80,13 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
     if packed is None:
         line.catalog.release(ref, fence=fence)
     return packed
+
+
+def _bound(line: Line, event: Event, sent: Export | None) -> Line:
+    """Choose the bucket: an export stays in its own, unless it is bad there and the settings do not name that one."""
+    if sent is None or (sent.damage is not None and line.at(sent.endpoint, sent.bucket) is None):
+        return line.to(event.system)
+    return line.holding(sent)
 
 
 def _sent(export: Export | None) -> TypeGuard[Export]:

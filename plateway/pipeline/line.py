@@ -103,12 +103,21 @@ class Line:
         Raises:
             Misconfigured: the instrument names a bucket that the site does not have.
         """
-        name = self.instrument(system).bucket or MAIN
-        if name == MAIN:
-            return self._at(self.own or self.place)
-        if name not in self.others:
-            raise Misconfigured(f"exports of {system} go to bucket {name!r}, and there is none of that name")
-        return self._at(self.others[name])
+        try:
+            return self.named(self.instrument(system).bucket or MAIN)
+        except Misconfigured as error:
+            raise Misconfigured(f"exports of {system}: {error}") from error
+
+    def named(self, name: str) -> Line:
+        """Bind to a bucket by what the site calls it.
+
+        Raises:
+            Misconfigured: there is none of that name.
+        """
+        found = {MAIN: self.own or self.place, **self.others}.get(name)
+        if found is None:
+            raise Misconfigured(f"there is no bucket {name!r}: it is named in buckets.toml, or by a Bucket block")
+        return self._at(found)
 
     def holding(self, export: Export) -> Line:
         """Bind to the bucket that has an export. What is not in another one is not lost.

@@ -30,7 +30,7 @@ from plateway.pipeline.discovery import EVENTS
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.exports import export
 from plateway.pipeline.inbox import settle
-from plateway.pipeline.line import Line, Outcome, failed, leased, noted
+from plateway.pipeline.line import Line, Outcome, failed, leased, noted, spoken_place, unnamed
 from plateway.pipeline.purges import EVENT_FILE, TRASH, take_back
 from plateway.pipeline.testimony import UNKNOWN, Announced, announced
 from plateway.reconcile import (
@@ -275,18 +275,14 @@ class _Shares:
         """Tell whether an export is in none of the buckets that are known; such are counted."""
         if account.export_bucket is None or self._home(account) is not None:
             return False
-        at = f" at {account.export_endpoint}" if account.export_endpoint else ""
-        self._away[f"bucket {account.export_bucket}{at}"] += not account.expired
+        self._away[spoken_place(account.export_endpoint, account.export_bucket)] += not account.expired
         return True
 
     def elsewhere(self) -> Iterator[Outcome]:
         """Tell of the exports that are in none of the buckets that are known."""
-        for bucket, count in sorted(self._away.items()):
+        for where, count in sorted(self._away.items()):
             if count:
-                reason = (
-                    f"{count:,} export{'s are' if count > 1 else ' is'} in {bucket}, which the settings do not name"
-                )
-                yield Outcome(None, "", "reconcile", "later", reasons=(reason,))
+                yield Outcome(None, "", "reconcile", "later", reasons=(unnamed(where, count),))
 
     def _home(self, account: Account) -> Line | None:
         exported = account.export_bucket is not None

@@ -1,0 +1,79 @@
+"""Follow an endpoint that moved: exports of a bucket that the settings do not name, found in one of the same name.
+
+Nothing is believed because of a name. Each object is looked at where it should be now; only an export that proves to be
+there is noted there, and all others stay where they were noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+from plateway.catalog import Ledger
+from plateway.errors import Damaged, PlatewayError, Transient
+from plateway.pipeline.evidence import look_at
+from plateway.pipeline.line import Line, Outcome, noted
+from plateway.records import Export
+from plateway.store import Store
+
+BATCH = 100  # exports looked at together; where none of the first is there, it is another bucket
+
+
+def relocate(line: Line, *, dry_run: bool = False, workers: int = 4) -> list[Outcome]:
+    """Look in the bucket that the line is bound to for exports that should be in a bucket of that name elsewhere.
+
+    The proof is size and ETag, as they were sent, or as they were seen when the export was verified; or else every
+    byte is read back. Evidence dates from now. May be repeated. A dry run looks, and notes nothing.
+    """
+    outcomes: list[Outcome] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for ledgers in _strayed(line):
+            outcomes += pool.map(partial(_guarded, line, dry_run=dry_run), ledgers)
+            if not any(one.result.endswith("moved") for one in outcomes):
+                reason = f"none of the first {len(outcomes)} exports is in {line.place}"
+                return [*outcomes, noted(Outcome(None, "", "relocate", "stopped", reasons=(reason,)))]
+    return outcomes
+
+
+def _strayed(line: Line) -> Iterator[list[Ledger]]:
+    """Find the exports that are at no endpoint of the settings, or of which nobody noted at which; not the bad ones."""
+    name = line.store.name
+    strayed = (
+        account.key
+        for account in line.catalog.accounts(bucket=name)
+        if account.damage is None and not account.expired
+        if account.export_endpoint is None or line.at(account.export_endpoint, name) is None
+    )
+    while keys := list(islice(strayed, BATCH)):
+        yield line.catalog.ledgers(keys=keys)
+
+
+def _guarded(line: Line, ledger: Ledger, *, dry_run: bool) -> Outcome:
+    """Let an export that does not prove to be here stay where it was noted, and say why."""
+    export = ledger.export
+    assert export is not None
+    about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
+    try:
+        kind, etag = _prove(line.store, export)
+        if dry_run:
+            return about("would be moved", reasons=(kind,))
+        line.catalog.note_place(ledger.ref, export, endpoint=line.endpoint, kind=kind, etag=etag, at=line.catalog.now())
+        return noted(about("moved", reasons=(f"{kind}, at {line.endpoint}",)))
+    except Damaged as error:
+        return about("refused", reasons=(str(error),))
+    except PlatewayError as error:
+        return about("later" if isinstance(error, Transient) else "failed", reasons=(str(error),))
+
+
+def _prove(store: Store, export: Export) -> tuple[str, str]:
+    """Return the kind of evidence that an object gives, and its ETag.
+
+    Raises:
+        Damaged: it is not there, or another.
+    """
+    found = store.stat(export.key)
+    if found is not None and export.evidence and (found.size, found.etag) == (export.size, export.seen_etag):
+        return export.evidence, found.etag
+    return look_at(store, export, read_back=False)
