@@ -51,15 +51,27 @@ def test_a_good_endpoint_can_nearly_all(endpoint: Endpoint, client: Any) -> None
     assert leftovers(client) == []
 
 
+def moody(request: Message, forward: Forward) -> Message:
+    """Hang up on whoever asks for tags, and deny whoever asks for versions."""
+    if request.line.split()[1].endswith("?tagging"):
+        raise Reset
+    return error(403, "AccessDenied") if request.line.split()[1].endswith("?versioning") else forward(request)
+
+
 def test_a_bucket_that_is_there_keeps_all_that_is_in_it(endpoint: Endpoint, bucket: str, client: Any) -> None:
-    """Only the self-test's own folder goes; siblings, uploads and rules of others stay."""
+    """Only the self-test's own folder goes, rules are let be; what did not answer is unknown, and to be tried again."""
+    assert endpoint.url
     for key in ("x/keep", "keep", "x/plateway-selftest-"):
         client.put_object(Bucket=bucket, Key=key, Body=b"1")
     upload = client.create_multipart_upload(Bucket=bucket, Key="x/open")["UploadId"]
     rules = [{"ID": "a", "Status": "Enabled", "Filter": {"Prefix": "tmp/"}, "Expiration": {"Days": 9}}]
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
-    report = selftest.run(endpoint, within=Address(bucket, "x"))
+    with between(endpoint.url) as proxy:
+        proxy.script = moody
+        report = selftest.run(replace(endpoint, url=proxy.url), within=Address(bucket, "x"))
     assert report.good
+    assert verdicts(report)["tags of objects"] == "unknown"
+    assert verdicts(report)["versioning"] == "denied"
     assert report.place.startswith(f"s3://{bucket}/x/plateway-selftest-")
     assert "capitals and underscores in bucket names" not in verdicts(report)
     keys = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
@@ -171,23 +183,6 @@ def test_damage_is_told(endpoint: Endpoint, home: Path, client: Any, monkeypatch
     assert {one["name"]: one["verdict"] for one in told["capabilities"]}["ranged reads"] == "ignored"
     assert endpoint.secret_access_key.get_secret_value() not in result.output
     assert leftovers(client) == []
-
-
-def test_an_endpoint_that_hangs_up_is_unknown_not_unable(endpoint: Endpoint, bucket: str) -> None:
-    """What did not answer is to be tried again; what may not be done is denied."""
-    assert endpoint.url
-
-    def hang_up(request: Message, forward: Forward) -> Message:
-        if request.line.split()[1].endswith("?tagging"):
-            raise Reset
-        return error(403, "AccessDenied") if request.line.split()[1].endswith("?versioning") else forward(request)
-
-    with between(endpoint.url) as proxy:
-        proxy.script = hang_up
-        report = selftest.run(replace(endpoint, url=proxy.url), within=Address(bucket))
-    assert verdicts(report)["tags of objects"] == "unknown"
-    assert verdicts(report)["versioning"] == "denied"
-    assert report.good
 
 
 def test_what_may_not_be_written_is_not_tried(endpoint: Endpoint) -> None:
