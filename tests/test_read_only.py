@@ -6,9 +6,11 @@ and list where reading has to do with that.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,16 +20,26 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import pydicom
 import pytest
+import tifffile
+from typer.testing import CliRunner
 
 from deployments import seaweed
+from plateway import bundle, cli
 from plateway.buckets import Address, Buckets, temporary
 from plateway.errors import Refused
+from plateway.folder import File
+from plateway.pipeline import sources
 from plateway.store import S3, Endpoint, Stat, Upload, filesystem, open_store
 from tests.faults.proxy import Proxy, between
-from tests.gateway.test_read_only import DICOM, OBJECTS, PROXIES, UID, endpoint, make
+from tests.gateway.test_read_only import DICOM, EVENTS, OBJECTS, PROXIES, UID, endpoint, make
+from tests.test_docs import ROOT, blocks
 
 MIB = 1 << 20
+PLATES = EVENTS  # what the page speaks of
+EXAMPLE = "http://haven.example.org:7070"
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 WRITES = {"put", "delete", "delete_all", "abort"}  # of a store; all else reads
 READS = {"name", "open", "fetch", "stat", "look", "list", "page", "level", "sign", "tags", "uploads", "lifecycle"}
@@ -52,6 +64,7 @@ def haven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haven]:
         between(server.url) as book,
     ):
         make(server, OBJECTS, UID, f"{UID}/{UID}")
+        make(server, PLATES, "plates", "series")
         admin = endpoint(server.url, server.access_key_id, server.secret_access_key)
         open_store(f"s3://{OBJECTS}", admin).put(DICOM, [b"DICM"], size=4, part_size=8 * MIB, metadata={})
         reader = replace(endpoint(book.url, reads.access_key_id, reads.secret_access_key), read_only=True)
@@ -252,3 +265,91 @@ def test_a_key_that_only_reads_reads_past_dead_proxies(
     assert OBJECTS in told["buckets"]
     assert (tmp_path / "back" / DICOM).read_bytes() == b"DICM"
     assert not list(tmp_path.rglob("catalogue*"))
+
+
+@pytest.fixture
+def shown(haven: Haven, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What the page speaks of, in a bucket of its own, and the key of the environment; gives where it is."""
+    admin = replace(haven.admin, read_only=False)
+    assert admin.access_key_id
+    assert admin.secret_access_key
+    monkeypatch.setenv("AWS_ENDPOINT_URL", haven.book.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", admin.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", admin.secret_access_key.get_secret_value())
+    monkeypatch.setenv("PLATEWAY_HOME", str(tmp_path / "home"))
+    there = open_store(f"s3://{PLATES}", admin)
+    for key, content in {"plates/060000-833b0b88.tar": tar(), "series/1.2.840.dcm": dicom()}.items():
+        there.put(key, [content], size=len(content), part_size=8 * MIB, metadata={})
+    monkeypatch.chdir(tmp_path)
+    yield haven.book.url
+
+
+def tar() -> bytes:
+    """Make a bundle of one small TIFF."""
+    told = io.BytesIO()
+    tifffile.imwrite(told, np.arange(64, dtype="u2").reshape(8, 8))
+    content = told.getvalue()
+    layout = bundle.plan([File("Img/a.tif", len(content), 0, 0, 1)], {"ref_id": str(uuid4())})
+    return b"".join(bundle.Packing(layout, lambda _: [content]))
+
+
+def dicom() -> bytes:
+    """Make a small slice."""
+    told = io.BytesIO()
+    data = pydicom.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = "1.2.840.10008.5.1.4.1.1.2", UID, "CT"
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.save_as(told, enforce_file_format=True)
+    return told.getvalue()
+
+
+def test_the_examples_of_the_page_run(shown: str) -> None:
+    """Straight into memory, each in its way, and each the same."""
+    page, names = ROOT / "docs" / "read-only.md", dict[str, Any](__name__="read-only")
+    for line, code in blocks(page, "py"):
+        exec(compile("\n" * line + code.replace(EXAMPLE, shown), page, "exec"), names)
+    read = [names["header"], *names["slices"], names["scan"], names["same"]]
+    assert {one.SOPInstanceUID for one in read} == {UID}
+    assert names["plate"][7, 7] == 63
+
+
+def test_the_commands_of_the_page_run(shown: str, tmp_path: Path) -> None:
+    """Each does what the page says, and nothing that changes something; what makes no sense is said."""
+    (page,) = (code.replace(EXAMPLE, shown) for _, code in blocks(ROOT / "docs" / "read-only.md", "sh"))
+    before = {*tmp_path.iterdir()}
+    for line in page.splitlines()[1:]:
+        command, _, name = line.partition(" > ")
+        done = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (line, done.output)
+        if name:
+            Path(name).write_bytes(done.stdout_bytes)
+    assert {one.name for one in {*tmp_path.iterdir()} - before} == {"slice.dcm", "header", "a.tif", "here"}
+    assert Path("slice.dcm").read_bytes() == dicom()
+    assert Path("header").read_bytes() == dicom()[:1024]
+    assert Path("a.tif").read_bytes() == Path("here/060000-833b0b88/Img/a.tif").read_bytes()
+    url = f"s3://{PLATES}/series/1.2.840.dcm"
+    for words in (["cat", url, "--range", "9-1"], ["cat", url, "--range", "all"], ["cat", url, "--from", "bucket"],
+                  ["cat", str(uuid4())], ["cat", str(uuid4()), "a", "--range", "0-9"], ["restore", url],
+                  ["restore", url, str(uuid4()), "--to", "x"], ["restore", url, "--to", "x", "--system", "prince"],
+                  ["restore", str(uuid4()), "--to", "x", "--dry-run"], ["restore", url, "--to-bench"]):  # fmt: skip
+        assert CliRunner().invoke(cli.app, words).exit_code == 2, words
+
+
+def test_ranges_are_those_of_http(shown: str) -> None:
+    """From a byte to a byte, from one on, the last ones."""
+    for span, part in {
+        "0-3": slice(0, 4),
+        "128-131": slice(128, 132),
+        "200-": slice(200, None),
+        "-9": slice(-9, None),
+    }.items():
+        done = CliRunner().invoke(cli.app, ["cat", f"s3://{PLATES}/series/1.2.840.dcm", "--range", span])
+        assert done.stdout_bytes == dicom()[part], span
+
+
+def test_an_image_costs_two_ranged_reads(shown: str, haven: Haven) -> None:
+    """The manifest at the end, and the image; the rest of the bundle stays where it is."""
+    there, before = open_store(f"s3://{PLATES}", haven.admin), len(haven.book.log)
+    assert b"".join(sources.image(there, "plates/060000-833b0b88.tar", "Img/a.tif"))
+    assert [(one.name, bool(one.header("range"))) for one in haven.book.log[before:]] == [("get object", True)] * 2

@@ -208,9 +208,10 @@ def restore(
     What is at an address comes without a catalogue: bundles are unpacked and prove themselves, other objects are
     copied and compared.
     """
+    fetching = addressed(ids, other=[to_bench, source, since, until, system, experiment])
     if (to is None) == (not to_bench):
         raise typer.BadParameter("say where to: --to DIR or --to-bench")
-    if to and addressed(ids, other=[source, since, until, system, experiment]):
+    if fetching and to:
         places = map(Address.parse, ids or ())
         return finish([one for where in places for one in fetch(place, where, to=to, dry_run=dry_run)], as_json=as_json)
     if dry_run or place.endpoint_url or place.block:
