@@ -718,7 +718,7 @@ class Directory:
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         with self._door(prefix):
-            keys = sorted((key for key in self._keys() if key.startswith(prefix)), key=os.fsencode)
+            keys = sorted((key for key in self._keys(prefix) if key.startswith(prefix)), key=os.fsencode)
         for key in keys:
             with self._door(key), suppress(FileNotFoundError):  # deleted meanwhile
                 found = (self._root / key).stat()
@@ -772,8 +772,16 @@ class Directory:
             self._large[folder] = changed, names
         return names
 
-    def _keys(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self._root, onerror=_fail):
+    def _keys(self, prefix: str) -> Iterator[str]:
+        """Name the files in the folder that a prefix names, and below it."""
+        within, slash, _ = prefix.rpartition("/")
+        try:
+            top = self._path(within) if slash else self._root
+        except Rejected:
+            return
+        if not top.is_dir():
+            return
+        for folder, folders, names in os.walk(top, onerror=_fail):
             if Path(folder) == self._root and KEPT in folders:
                 folders.remove(KEPT)
             yield from ((Path(folder) / name).relative_to(self._root).as_posix() for name in names)
