@@ -42,6 +42,7 @@ IMAGES, WAVEFORMS = FOLDERS
 ABREAST = 8  # objects on their way at a time, of one bundle
 IN_FLIGHT = 16 << 20  # bytes of such objects held at a time
 AT_ONCE = 1000  # objects deleted by one request
+FAULTS = 3  # that are told of one bundle
 ID = 36  # characters of an event's id
 RECENT = 5.0  # seconds for which a manifest that was read is the one that is there, where bytes before it are wanted
 REMEMBERED = 8  # manifests
@@ -66,20 +67,20 @@ class Scattered:
         manifest comes last, after the last of the chunks was taken, and replaces what is there.
 
         Raises:
-            Taken: other bytes lie where a file belongs. They were left, and no manifest was written.
+            Taken: other bytes lie where a file belongs, or anything where none does. They were left, and no manifest
+                was written.
+            Rejected: a file's name is too long for a key.
         """
         if home(key) is None:
             return self._store.put(key, chunks, size=size, part_size=part_size, metadata=metadata)
         if not isinstance(chunks, Packing) or chunks.layout.manifest_key != key:
             raise Rejected(f"{key}: only a bundle that was packed for that place goes there")
-        for slot in chunks.layout.slots:
-            plain(str(slot.key))
         sending = _Sending(self._store, {one.key: one for one in self._listed(key)}, self._told(key))
         with closing(Feed(chunks, size, name=key)) as feed:
             manifest = sending.send(feed, chunks.layout)
             _pass(feed, size)  # the end: there the packer looks once more, and may say no
         if sending.taken:
-            raise Taken(f"{sending.taken[0]} holds other bytes")
+            raise Taken(f"{sending.taken[0]} holds something else")
         _put(self._store, key, manifest, metadata=metadata)
         return None
 
@@ -145,6 +146,28 @@ class Scattered:
     def tags(self, key: str) -> dict[str, str]:
         """Read an object's tags; a bundle's are those of its manifest."""
         return tags(self._store, key)
+
+    def faults(self, key: str) -> Iterator[str]:
+        """Say what is wrong with the files of a bundle: first what a listing tells, then what reading them does.
+
+        Raises:
+            Damaged: the manifest cannot be read.
+        """
+        there = {one.key: one for one in self._listed(key)}
+        try:
+            told = {str(one.key): one for one in self._tar(key).members}
+        except NotFound:
+            yield f"{key} is missing"
+            return
+        yield from (f"{other} is not its own" for other in sorted(there.keys() - told.keys() - {key}))
+        yield from (f"{other} is missing" for other in sorted(told.keys() - there.keys()))
+        for other in sorted(told.keys() & there.keys()):
+            size = there[other].size
+            if size != told[other].size:
+                yield f"{other} has {size:,} bytes, {told[other].size:,} were sent"
+        for member in told.values():
+            if str(member.key) in there and _digest(self._store.open(str(member.key))) != member.sha256:
+                yield f"{member.key} has another SHA-256 than was sent"
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -253,6 +276,17 @@ class Scattered:
                 raise Unavailable(f"{self.name}/{key}: {problem}")
 
 
+def faults(store: Store, key: str) -> str:
+    """Name a few files of a bundle that are not as they were, if they are objects of their own; else none.
+
+    Raises:
+        Damaged: the manifest cannot be read. NotFound, Unavailable, Denied: a file cannot be.
+    """
+    if home(key) is None or not isinstance(store, Scattered):
+        return ""
+    return "; ".join(itertools.islice(store.faults(key), FAULTS))
+
+
 class _Peeked:
     """What is listed, taken one event after the other."""
 
@@ -281,6 +315,8 @@ class _Sending:
 
     def send(self, feed: Feed, layout: Layout) -> bytes:
         """Send all files; return the manifest, which follows them, when they have arrived."""
+        own = {plain(str(slot.key)) for slot in layout.slots} | {layout.manifest_key}
+        self.taken += sorted(self._there.keys() - own)
         at = 0
         flying: deque[tuple[int, Future[None]]] = deque()
         with ThreadPoolExecutor(ABREAST, "scattered") as pool:
@@ -344,9 +380,7 @@ class _Sending:
             return False
         if found.etag == sums.etag:
             return True
-        there = _Sums(found.size)
-        deque(map(there.update, self._store.open(key)), maxlen=0)
-        return there.sha256 == sums.sha256
+        return _digest(self._store.open(key)) == sums.sha256
 
 
 class _Sums:
@@ -480,6 +514,12 @@ def _event(key: str) -> str | None:
 
 def _manifest_key(name: str) -> str:
     return f"{IMAGES}/{name}/{MANIFEST}"
+
+
+def _digest(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    deque(map(digest.update, chunks), maxlen=0)
+    return digest.hexdigest()
 
 
 def _pieces(feed: Feed, size: int) -> Iterator[bytes]:

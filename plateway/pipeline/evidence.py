@@ -118,7 +118,7 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
             raise Damaged(f"lost: nothing at {export.key}")
         if (found.size, found.etag) != (export.size, export.seen_etag):
             other = f"{export.key} is not the object that was verified"
-            raise Damaged(f"changed: {scattered.faults(line.store, export.key, most=1) or other}")
+            raise Damaged(f"changed: {scattered.faults(line.store, export.key) or other}")
         return read_manifest(line, export)
     except Damaged as error:
         note_damage(line, export, str(error))

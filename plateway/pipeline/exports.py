@@ -110,11 +110,12 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: C
         def seal(packed: bundle.Packed) -> None:
             if folder.fingerprint(images.files()) != folder.fingerprint(files):
                 raise Unsettled(f"{event.path}: images changed while they were exported")
-            _allow(line, event, packed, recorded=sent, force=force)
+            recorded = sent if sent is not None and sent.key == event.key else None
+            _allow(line, event, packed, recorded=recorded, force=force)
 
         layout = bundle.plan(files, _head(event, sidecar(images, files)), keys=_keys(event, instrument))
         packing = bundle.Packing(layout, images.read, seal=seal, beat=beat)
-        _put(line, event, packing)
+        _put(line, event, packing, sent)
         return packing.packed
 
 
@@ -125,7 +126,8 @@ def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
     return events.places(event.key, events.imaged(instrument.patterns))
 
 
-def _put(line: Line, event: Event, packing: bundle.Packing) -> None:
+def _put(line: Line, event: Event, packing: bundle.Packing, sent: Export | None) -> None:
+    """Send a bundle; where one of its files finds no room, the event goes on under another key."""
     layout = packing.layout
     try:
         with suppress(_There):
@@ -133,8 +135,10 @@ def _put(line: Line, event: Event, packing: bundle.Packing) -> None:
                 event.key, packing, size=layout.size, part_size=layout.part_size, metadata=labels.write(event)
             )
     except Taken as error:
+        if _sent(sent):
+            raise
         other = line.catalog.rekey(Ref(event.id, event.revision))
-        raise Conflict(f"{error} that nobody recorded; the event goes to {other}") from error
+        raise Conflict(f"{error}; the event goes to {other}") from error
 
 
 def _source(line: Line, event: Event, instrument: Instrument) -> tuple[Path, str]:
