@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from plateway.catalog import Catalog
 from plateway.errors import Damaged, NotFound
 from plateway.folder import File
 from plateway.pipeline import sources
+from plateway.scattered import Scattered
 from plateway.simulator import Announced
 from plateway.store import Directory, ReadOnly, Store, open_store
 from tests.databases import furnish
@@ -55,8 +57,7 @@ def store(place: Path) -> Store:
 
 def restored(store: Store, to: Path, where: str = "s3://bucket") -> dict[str, str]:
     """Restore what is at an address; say what became of each object."""
-    address = Address.parse(where)
-    done = sources.restore(store, address, list(sources.find(store, address)), to=to)
+    done = sources.restore(sources.find(store, Address.parse(where)), to=to)
     return {one.key: one.result for one in done}
 
 
@@ -126,13 +127,13 @@ def test_other_files_are_never_overwritten(store: Store, event: Announced, key: 
 
 def test_a_plan_writes_nothing(store: Store, event: Announced, key: str, tmp_path: Path) -> None:
     """It says how many files would come, and which are there already."""
-    found = list(sources.find(store, where := Address("bucket")))
-    told = {one.key: one for one in sources.plan(store, where, found, to=tmp_path / "back")}
+    found = sources.find(store, Address("bucket"))
+    told = {one.key: one for one in sources.plan(found, to=tmp_path / "back")}
     assert {one.result for one in told.values()} == {"would restore"}
     assert not (tmp_path / "back").exists()
     assert f"{len(event.files)} of {len(event.files)} files" in told[key].reasons[0]
     restored(store, tmp_path / "back")
-    assert {one.result for one in sources.plan(store, where, found, to=tmp_path / "back")} == {"there already"}
+    assert {one.result for one in sources.plan(found, to=tmp_path / "back")} == {"there already"}
 
 
 def test_one_wrong_image_is_told_and_the_others_come(
@@ -190,3 +191,34 @@ def test_cat(store: Store, event: Announced, key: str) -> None:
         sources.cat(store, "nothing")
     with pytest.raises(NotFound):
         sources.image(store, "nothing", "a")
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> tuple[Announced, str]:
+    """A bucket with one bundle of single files: the event, and the key of its manifest."""
+    for name in ("bench", "bucket"):
+        (tmp_path / name).mkdir()
+    clock, store = Clock(), Scattered(open_store((tmp_path / "bucket").as_uri()))
+    with closing(Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)) as catalog:
+        furnish(catalog)
+        lab = Lab(tmp_path, store, clock, catalog, options={"layout": "files"})
+        announced, ref = lab.exported()
+        return announced, lab.ledger(ref).event.key
+
+
+def test_bundles_of_single_files_come_back_as_well(single: tuple[Announced, str], tmp_path: Path) -> None:
+    """All of one by its folder or its manifest, one image by its name; a part of it, or the manifest, is what it is."""
+    event, key = single
+    store, folder = ReadOnly(Directory(tmp_path / "bucket")), key.rpartition("/")[0]
+    for number, where in enumerate([f"s3://bucket/{folder}", f"s3://bucket/{key}"]):
+        assert restored(store, tmp_path / str(number), where) == {key: "restored"}
+        found = files(tmp_path / str(number))
+        assert {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == event.files
+    assert restored(store, tmp_path / "all") == {key: "restored"}
+    for name in event.files:
+        assert b"".join(sources.image(store, key, name)) == (event.images / name).read_bytes()
+    assert json.loads(b"".join(sources.cat(store, key)))["ref_id"] == str(event.id)
+    image = next(one.key for one in store.list(f"{folder}/") if one.key != key)
+    assert restored(store, tmp_path / "one", f"s3://bucket/{image}") == {image: "restored"}
+    flip(tmp_path / "bucket" / image, 100)
+    assert restored(store, tmp_path / "wrong", f"s3://bucket/{folder}") == {key: "damaged"}

@@ -238,15 +238,9 @@ def reading(place: Place, where: Address) -> Store:
 
 def fetch(place: Place, where: Address, *, to: Path, dry_run: bool) -> Iterator[Outcome]:
     """Bring what is at an address behind a bar of its bytes."""
-    store = reading(place, where)
-    found = list(sources.find(store, where))
-    if not found:
-        raise NotFound(f"{where}: nothing is there")
-    with measured(f"restore {where}", sum(stat.size for stat in found)) as beat:
-        if dry_run:
-            yield from sources.plan(store, where, found, to=to)
-        else:
-            yield from sources.restore(store, where, found, to=to, beat=beat)
+    found = sources.find(reading(place, where), where)
+    with measured(f"restore {where}", found.size) as beat:
+        yield from sources.plan(found, to=to) if dry_run else sources.restore(found, to=to, beat=beat)
 
 
 def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from plateway import bundle, folder
@@ -22,6 +21,7 @@ from plateway.folder import Landing, shown
 from plateway.pipeline import labels
 from plateway.pipeline.copies import Copy, home, named, take
 from plateway.pipeline.line import Outcome
+from plateway.scattered import Scattered
 from plateway.store import Stat, Store
 
 ABREAST = 8  # objects on their way at a time
@@ -29,10 +29,34 @@ ASIDE = ".plateway.part"  # in the directory that is restored to: what is half w
 BUNDLES = (".tar", f"/{MANIFEST}")  # how the keys of bundles end
 
 
-def find(store: Store, where: Address) -> Iterator[Stat]:
-    """List the object of that name and what is in the folder of that name, never what merely begins alike."""
-    found = store.stat(where.key) if where.key and not where.key.endswith("/") else None
-    if found is not None:
+@dataclass(frozen=True)
+class Found:
+    """What lies at an address: the object of that name and what is in the folder of that name."""
+
+    store: Store
+    where: Address
+    objects: Sequence[Stat]
+
+    @property
+    def size(self) -> int:
+        """Say how many bytes that is."""
+        return sum(stat.size for stat in self.objects)
+
+
+def find(store: Store, where: Address) -> Found:
+    """List what lies at an address, never what merely begins alike. A bundle of single files is one object.
+
+    Raises:
+        NotFound: nothing does.
+    """
+    for one in (Scattered(store), store):  # a part of a bundle of single files is what it is
+        if found := list(_there(one, where)):
+            return Found(one, where, found)
+    raise NotFound(f"{where}: nothing is there")
+
+
+def _there(store: Store, where: Address) -> Iterator[Stat]:
+    if where.key and not where.key.endswith("/") and (found := store.stat(where.key)):
         yield found
     yield from (stat for stat in store.list(where.folder) if stat.size or not stat.key.endswith("/"))
 
@@ -72,12 +96,13 @@ def image(store: Store, key: str, name: str) -> Iterator[bytes]:
     Raises:
         NotFound: there is no such object or image. Damaged: it is no bundle, or the image is other than it says.
     """
+    store = Scattered(store)
     member = named(_tail(store, key).manifest, name)
-    return take([Copy("bucket", key, None, partial(_slice, store, key))], member)
 
+    def read(start: int, length: int | None) -> Iterator[bytes]:
+        return store.open(key, start=start, length=length)
 
-def _slice(store: Store, key: str, start: int, length: int | None) -> Iterator[bytes]:
-    return store.open(key, start=start, length=length)
+    return take([Copy("bucket", key, None, read)], member)
 
 
 def _tail(store: Store, key: str) -> Tail:
@@ -110,13 +135,13 @@ class Source:
     files: Mapping[str, Member] = field(default_factory=dict)  # of a bundle, by where they go
 
 
-def examine(store: Store, where: Address, stat: Stat) -> Source:
+def examine(found: Found, stat: Stat) -> Source:
     """Look at what one object is.
 
     Raises:
         Damaged: a bundle that does not end as one. Rejected: a name that no file may have here.
     """
-    place, tail = landing(stat.key, where, Path()).as_posix(), account(store, stat.key)
+    place, tail = landing(stat.key, found.where, Path()).as_posix(), account(found.store, stat.key)
     if tail is None:
         return Source(stat, place)
     place = place.removesuffix(".tar") if place.endswith(".tar") else PurePosixPath(place).parent.as_posix()
@@ -125,11 +150,11 @@ def examine(store: Store, where: Address, stat: Stat) -> Source:
     return Source(stat, place, tail, files)
 
 
-def plan(store: Store, where: Address, found: Sequence[Stat], *, to: Path) -> Iterator[Outcome]:
+def plan(found: Found, *, to: Path) -> Iterator[Outcome]:
     """Say what `restore` would write below a directory, by names alone; nothing is written."""
 
     def say(stat: Stat) -> Outcome:
-        source = examine(store, where, stat)
+        source = examine(found, stat)
         names = list(source.files) if source.tail else [source.place]
         missing = [name for name in names if not (to / name).exists()]
         told = f"{len(missing)} of {len(names)} files in {shown(source.place)}/" if source.tail else shown(source.place)
@@ -138,9 +163,7 @@ def plan(store: Store, where: Address, found: Sequence[Stat], *, to: Path) -> It
     yield from _each(say, found)
 
 
-def restore(
-    store: Store, where: Address, found: Sequence[Stat], *, to: Path, beat: Callable[[int], None] | None = None
-) -> Iterator[Outcome]:
+def restore(found: Found, *, to: Path, beat: Callable[[int], None] | None = None) -> Iterator[Outcome]:
     """Bring objects into a directory: bundles unpacked and proven by their manifest, others copied and compared.
 
     May be repeated: what is there and right is kept, other bytes in its place are a failure of that object alone.
@@ -150,12 +173,12 @@ def restore(
         Busy: somebody else writes into the directory. Unavailable: it cannot be written.
     """
     folder.make(to)
-    with folder.land(to, "", aside=ASIDE) as landing:
-        bringing = _Bringing(store, landing, to, beat or (lambda _: None))
-        yield from _each(lambda stat: bringing.bring(examine(store, where, stat)), found)
+    with folder.land(to, "", aside=ASIDE) as into:
+        bringing = _Bringing(found.store, into, to, beat or (lambda _: None))
+        yield from _each(lambda stat: bringing.bring(examine(found, stat)), found)
 
 
-def _each(act: Callable[[Stat], Outcome], found: Sequence[Stat]) -> Iterator[Outcome]:
+def _each(act: Callable[[Stat], Outcome], found: Found) -> Iterator[Outcome]:
     def attempt(stat: Stat) -> Outcome:
         try:
             return act(stat)
@@ -164,7 +187,7 @@ def _each(act: Callable[[Stat], Outcome], found: Sequence[Stat]) -> Iterator[Out
             return _outcome(stat, result, str(error))
 
     with ThreadPoolExecutor(ABREAST) as pool:
-        yield from pool.map(attempt, found)
+        yield from pool.map(attempt, found.objects)
 
 
 def _outcome(stat: Stat, result: str, *reasons: str) -> Outcome:
