@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
@@ -19,15 +21,14 @@ from hypothesis import strategies as st
 
 from plateway import bundle, events, pipeline
 from plateway.archive import open_archive
-from plateway.bundle import Packing, plan
 from plateway.catalog import Catalog, Ref
-from plateway.errors import Damaged, NotFound, PlatewayError, Refused, Rejected, Taken, Unavailable, Unsettled
+from plateway.errors import Damaged, Refused, Rejected
 from plateway.folder import File
 from plateway.pipeline import Outcome
 from plateway.reconcile import Finding
 from plateway.scattered import Scattered
 from plateway.settings import IMAGES
-from plateway.store import Endpoint, Memory, Prefixed, ReadOnly, Stat, Store, open_store
+from plateway.store import Endpoint, Memory, Store, open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 
@@ -308,3 +309,370 @@ def test_harm_is_mended_by_sending_the_same_again(site: Site, what: str) -> None
     assert (site.key(ref) == f"images/{ref.id}/metadata.json") == (what not in strange), what
     if what in strange:
         assert before.items() <= site.objects().items()
+
+
+# ------------------------------------------------------------------------------------------------------------ cut off
+
+
+class Killed(BaseException):
+    """Nobody catches this."""
+
+
+class Mortal:
+    """A store whose user is killed before the n-th change."""
+
+    def __init__(self, store: Store, *, at: int) -> None:
+        self.name = store.name
+        self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
+        self.uploads, self.abort = store.uploads, store.abort
+        self._store, self._left = store, itertools.count(at, -1)
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
+        self._change()
+        return self._store.put(key, chunks, size=size, part_size=part_size, metadata=metadata)
+
+    def delete(self, key: str) -> None:
+        self._change()
+        self._store.delete(key)
+
+    def _change(self) -> None:
+        if next(self._left) <= 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("at", range(len(FILES) + 1))
+def test_an_export_that_is_killed_heals(site: Site, at: int) -> None:
+    """Whenever it dies nothing is recorded and no manifest is there; the next one completes what arrived."""
+    ref = site.announce(FILES)
+    site.lab.settle()
+    site.lab.store = Scattered(Mortal(site.inner, at=at))
+    with pytest.raises(Killed):
+        site.lab.export()
+    assert site.lab.ledger(ref).export is None
+    assert site.lab.state(ref) == "ready"
+    there = site.objects()
+    assert f"images/{ref.id}/metadata.json" not in there
+    site.lab.store = Scattered(Once(site.inner))
+    assert results(site.lab.export()) == ["exported", "verified"]
+    assert there.items() <= site.objects().items()
+    assert len(site.objects()) == len(FILES) + 1
+
+
+class Once(Mortal):
+    """A store in which no key is written twice."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, at=1 << 30)
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
+        assert self._store.stat(key) is None, key
+        return super().put(key, chunks, size=size, part_size=part_size, metadata=metadata)
+
+
+def test_what_a_dead_export_left_is_dark_and_not_adopted(anywhere: Site) -> None:
+    """Files without a manifest are one dark object at its key: sent again where the images are here, else left."""
+    ref, stranger = anywhere.announce(FILES), "0b0e6d2c-8a4b-4c3d-9e2f-1a2b3c4d5e6f"
+    lab = anywhere.lab
+    lab.settle()
+    anywhere.place(f"images/{ref.id}/a.tif", FILES["a.tif"])
+    anywhere.place(f"images/{stranger}/x.tif", b"x")
+    anywhere.place(f"waveforms/{stranger}/x.json", b"{}")
+    keys = {f"images/{one}/metadata.json" for one in (str(ref.id), stranger)}
+    assert {(one.kind.value, one.key) for one in reconciled(lab)} == {("dark object", key) for key in keys}
+    lab.clock.turn(days=2)
+    found = reconciled(lab, repair=True)
+    assert {one.key: one.done for one in found}[f"images/{ref.id}/metadata.json"] == "exported, verified"
+    assert [one.key for one in reconciled(lab, repair=True)] == [f"images/{stranger}/metadata.json"]
+    assert anywhere.objects()[f"images/{stranger}/x.tif"] == b"x"
+
+
+def test_nothing_is_dark_while_it_is_being_exported(site: Site) -> None:
+    """What lies there of an event that somebody holds is no finding."""
+    ref = site.announce(FILES)
+    site.lab.settle()
+    site.place(f"images/{ref.id}/a.tif", FILES["a.tif"])
+    site.lab.catalog.lease(ref, owner="other", ttl=timedelta(hours=1), now=site.lab.clock())
+    assert reconciled(site.lab) == ()
+
+
+def test_a_complete_upload_that_nobody_noted_is_noted(site: Site) -> None:
+    """Killed between the manifest and the catalogue: the next run sees that all is there, and sends nothing."""
+    ref = site.exported(FILES)
+    other = Catalog(f"sqlite:///{site.lab.home / 'other.db'}", clock=site.lab.clock)
+    furnish(other)
+    site.lab.catalog.close()
+    site.lab.catalog = other
+    site.lab.settle()
+    site.lab.store = Scattered(Mortal(site.inner, at=0))
+    assert results(site.lab.export()) == ["exported", "verified"]
+    assert site.key(ref) == f"images/{ref.id}/metadata.json"
+
+
+# ------------------------------------------------------------------------------------------------------- other bytes
+
+
+def test_other_bytes_are_never_overwritten(anywhere: Site) -> None:
+    """Where something else lies at a file's key, or beside the files, the event goes to a key that is free."""
+    lab, files = anywhere.lab, {**FILES, "big.tif": os.urandom(9 * MIB)}
+    refs = [anywhere.announce(files, number=number) for number in range(3)]
+    lab.settle()
+    strange = {
+        f"images/{refs[0].id}/b.tif": b"other",
+        f"images/{refs[1].id}/big.tif": bytes(9 * MIB),
+        f"images/{refs[2].id}/z.tif": b"beside",
+    }
+    for key, content in strange.items():
+        anywhere.place(key, content)
+    assert results(lab.export()) == ["conflict"] * 3
+    assert results(lab.export()) == ["exported"] * 3 + ["verified"] * 3
+    assert [anywhere.key(ref) for ref in refs] == [f"images/{ref.id}-r2/metadata.json" for ref in refs]
+    assert strange.items() <= anywhere.objects().items()
+    assert {one.kind.value for one in reconciled(lab)} == {"dark object"}
+
+
+def test_the_bundle_of_another_catalogue_is_not_added_to(site: Site) -> None:
+    """A complete bundle of other content at an event's key stays exactly as it is; ours goes elsewhere."""
+    ref = site.exported(FILES)
+    before = site.objects()
+    other = Catalog(f"sqlite:///{site.lab.home / 'other.db'}", clock=site.lab.clock)
+    furnish(other)
+    site.lab.catalog.close()
+    site.lab.catalog = other
+    (site.lab.bench / "aretha" / str(ref.id) / "w.json").unlink()
+    (site.lab.bench / "aretha" / str(ref.id) / "v.json").write_bytes(b"[2]")
+    site.lab.settle()
+    assert results(site.lab.export()) == ["conflict"]
+    assert site.objects() == before
+    assert results(site.lab.export()) == ["exported", "verified"]
+    assert before.items() <= site.objects().items()
+    assert site.key(ref) == f"images/{ref.id}-r2/metadata.json"
+
+
+def test_changed_images_become_a_revision(site: Site) -> None:
+    """Other images under the same announcement, sent by force, get a key of their own and change nothing else."""
+    ref = site.exported(FILES)
+    before = site.objects()
+    (site.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
+    assert pipeline.export(site.lab.line, ref, force=True).result == "conflict"
+    assert site.objects() == before
+    site.lab.settle()
+    assert results(site.lab.export()) == ["exported", "verified"]
+    assert site.key(Ref(ref.id, 2)) == f"images/{ref.id}-r2/metadata.json"
+    assert before.items() <= site.objects().items()
+    assert reconciled(site.lab) == ()
+
+
+def test_a_revision_finds_a_key_although_a_stranger_took_the_next(site: Site) -> None:
+    """An event whose first key was taken is at -r2; its second revision goes to -r3."""
+    ref = site.announce(FILES)
+    site.lab.settle()
+    site.place(f"images/{ref.id}/a.tif", b"strange")
+    assert results(site.lab.export() + site.lab.export()) == ["conflict", "exported", "verified"]
+    (site.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
+    assert pipeline.export(site.lab.line, ref, force=True).result == "conflict"
+    assert site.key(Ref(ref.id, 2)) == f"images/{ref.id}-r3/metadata.json"
+
+
+# -------------------------------------------------------------------------------------------------- tape, and leaving
+
+
+def taped(site: Site) -> None:
+    """Let the archive take what was exported."""
+    site.lab.clock.turn(days=1)
+    assert "archived" in results(pipeline.archive(site.lab.line))
+
+
+def keeping(site: Site, days: int) -> None:
+    with_policy(site.lab, purge=False, bucket_lifespan=timedelta(days=days), fraction=1.0)
+
+
+def expired(site: Site) -> list[str]:
+    return results(pipeline.expire(site.lab.line, fraction=1.0))
+
+
+def test_tape_gets_a_tar_and_gives_back_what_the_bucket_lost(site: Site) -> None:
+    """In the archive an export is a tar of its event's name; images that the bucket lost are read there."""
+    refs = [site.exported(FILES, number=number) for number in range(2)]
+    taped(site)
+    (path,) = (one.path for one in site.lab.ledger(refs[0]).archives)
+    assert site.lab.archive is not None
+    names = {one.name for one in site.lab.archive.members(path)}
+    assert names == {f"./{ref.id}.tar" for ref in refs}
+    harm(site, refs[0], "lost")
+    assert b"".join(pipeline.cat(site.lab.line, refs[0], "b.tif")) == FILES["b.tif"]
+    pipeline.restore(site.lab.line, refs[0], to=site.lab.home / "back")
+    assert (site.lab.home / "back" / str(refs[0]) / "b.tif").read_bytes() == FILES["b.tif"]
+
+
+def test_a_bucket_copy_expires_with_all_its_files(anywhere: Site) -> None:
+    """What tape has with proof goes, file by file and the manifest last; what merely looks alike stays."""
+    ref = anywhere.exported(FILES)
+    (anywhere.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
+    pipeline.export(anywhere.lab.line, ref, force=True)
+    anywhere.lab.settle()
+    assert results(anywhere.lab.export()) == ["exported", "verified"]
+    taped(anywhere)
+    neighbours = {f"images/{ref.id}-r22/a.tif": b"1", f"images/{ref.id}0/a.tif": b"2", f"waveforms/{ref.id}-": b"3"}
+    for key, content in neighbours.items():
+        anywhere.place(key, content)
+    second = {key: content for key, content in anywhere.objects().items() if f"{ref.id}-r2/" in key}
+    assert len(second) == len(FILES) + 1
+    line = anywhere.lab.line
+    line.store.delete(anywhere.key(ref))
+    assert anywhere.objects() == second | neighbours
+    keeping(anywhere, 7)
+    anywhere.lab.clock.turn(days=8)
+    pipeline.verify(line, ref)
+    assert expired(anywhere).count("marked") == 1, pipeline.expire(line)
+    anywhere.lab.clock.turn(hours=2)
+    assert "expired" in expired(anywhere)
+    assert anywhere.objects() == neighbours
+
+
+@pytest.mark.parametrize("at", range(len(FILES) + 1))
+def test_an_expiry_that_is_killed_goes_on(site: Site, at: int) -> None:
+    """Whatever was deleted already, the next run proves tape again and deletes the rest; nothing is called damaged."""
+    ref = site.exported(FILES)
+    taped(site)
+    keeping(site, 7)
+    site.lab.clock.turn(days=8)
+    assert expired(site) == ["marked"]
+    site.lab.clock.turn(hours=2)
+    site.lab.store = Scattered(Mortal(site.inner, at=at))
+    with pytest.raises(Killed):
+        expired(site)
+    assert f"images/{ref.id}/metadata.json" in site.objects()
+    site.lab.store = Scattered(site.inner)
+    assert expired(site) == ["expired"]
+    assert site.objects() == {}
+    assert site.lab.ledger(ref).expired
+    assert b"".join(pipeline.cat(site.lab.line, ref, "b.tif")) == FILES["b.tif"]
+
+
+def test_an_expiry_that_was_cut_off_stops_where_tape_lost_its_copy(site: Site) -> None:
+    """What is left in the bucket stays, as far as it goes, when tape is other than it was."""
+    ref = site.exported(FILES)
+    taped(site)
+    keeping(site, 7)
+    site.lab.clock.turn(days=8)
+    expired(site)
+    site.lab.clock.turn(hours=2)
+    site.lab.store = Scattered(Mortal(site.inner, at=1))
+    with pytest.raises(Killed):
+        expired(site)
+    site.lab.store = Scattered(site.inner)
+    left = site.objects()
+    (path,) = (one.path for one in site.lab.ledger(ref).archives)
+    (site.lab.home / "tape" / path).write_bytes(b"")
+    assert "expired" not in expired(site)
+    assert site.objects() == left
+
+
+def test_the_catalogue_is_filled_again_from_the_bucket_alone(anywhere: Site) -> None:
+    """Events, keys, exports with their ETags and manifests are as before; then nothing is found wrong."""
+    lab = anywhere.lab
+    refs = [anywhere.exported(files, number=number) for number, files in enumerate([ODD, FILES])]
+    before = [lab.ledger(ref) for ref in refs]
+    anywhere.place("images/0b0e6d2c-8a4b-4c3d-9e2f-1a2b3c4d5e6f/x.tif", b"left by somebody")
+    lab.catalog.close()
+    lab.catalog = Catalog(f"sqlite:///{lab.home / 'new.db'}", clock=lab.clock)
+    furnish(lab.catalog)
+    rebuilt = pipeline.rebuild(lab.line)
+    assert (rebuilt.events, len(rebuilt.refused)) == (2, 1)
+    for ref, old in zip(refs, before, strict=True):
+        new = lab.ledger(ref)
+        assert old.export is not None and new.export is not None
+        facts = {"key", "size", "sha256", "etag", "part_size", "manifest_sha256", "manifest_offset", "member_count"}
+        assert new.export.model_dump(include=facts) == old.export.model_dump(include=facts)
+        assert (new.event.digest, new.event.path) == (old.event.digest, old.event.path)
+    lab.settle()
+    assert lab.export() == []
+    assert {one.kind.value for one in reconciled(lab)} == {"dark object"}
+
+
+def test_the_catalogue_is_filled_again_from_tape(site: Site) -> None:
+    """A bundle that only tape has becomes an export again, expired in the bucket."""
+    ref = site.exported(FILES)
+    taped(site)
+    site.lab.store.delete(site.key(ref))
+    site.place("notes.txt", b"the bucket is there")
+    site.lab.catalog.close()
+    site.lab.catalog = Catalog(f"sqlite:///{site.lab.home / 'new.db'}", clock=site.lab.clock)
+    furnish(site.lab.catalog)
+    assert pipeline.rebuild(site.lab.line).from_archive == 1
+    assert b"".join(pipeline.cat(site.lab.line, ref, "a.tif")) == FILES["a.tif"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the store
+
+
+def test_only_what_was_packed_for_a_place_goes_there(site: Site) -> None:
+    """Bytes from elsewhere, and a bundle for another key, are refused before anything is written."""
+    files = [File("a.tif", 1, 0, 1, 1)]
+    for key in ("images/exp/1.tar", f"images/{IDS}/metadata.json", None):
+        keys = events.places(key, events.imaged(IMAGES)) if key and events.home(key) else None
+        packing = bundle.Packing(bundle.plan(files, {}, keys=keys), lambda file: iter([b"a"]))
+        size = packing.layout.size
+        with pytest.raises(Rejected):
+            site.lab.store.put(f"images/{IDS}-r2/metadata.json", packing, size=size, part_size=8 * MIB, metadata={})
+    assert site.objects() == {}
+
+
+def test_names_too_long_for_a_key_are_refused_before_anything_is_sent(site: Site) -> None:
+    """A key has 1,024 bytes at most, and what it cannot hold takes three for one."""
+    ref = site.announce({"a.tif": b"a", f"{'/'.join(['d' * 250] * 4)}/b.tif": b"b"})
+    site.lab.settle()
+    with pytest.raises(Rejected, match="not a plain key"):
+        pipeline.export(site.lab.line, ref)
+    assert site.objects() == {}
+
+
+def test_there_is_no_link_to_a_tar_that_is_none(site: Site) -> None:
+    """Whoever asks for a link would get the manifest where a tar is expected; there is none, and one to each file."""
+    ref = site.exported(FILES)
+    with pytest.raises(Refused, match="objects of their own"):
+        site.lab.store.sign(site.key(ref), expires=timedelta(minutes=1))
+
+
+def test_a_manifest_that_names_what_is_not_its_own_is_damage(site: Site) -> None:
+    """A key of another event's files, whatever wrote it, is neither read nor deleted."""
+    one, other = site.exported(FILES), site.exported(FILES, number=1)
+    key = site.key(one)
+    content = site.objects()[key].replace(f"images/{one.id}/a.tif".encode(), f"images/{other.id}/a.tif".encode())
+    site.place(key, content)
+    before = site.objects()
+    for act in (site.lab.store.open, site.lab.store.delete):
+        with pytest.raises(Damaged, match="beside it"):
+            act(key)
+    assert site.objects() == before
+
+
+def test_uploads_of_files_are_those_of_their_bundle(endpoint: Endpoint, bucket: str, client: Any) -> None:
+    """What a killed upload of a large file left is shown at its bundle's key, and ended there."""
+    store, key = Scattered(open_store(f"s3://{bucket}", endpoint)), f"images/{IDS}/metadata.json"
+    client.create_multipart_upload(Bucket=bucket, Key=f"images/{IDS}/big.tif")
+    client.create_multipart_upload(Bucket=bucket, Key="images/exp/1.tar")
+    found = {one.key: one for one in store.uploads()}
+    assert found.keys() == {key, "images/exp/1.tar"}
+    for one in found.values():
+        store.abort(one)
+    assert list(store.uploads()) == []
+
+
+names = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
+) | st.binary(min_size=1, max_size=20).map(lambda name: os.fsdecode(name.replace(b"/", b"%").replace(b"\0", b"%")))
+
+
+@given(st.lists(names, unique=True, max_size=6))
+def test_keys_tell_names_apart(given_names: list[str]) -> None:
+    """No two names share a key, and each key says its name again."""
+    place = events.places(f"images/{IDS}/metadata.json", events.imaged(IMAGES))
+    keys = {name: place(name) for name in given_names if name != "metadata.json"}
+    assert len(set(keys.values())) == len(keys)
+    assert [events.placed(key) for key in keys.values()] == list(keys)
+    assert f"images/{IDS}/metadata.json" not in keys.values()

@@ -13,13 +13,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from plateway import retention
+from plateway import events, retention
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damaged, PlatewayError, Refused, Transient, Unavailable
 from plateway.pipeline.copies import Copy, copies
-from plateway.pipeline.evidence import manifest_of, proof_of, verify
+from plateway.pipeline.evidence import manifest_of, proof_of, read_manifest, verify
 from plateway.pipeline.line import Hold, Line, Outcome, leased, noted
-from plateway.records import Purge
+from plateway.records import Export, Purge
 from plateway.settings import Policy
 
 
@@ -137,8 +137,9 @@ def _finish(line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datet
         line = line.holding(export)  # in another bucket nothing at the key proves nothing
         if mark.trashed_at is not None and line.store.stat(export.key) is None:
             return _gone(line, ledger, now)  # deleted by a run that was cut off before it could say so
+        delete = _go_on if mark.trashed_at is not None and _begun(line, export) else _delete
         try:
-            _delete(line, ref, policy, hold=Hold(line, ref, fence), now=now)
+            delete(line, ref, policy, hold=Hold(line, ref, fence), now=now)
         except (Refused, Damaged) as error:
             line.catalog.note_restored(ref, "bucket", at=now, reason=str(error))
             outcome = noted(_told(ledger, "restored", str(error)))
@@ -237,16 +238,46 @@ def _delete(line: Line, ref: Ref, policy: Policy, *, hold: Hold, now: datetime) 
     ledger = _unmarked(line.catalog.ledger(ref))
     _allow(line, ledger, policy, now)
     _prove(line, ledger)
+    export = _read_whole(line, ledger, policy, hold=hold, now=now)
+    line.catalog.note_trashed(ref, "bucket", at=now)
+    found = line.store.stat(export.key)
+    if found is None or (found.size, found.etag) != (export.size, export.seen_etag):
+        raise Refused(f"{export.key} is not the object that was verified")
+    _remove(line, export)
+
+
+def _begun(line: Line, export: Export) -> bool:
+    """Say whether a deletion was cut off among files that are objects of their own; the manifest goes last."""
+    found = line.store.stat(export.key)
+    partly = found is not None and found.etag != "" and found.size < export.size
+    return partly and events.layout(export.key) == "files"
+
+
+def _go_on(line: Line, ref: Ref, policy: Policy, *, hold: Hold, now: datetime) -> None:
+    """Go on with such a deletion: prove again all but that everything is still there.
+
+    Raises:
+        Refused, Damaged: what is other. Busy: the lease was lost. Unavailable: it cannot be said, or is still there.
+    """
+    ledger = _unmarked(line.catalog.ledger(ref))
+    _allow(line, ledger, policy, now)
+    export = _read_whole(line, ledger, policy, hold=hold, now=now)
+    read_manifest(line, export)
+    _remove(line, export)
+
+
+def _read_whole(line: Line, ledger: Ledger, policy: Policy, *, hold: Hold, now: datetime) -> Export:
+    """Read all that tape has of an export, and judge once more."""
     export = ledger.export
     assert export is not None
     if line.archive is not None:
         _read(line, ledger, start=0, length=export.size, sha256=export.sha256, renew=hold)
     hold.renew()
-    _allow(line, _unmarked(line.catalog.ledger(ref)), policy, now)  # again: reading takes its time
-    line.catalog.note_trashed(ref, "bucket", at=now)
-    found = line.store.stat(export.key)
-    if found is None or (found.size, found.etag) != (export.size, export.seen_etag):
-        raise Refused(f"{export.key} is not the object that was verified")
+    _allow(line, _unmarked(line.catalog.ledger(ledger.ref)), policy, now)  # again: reading takes its time
+    return export
+
+
+def _remove(line: Line, export: Export) -> None:
     line.store.delete(export.key)
     if line.store.stat(export.key) is not None:
         raise Unavailable(f"{export.key} is still there after it was deleted")
