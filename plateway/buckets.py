@@ -185,7 +185,8 @@ class Buckets:
         """Open one bucket."""
         with self._opening:
             if bucket not in self._stores:
-                self._stores[bucket] = S3(bucket, self._endpoint)
+                known = next(iter(self._stores.values()), None)
+                self._stores[bucket] = known.beside(bucket) if known else S3(bucket, self._endpoint)
             return self._stores[bucket]
 
     def find(self, where: Address) -> Iterator[Stat]:

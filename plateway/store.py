@@ -20,9 +20,10 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
 from itertools import islice, pairwise, takewhile
@@ -109,13 +110,13 @@ class Endpoint:
     """Where S3 is and who asks. Without keys botocore's chain finds them (profile, instance role)."""
 
     url: str | None = None  # AWS itself
-    name: str | None = None  # what it is called, where it is reached at several addresses or at changing ones
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
     session_token: SecretStr | None = None
     region: str = "us-east-1"
     read_only: bool = False
     bypass_proxy: bool = False
+    name: str | None = None  # what it is called, where it is reached at several addresses or at changing ones
 
 
 def identity(url: str, endpoint: Endpoint) -> str:
@@ -351,17 +352,31 @@ class S3:
 
     def __init__(self, bucket: str, endpoint: Endpoint) -> None:
         self.name = bucket
-        self._read_only = endpoint.read_only
+        self._endpoint, self._read_only = endpoint, endpoint.read_only
         self._seen = -math.inf  # monotonic seconds when the bucket was last known to be there
         self._by_folder = False  # it lists folder by folder: `a/b` before `a-b`
         if endpoint.url and not re.match(r"https?://[^/]", endpoint.url):
             raise Misconfigured("the S3 endpoint is an http:// or https:// address")
         with door(bucket):
-            session = _session(endpoint)
-            self._credentials = session.get_credentials()
-            self._client = _looker(endpoint, session)
-            self._reads = _mover(bucket, endpoint, session, timeout="1d", read_timeout="30s")
-            self._writes = _mover(bucket, endpoint, session, timeout="1m")
+            self._session = _session(endpoint)
+            self._credentials = self._session.get_credentials()
+            self._client = _looker(endpoint, self._session)
+
+    def beside(self, bucket: str) -> S3:
+        """Open another bucket of the same endpoint, which is looked at by the same client."""
+        other = copy(self)
+        other.name, other._seen = bucket, -math.inf
+        for mover in ("_reads", "_writes"):
+            vars(other).pop(mover, None)
+        return other
+
+    @cached_property
+    def _reads(self) -> S3Store:
+        return _mover(self.name, self._endpoint, self._session, timeout="1d", read_timeout="30s")
+
+    @cached_property
+    def _writes(self) -> S3Store:
+        return _mover(self.name, self._endpoint, self._session, timeout="1m")
 
     def put(
         self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
