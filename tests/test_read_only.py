@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,20 +30,35 @@ from typer.testing import CliRunner
 from deployments import seaweed
 from plateway import bundle, cli
 from plateway.buckets import Address, Buckets, temporary
-from plateway.errors import Refused
+from plateway.errors import PlatewayError, Refused
 from plateway.folder import File
 from plateway.pipeline import sources
 from plateway.store import S3, Endpoint, Stat, Upload, filesystem, open_store
-from tests.faults.proxy import Proxy, between
+from tests.faults.proxy import Forward, Message, Proxy, Reset, Script, between, error, honest
 from tests.gateway.test_read_only import DICOM, EVENTS, OBJECTS, PROXIES, UID, endpoint, make
 from tests.test_docs import ROOT, blocks
 
 MIB = 1 << 20
 PLATES = EVENTS  # what the page speaks of
+DONE = {"restored", "restored already"}
 EXAMPLE = "http://haven.example.org:7070"
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 WRITES = {"put", "delete", "delete_all", "abort"}  # of a store; all else reads
-READS = {"name", "open", "fetch", "stat", "look", "list", "page", "level", "sign", "tags", "uploads", "lifecycle"}
+READS = {
+    "name",
+    "beside",
+    "open",
+    "fetch",
+    "stat",
+    "look",
+    "list",
+    "page",
+    "level",
+    "sign",
+    "tags",
+    "uploads",
+    "lifecycle",
+}
 OFFICE = {"make", "remove", "set_lifecycle", "clear", "put", "copy", "delete", "set_tags"}  # of buckets, the same
 VISITS = {"names", "there", "vacant", "lifecycle", "store", "find", "level", "usage", "get", "tags"}
 
@@ -353,3 +369,50 @@ def test_an_image_costs_two_ranged_reads(shown: str, haven: Haven) -> None:
     there, before = open_store(f"s3://{PLATES}", haven.admin), len(haven.book.log)
     assert b"".join(sources.image(there, "plates/060000-833b0b88.tar", "Img/a.tif"))
     assert [(one.name, bool(one.header("range"))) for one in haven.book.log[before:]] == [("get object", True)] * 2
+
+
+def refuse(request: Message, forward: Forward) -> Message:
+    """Let nobody in."""
+    return error(403, "AccessDenied")
+
+
+def slow_down(request: Message, forward: Forward) -> Message:
+    """Refuse for now."""
+    return error(503, "SlowDown")
+
+
+def hang_up(request: Message, forward: Forward) -> Message:
+    """End the connection without an answer."""
+    raise Reset
+
+
+def cut(request: Message, forward: Forward) -> Message:
+    """Hang up in the middle of the answer."""
+    reply = forward(request)
+    return replace(reply, cut=len(reply.body) // 2) if reply.body else reply
+
+
+@pytest.mark.parametrize("fault", [refuse, slow_down, hang_up, cut])
+def test_a_restore_that_meets_a_fault_goes_on_when_it_is_over(
+    shown: str, haven: Haven, tmp_path: Path, fault: Script
+) -> None:
+    """Whichever request fails from then on: what has a name is right, the rest is told, and the next run brings it."""
+    there, where = open_store(f"s3://{PLATES}", haven.admin), Address(PLATES)
+    before = len(haven.book.log)
+    assert {one.result for one in sources.restore(sources.find(there, where), to=tmp_path / "whole")} == {"restored"}
+    whole, requests = contents(tmp_path / "whole"), len(haven.book.log) - before
+    for nth in range(requests):
+        to, countdown = tmp_path / str(nth), iter(range(requests))
+        haven.book.script = lambda request, forward: (
+            forward(request) if next(countdown, requests) < nth else fault(request, forward)  # noqa: B023
+        )
+        with suppress(PlatewayError):
+            assert {one.result for one in sources.restore(sources.find(there, where), to=to)} != {"restored"}
+        haven.book.script = honest
+        assert contents(to).items() <= whole.items()
+        assert {one.result for one in sources.restore(sources.find(there, where), to=to)} <= DONE
+        assert contents(to) == whole
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(directory)): one.read_bytes() for one in directory.rglob("*") if one.is_file()}
