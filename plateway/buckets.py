@@ -341,18 +341,20 @@ class Buckets:
 
 
 @contextmanager
-def temporary(buckets: Buckets, name: str, *, keep: timedelta = timedelta(days=1)) -> Iterator[str]:
+def temporary(buckets: Buckets, name: str, *, keep: timedelta | None = timedelta(days=1)) -> Iterator[str]:
     """Make a bucket of a name of its own, and remove it with all that is in it when the block is left, however it is.
 
-    Before that, those are removed that blocks which were killed have left: of the same name, older than ``keep``.
+    Before that, those are removed that blocks which were killed have left: of the same name, older than ``keep`` unless
+    that is None.
 
     Raises:
         Unavailable: it could not be removed; the next one of that name removes it.
     """
-    try:
-        sweep(buckets, name, before=datetime.now(UTC) - keep)
-    except PlatewayError as error:  # where buckets may not be listed one may still be made
-        log.warning("leftovers of %s cannot be looked for: %s", name, error)
+    if keep is not None:
+        try:
+            sweep(buckets, name, before=datetime.now(UTC) - keep)
+        except PlatewayError as error:  # where buckets may not be listed one may still be made
+            log.warning("leftovers of %s cannot be looked for: %s", name, error)
     bucket = f"{name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{uuid4().hex[:6]}"
     buckets.make(bucket)
     try:

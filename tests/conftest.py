@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from botocore.session import get_session  # type: ignore[import-untyped]  # botocore ships no types
@@ -14,7 +13,7 @@ from pydantic import SecretStr
 from deployments import seaweed
 from plateway import store
 
-pytest_plugins = ["tests.databases", "tests.order"]
+pytest_plugins = ["plateway.testing", "tests.databases", "tests.order"]
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start a hundred times need not be compiled each time
 
 
@@ -51,13 +50,13 @@ def client(endpoint: store.Endpoint) -> Any:
     )
 
 
+@pytest.fixture(scope="session")
+def s3_endpoint(endpoint: store.Endpoint) -> store.Endpoint:
+    """Where the plugin that Plateway has for others makes buckets here."""
+    return endpoint
+
+
 @pytest.fixture
-def bucket(client: Any) -> Iterator[str]:
+def bucket(s3_bucket: str) -> str:
     """The name of a bucket that was made for this test; it goes afterwards, a SeaweedFS has room for some hundred."""
-    name = f"test-{uuid4().hex[:12]}"
-    client.create_bucket(Bucket=name)
-    yield name
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        if keys := [{"Key": found["Key"]} for found in page.get("Contents", ())]:
-            client.delete_objects(Bucket=name, Delete={"Objects": keys})
-    client.delete_bucket(Bucket=name)
+    return s3_bucket
