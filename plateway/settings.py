@@ -8,6 +8,7 @@ its key come from what `plateway up` left in the home. Below the edge nobody rea
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tomllib
@@ -43,6 +44,8 @@ from pydantic_settings import (
 )
 
 from plateway.errors import Misconfigured
+
+log = logging.getLogger(__name__)
 
 IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -82,6 +85,7 @@ Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoke
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
+OTHERS = 0o077  # of a file's mode: what anybody but its owner may do
 MAIN = "plateway"  # what the site's own bucket is called among its buckets
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # what may name a bucket, and a block
 WHO = ("access_key_id", "secret_access_key", "session_token")
@@ -392,6 +396,8 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
     """
     try:
         tables = tomllib.loads(path.read_text())
+        if path.stat().st_mode & OTHERS:
+            log.warning("%s can be read by others, and holds keys: chmod 600", path.name)
     except FileNotFoundError:
         if wanted:
             raise Misconfigured(f"{path.name}: no such file") from None

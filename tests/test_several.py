@@ -138,6 +138,17 @@ def test_a_table_says_what_differs(tmp_path: Path) -> None:
     assert [known.instrument(name).bucket for name in ("aretha", "nina", "prince")] == ["dev", "dev", None]
 
 
+def test_a_file_that_others_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It holds keys."""
+    table = "[dev]\nurl = 's3://dev'"
+    for mode, warned in ((0o600, False), (0o640, True)):
+        (tmp_path / "buckets.toml").touch()
+        (tmp_path / "buckets.toml").chmod(mode)
+        caplog.clear()
+        assert written(tmp_path, table).buckets.keys() == {"dev"}
+        assert ("chmod 600" in caplog.text) is warned
+
+
 WRONG = {
     "no table": ('dev = "s3://dev"', "dev is no table"),
     "no url": ("[dev]\nregion = 'x'", r"\[dev\] url: Field required"),

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from deployments import bringup, seaweed
 from deployments.supervisor import HOME, LOCK, RECORD, Part, Step, Supervisor, claim, members, take_over
-from plateway import settings
+from plateway import pipeline, settings, store
 from plateway.errors import Busy, Unavailable
 from tests.deployments.stand_in import stand_in
 
@@ -219,6 +219,7 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     read = settings.load(home=tmp_path)
     assert (read.endpoint_url, read.access_key_id) == ("http://127.0.0.1:12345", s3.admin.access_key_id)
+    assert store.identity(read.bucket_url, pipeline.endpoint(read)) == "embedded"  # whatever its port is next time
     assert read.secret_access_key == told.secret_access_key
     shown = json.loads(file.read_text())
     assert (shown["prefect_ui"], shown["s3_endpoint"]) == ("http://127.0.0.1:4200", s3.url)

@@ -11,8 +11,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
+from blocks import line as configured
+from blocks.bucket import Bucket
 from deployments import sensor
 from plateway import simulator
 from plateway.catalog import Catalog, Ledger, Ref
@@ -88,6 +91,31 @@ def test_an_announcement_is_verified_without_a_hand(
     assert (site.home / "bucket" / known.export.key).stat().st_size == known.export.size
 
 
+def test_an_instrument_names_its_bucket(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
+    """A block that an operator made is where its exports go from the next run on, and where the flows look for them."""
+    other = site.home / "other"
+    other.mkdir()
+    (prince,) = ask(lambda _: configured.load_instruments())
+
+    async def save(client: PrefectClient) -> None:
+        await Bucket(url=other.as_uri()).asave("other", overwrite=True, client=client)
+        await prince.asave("prince", overwrite=True, client=client)
+
+    prince.bucket = "other"
+    ask(save)
+    try:
+        event = announced(site)
+        until(lambda: ran("discover") and verified(catalog, event))
+    finally:
+        prince.bucket = None
+        ask(save)
+    known = ledger(catalog, event)
+    assert known is not None
+    assert known.export is not None
+    assert known.export.bucket == "other"
+    assert (other / known.export.key).exists()
+
+
 def test_a_hint_starts_one_run(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
     """A hint without any sensor is enough: its automation starts discover at once."""
     event = announced(site)
@@ -152,7 +180,7 @@ def test_a_purge_shows_its_refusals(site: Site, worker: subprocess.Popen[bytes],
 @pytest.mark.skipif(not SOAK, reason="a process for each run takes a tenth of the gate's time: PLATEWAY_SOAK=1")
 def test_a_process_pool_runs_the_same_deployments(site: Site, catalog: Catalog) -> None:
     """Where isolation matters, the flows run unchanged in processes of their own."""
-    site.provision(PLATEWAY_WORK_POOL="process")
+    site.provision(work_pool="process")
     try:
         event = announced(site)
         with site.running(*site.worker("process", "process")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
@@ -15,7 +17,8 @@ from blocks import line as configured
 from blocks.bucket import Bucket, endpoint
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
-from deployments.provision import FLOWS, document
+from deployments.provision import FLOWS, Memory, buckets, document
+from plateway import pipeline, settings
 from tests.flows.conftest import Site, ask
 
 
@@ -90,7 +93,7 @@ def test_an_edited_block_is_left_alone(site: Site) -> None:
     untouched = block.settle
     try:
         save(block, settle=timedelta(seconds=7))
-        site.provision(PLATEWAY_SETTLE_SECONDS="3")
+        site.provision(settle_seconds="3")
         assert instrument("prince").settle == timedelta(seconds=7)
     finally:
         save(block, settle=untouched)
@@ -98,13 +101,33 @@ def test_an_edited_block_is_left_alone(site: Site) -> None:
 
 def test_a_block_of_ours_follows_the_settings(site: Site) -> None:
     """As long as nobody edited it, a block follows an endpoint that moved to another port; secrets stay unseen."""
-    site.provision(AWS_ENDPOINT_URL="http://127.0.0.1:7", AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="s3cret")
+    site.provision(endpoint_url="http://127.0.0.1:7", access_key_id="key", secret_access_key="s3cret")
     moved = bucket()
     assert moved.endpoint == "http://127.0.0.1:7"
     assert endpoint(moved).secret_access_key == SecretStr("s3cret")
     assert "s3cret" not in repr(moved)
     site.provision()
     assert bucket().endpoint is None
+
+
+def test_each_bucket_has_a_block(site: Site, tmp_path: Path) -> None:
+    """A table of buckets.toml becomes a block, with its credentials; an instrument's names it, and flows follow."""
+    (tmp_path / "buckets.toml").write_text(
+        '[dev]\nurl = "s3://dev"\nendpoint_url = "http://127.0.0.1:7"\nendpoint_name = "echo"\nread_only = true\n'
+        'access_key_id = "key"\nsecret_access_key = "s3cret"\nsystems = ["prince"]\n'
+    )
+    known = settings.load(home=tmp_path, bucket_url=site.settings.bucket_url)
+    try:
+        ask(lambda client: buckets(client, known, Memory(tmp_path)))
+        blocks = ask(lambda _: configured.load_buckets())
+        assert endpoint(blocks["dev"]) == pipeline.endpoint(known.buckets["dev"])
+        instrument = Instrument.of(known.instrument("prince"))
+        assert instrument.bucket == "dev"
+        with closing(configured.put_together(known, blocks, [instrument])) as line:
+            assert (line.to("prince").store.name, line.to("prince").endpoint) == ("dev", "echo")
+            assert line.to("other").store is line.store
+    finally:
+        ask(lambda _: awaited(Bucket.adelete("dev")))
 
 
 def test_names_of_blocks_tell_systems_apart() -> None:
