@@ -252,19 +252,6 @@ def test_a_bad_endpoint_is_told_and_nothing_is_claimed(
     assert keys(Buckets(endpoint), bucket) == ["a/1"]
 
 
-def test_a_read_only_endpoint_is_never_asked_to_write(endpoint: Endpoint, bucket: str, folder: Path) -> None:
-    """Refused before anything reaches the wire."""
-    assert endpoint.url
-    fill(Buckets(endpoint), bucket, "a/1")
-    with between(endpoint.url) as proxy:
-        there = Buckets(replace(endpoint, url=proxy.url, read_only=True))
-        for name in ("make", "put", "copy", "delete", "set tags", "set lifecycle", "remove"):
-            with pytest.raises(Refused, match="read-only"):
-                ACTS[name](there, bucket, folder)
-        assert proxy.log == []
-        assert keys(there, bucket) == ["a/1"]
-
-
 def test_a_key_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
     """An object cannot be fetched to outside of the directory."""
     for key in ("../x", "a/../../x", "/etc/x", "a//b"):
