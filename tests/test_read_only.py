@@ -416,3 +416,16 @@ def test_a_restore_that_meets_a_fault_goes_on_when_it_is_over(
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(one.relative_to(directory)): one.read_bytes() for one in directory.rglob("*") if one.is_file()}
+
+
+def test_a_bucket_of_the_site_is_read_only_on_the_command_line(
+    shown: str, haven: Haven, asked: Callable[[], set[str]], tmp_path: Path
+) -> None:
+    """Named by --block, it is read, and refuses to be changed; S3 hears nothing of that."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "buckets.toml").write_text(f'[haven]\nurl = "s3://{OBJECTS}"\nread_only = true\n')
+    (tmp_path / "home" / "buckets.toml").chmod(0o600)
+    url, block = f"s3://{OBJECTS}/{DICOM}", ["--block", "haven"]
+    assert CliRunner().invoke(cli.app, ["cat", url, *block]).stdout_bytes == b"DICM"
+    for words in (["del", url], ["put", __file__, url], ["mb", "s3://another-one"], ["tag", url, "a=b"]):
+        assert isinstance(CliRunner().invoke(cli.app, ["bucket", *words, *block]).exception, Refused), words

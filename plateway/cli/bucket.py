@@ -33,7 +33,9 @@ app.add_typer(bucket, name="bucket")
 bucket.add_typer(lifecycle, name="lifecycle")
 
 At = Annotated[str | None, typer.Option("--endpoint-url", help="Where S3 is, if not where the settings say.")]
-Block = Annotated[str | None, typer.Option("--block", help="A Bucket block in Prefect: its endpoint and credentials.")]
+Block = Annotated[
+    str | None, typer.Option("--block", help="A bucket of buckets.toml, or a Bucket block in Prefect: its endpoint.")
+]
 Url = Annotated[str, typer.Argument(metavar="s3://BUCKET[/KEY]")]
 Urls = Annotated[list[str], typer.Argument(metavar="s3://BUCKET/KEY…")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="A whole folder, too.")]
@@ -55,7 +57,9 @@ class Place:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        found = self._of_block(self.block) if self.block is not None else endpoint(settings.load(home=self.home))
+        config = settings.load(home=self.home)
+        known = config if self.block is None else config.buckets.get(self.block)
+        found = endpoint(known) if known is not None else self._of_block(str(self.block))
         return replace(found, url=self.endpoint_url) if self.endpoint_url else found
 
     @staticmethod
@@ -65,7 +69,7 @@ class Place:
         try:
             return blocks.endpoint(blocks.Bucket.load(name))  # type: ignore[arg-type]  # no async client here
         except ValueError as error:
-            raise NotFound(f"there is no Bucket block {name!r} in Prefect") from error
+            raise NotFound(f"there is no bucket {name!r} in buckets.toml, nor a Bucket block in Prefect") from error
 
     def guard(self, name: str, typed: str | None) -> None:
         """Let nothing be deleted or replaced where the catalogue knows of exports, unless the name was typed out.
