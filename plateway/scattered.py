@@ -75,7 +75,8 @@ class Scattered:
             return self._store.put(key, chunks, size=size, part_size=part_size, metadata=metadata)
         if not isinstance(chunks, Packing) or chunks.layout.manifest_key != key:
             raise Rejected(f"{key}: only a bundle that was packed for that place goes there")
-        sending = _Sending(self._store, {one.key: one for one in self._listed(key)}, self._told(key))
+        there = {one.key: one for one in self._listed(key)}
+        sending = _Sending(self._store, there, self._told(key) if key in there else None)
         with closing(Feed(chunks, size, name=key)) as feed:
             manifest = sending.send(feed, chunks.layout)
             _pass(feed, size)  # the end: there the packer looks once more, and may say no

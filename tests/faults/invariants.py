@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from plateway import archive, bundle, pipeline
 from plateway.catalog import Ledger
-from plateway.errors import Damaged, Rejected
+from plateway.errors import Damaged, NotFound, Rejected
 from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
 from plateway.store import Stat, Upload
@@ -148,7 +148,7 @@ class Scene:
 
         try:
             walked = bundle.walk(chunks())
-        except Damaged as damage:
+        except (Damaged, NotFound) as damage:  # not found: of files that are objects of their own, the manifest
             return Thing(stat, whole.hexdigest(), None, str(damage))
         return Thing(stat, whole.hexdigest(), walked.manifest, "")
 
@@ -353,7 +353,8 @@ def no_overwrite(scene: Scene) -> Iterator[str]:
 def no_partial(scene: Scene) -> Iterator[str]:
     """I6: whatever a reader finds in the bucket or in staging is whole."""
     for key, thing in scene.things.items():
-        if thing.flaw and key not in scene.world.foreign:
+        complete = thing.stat.etag != ""  # else files without a manifest, which nobody takes for a bundle
+        if thing.flaw and complete and key not in scene.world.foreign:
             yield f"{key}: {thing.flaw}"
     wrote = {str(one.id): dict(one.files) for one in scene.world.announced}
     staged = (scene.lab.home / "staging").glob("*/*")
