@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +16,6 @@ from plateway.buckets import Address, Buckets, Done, landing, temporary
 from plateway.errors import Conflict, NotFound, PlatewayError, Refused, Rejected
 from plateway.store import Endpoint, Stat
 from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest
-from tests.soak import SOAK
 
 
 @pytest.fixture
@@ -290,31 +286,3 @@ def test_leftovers_are_swept_and_nothing_else(there: Buckets, bucket: str) -> No
     for name in others:
         assert there.there(name)
         there.remove(name)
-
-
-@pytest.mark.parametrize("end", ["done", "failed", "SIGTERM", "SIGINT"] if SOAK else ["failed", "SIGTERM"])
-def test_a_command_has_a_bucket_of_its_own(there: Buckets, bucket: str, endpoint: Endpoint, end: str) -> None:
-    """It finds it in its environment; afterwards the bucket is gone, and the exit code is the command's."""
-    assert endpoint.url
-    assert endpoint.access_key_id
-    assert endpoint.secret_access_key
-    last = {"done": "", "failed": "sys.exit(7)"}.get(end, "time.sleep(60)")
-    script = (
-        "import os, sys, time; from botocore.session import get_session; "
-        "client, name = get_session().create_client('s3'), os.environ['PLATEWAY_BUCKET_URL'][5:]; "
-        f"client.put_object(Bucket=name, Key='a', Body=b'1'); print('there', flush=True); {last}"
-    )
-    env = os.environ | {
-        "AWS_ENDPOINT_URL": endpoint.url,
-        "AWS_ACCESS_KEY_ID": endpoint.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key.get_secret_value(),
-    }
-    command = [sys.executable, "-m", "plateway", "bucket", "run", bucket, "--", sys.executable, "-c", script]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout
-        assert running.stdout.readline() == b"there\n"
-        if end.startswith("SIG"):
-            running.send_signal(getattr(signal, end))
-        code = running.wait(60)
-    assert code == {"done": 0, "failed": 7, "SIGTERM": 143, "SIGINT": 130}[end]
-    assert of_name(there, f"{bucket}-") == []
