@@ -23,7 +23,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plateway import pipeline
+from plateway import events, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Rejected
@@ -31,6 +31,8 @@ from plateway.gateway import Parts, access
 from plateway.gateway.images import Recall
 from plateway.gateway.thumbs import Thumbs
 from plateway.pipeline import copies
+from plateway.scattered import Scattered
+from plateway.settings import Shape
 from plateway.store import Endpoint, Memory, open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import DAWN, Clock, Lab
@@ -101,15 +103,18 @@ def announce(lab: Lab, files: dict[str, bytes], *, experiment: str = "x") -> Ref
 
 
 @contextmanager
-def placed(home: Path, url: str, endpoint: Endpoint | None = None, **parts: Any) -> Iterator[Place]:
+def placed(
+    home: Path, url: str, endpoint: Endpoint | None = None, *, layout: Shape = "bundle", **parts: Any
+) -> Iterator[Place]:
     """Run a gateway in front of a laboratory of its own, with a tape."""
     for name in ("bench", "bucket", "tape"):
         (home / name).mkdir(parents=True)
     clock = Clock()
     catalog = Catalog(f"sqlite:///{home / 'catalogue.db'}", clock=clock)
     catalog.upgrade()
-    store = Memory() if url == "memory" else open_store(url, endpoint)
-    lab = Lab(home, store, clock, catalog, archive=open_archive((home / "tape").as_uri()))
+    store = Scattered(Memory() if url == "memory" else open_store(url, endpoint))
+    archive = open_archive((home / "tape").as_uri())
+    lab = Lab(home, store, clock, catalog, archive=archive, options={"layout": layout})
     whole = {"home": home, "tokens": home / "tokens.json", "limits": GENEROUS, **parts}
     with running(Parts(line=lambda: replace(lab.line, store=Turned(lab)), **whole)) as one, one.client() as client:
         yield Place(lab, one, client)
@@ -125,15 +130,15 @@ class Turned:
         return getattr(self._lab.store, name)
 
 
-@pytest.fixture(scope="module", params=["memory", "s3"])
+@pytest.fixture(scope="module", params=["memory", "s3", "files"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A gateway over each kind of bucket."""
+    """A gateway over each kind of bucket, and over one in which files are objects of their own."""
     home, url, endpoint = tmp_path_factory.mktemp("place"), "memory", None
-    if request.param == "s3":
+    if request.param != "memory":
         endpoint, name = request.getfixturevalue("endpoint"), f"images-{uuid4().hex[:12]}"
         request.getfixturevalue("client").create_bucket(Bucket=name)
         url = f"s3://{name}"
-    with placed(home, url, endpoint) as one:
+    with placed(home, url, endpoint, layout="files" if request.param == "files" else "bundle") as one:
         yield one
 
 
@@ -301,7 +306,8 @@ def test_what_is_not_in_the_manifest_is_not_there(place: Place, ref: Ref) -> Non
 def test_an_event_outside_of_the_prefix_is_not_there(place: Place, ref: Ref) -> None:
     """A token sees what its prefix covers; of anything else it does not even learn that it is there."""
     theirs = announce(place.lab, {"a.tif": tiff(9)}, experiment="theirs")
-    secret = place.gateway.token(uuid4().hex, "read", prefix="images/theirs/")
+    prefix = "/".join(place.lab.ledger(theirs).event.key.split("/")[:2])
+    secret = place.gateway.token(uuid4().hex, "read", prefix=f"{prefix}/")
     unknown = str(uuid4())
     with place.gateway.client(secret) as client:
         for rest in ("images", "images/a.tif", "images/a.tif/thumbnail", "bundle"):
@@ -569,7 +575,7 @@ def test_a_bundle_is_a_link_or_comes_from_here(place: Place, ref: Ref) -> None:
     else:
         assert (answer.status_code, answer.content) == (200, whole)
         assert answer.headers["content-type"] == "application/x-tar"
-        assert f'filename="{key.rpartition("/")[2]}"' in answer.headers["content-disposition"]
+        assert f'filename="{events.tar_name(key)}"' in answer.headers["content-disposition"]
         part = place.client.get(path, headers={"Range": "bytes=512-1023"})
         assert (part.status_code, part.content) == (206, whole[512:1024])
         assert place.client.get(path, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
