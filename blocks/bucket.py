@@ -7,7 +7,7 @@ from prefect.blocks.core import Block
 from prefect_aws import AwsCredentials, MinIOCredentials
 from pydantic import Field, HttpUrl, SecretStr
 
-from plateway import settings
+from plateway import pipeline, settings
 from plateway.store import Endpoint, Store, filesystem, open_store
 
 
@@ -45,6 +45,22 @@ class Bucket(Block):
         """Open the bucket for a notebook: an fsspec filesystem, and the path of the bucket in it."""
         return filesystem(self.url, endpoint(self))
 
+    def value(self, systems: tuple[str, ...] = ()) -> settings.Bucket:
+        """Give what was typed as the library takes it."""
+        key, secret, token = keys(self.credentials)
+        return settings.Bucket(
+            url=self.url,
+            endpoint_url=self.endpoint or self.credentials.aws_client_parameters.endpoint_url,
+            endpoint_name=self.endpoint_name or None,
+            access_key_id=key,
+            secret_access_key=SecretStr(secret) if secret else None,
+            session_token=SecretStr(token) if token else None,
+            region=self.credentials.region_name or "us-east-1",
+            read_only=self.read_only,
+            bypass_proxy=self.bypass_proxy,
+            systems=systems,
+        )
+
     @classmethod
     def of(cls, known: settings.Bucket) -> Bucket:
         """Fill the block from what the settings say."""
@@ -66,18 +82,7 @@ class Bucket(Block):
 
 def endpoint(bucket: Bucket) -> Endpoint:
     """Translate what was typed."""
-    who = bucket.credentials
-    key, secret, token = keys(who)
-    return Endpoint(
-        url=bucket.endpoint or who.aws_client_parameters.endpoint_url,
-        name=bucket.endpoint_name or None,
-        access_key_id=key,
-        secret_access_key=SecretStr(secret) if secret else None,
-        session_token=SecretStr(token) if token else None,
-        region=who.region_name or "us-east-1",
-        read_only=bucket.read_only,
-        bypass_proxy=bucket.bypass_proxy,
-    )
+    return pipeline.endpoint(bucket.value())
 
 
 def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None, str | None]:

@@ -413,6 +413,17 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
     return found
 
 
+def table(name: str, bucket: Bucket) -> str:
+    """Write a bucket as a table of buckets.toml, secrets included; AWS by its address, or another would be meant."""
+    told = bucket.model_dump(exclude_none=True, exclude_defaults=True)
+    told |= {
+        "region": bucket.region,
+        "endpoint_url": bucket.endpoint_url or f"https://s3.{bucket.region}.amazonaws.com",
+    }
+    plain = {field: one.get_secret_value() if isinstance(one, SecretStr) else one for field, one in told.items()}
+    return "\n".join([f"[{name}]", *(f"{field} = {json.dumps(one)}" for field, one in plain.items()), ""])
+
+
 def _further(file: str, name: str, table: object, *, own: Bucket) -> Bucket:
     if not BLOCK.fullmatch(name):
         raise Misconfigured(f"{file}: a bucket's name has lower case letters, digits and dashes, and {name!r} has not")

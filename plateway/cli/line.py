@@ -219,7 +219,7 @@ def purge(
 @app.command()
 def relocate(
     *,
-    bucket: Annotated[str, typer.Argument(help="A bucket by its name in buckets.toml.")] = MAIN,
+    bucket: Annotated[str, typer.Argument(metavar="NAME", help="A bucket by its name in buckets.toml.")] = MAIN,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, and note nothing.")] = False,
     home: Home = None,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
 from datetime import datetime
@@ -201,6 +202,19 @@ def config_show(home: Home = None, as_json: Json = False) -> None:
         table.add_row(row["setting"], str(row["value"]), row["source"], row["meaning"])
     out.print(table)
     return None
+
+
+@config_app.command("bucket")
+def config_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="A Bucket block.")]) -> None:
+    """Write a Bucket block of Prefect as a table for buckets.toml, keys included."""
+    from blocks import line as blocks  # noqa: PLC0415  Prefect, which other commands need not wait for
+
+    found = asyncio.run(blocks.load_buckets()).get(name)
+    if found is None:
+        raise NotFound(f"there is no Bucket block {name!r} in Prefect")
+    instruments = asyncio.run(blocks.load_instruments())
+    systems = tuple(sorted(one.system for one in instruments if one.bucket == name))
+    sys.stdout.write(settings.table(name, found.value(systems)))
 
 
 @db_app.command("upgrade")

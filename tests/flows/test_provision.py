@@ -12,13 +12,14 @@ from prefect.client.schemas.objects import WorkQueue
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import RunDeployment
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from blocks import line as configured
 from blocks.bucket import Bucket, endpoint
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
 from deployments.provision import FLOWS, Memory, buckets, document
-from plateway import pipeline, settings
+from plateway import cli, pipeline, settings
 from tests.flows.conftest import Site, ask
 
 
@@ -126,6 +127,10 @@ def test_each_bucket_has_a_block(site: Site, tmp_path: Path) -> None:
         with closing(configured.put_together(known, blocks, [instrument])) as line:
             assert (line.to("prince").store.name, line.to("prince").endpoint) == ("dev", "echo")
             assert line.to("other").store is line.store
+        table = CliRunner().invoke(cli.app, ["config", "bucket", "dev"], catch_exceptions=False).stdout
+        # no instrument on the server names it
+        (tmp_path / "buckets.toml").write_text(table.replace("region", 'systems = ["prince"]\nregion'))
+        assert settings.load(home=tmp_path).buckets == known.buckets
     finally:
         ask(lambda _: awaited(Bucket.adelete("dev")))
 
