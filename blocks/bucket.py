@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
+from httpx import HTTPError
 from prefect.blocks.core import Block
+from prefect.settings import PREFECT_API_URL
 from prefect_aws import AwsCredentials, MinIOCredentials
 from pydantic import Field, HttpUrl, SecretStr
 
 from plateway import pipeline, settings
+from plateway.errors import Misconfigured, NotFound, Unavailable
 from plateway.store import Endpoint, Store, filesystem, open_store
 
 
@@ -93,3 +96,19 @@ def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None
         return who.aws_access_key_id, who.aws_secret_access_key.get_secret_value(), who.aws_session_token
     found = who.get_boto3_session().get_credentials()
     return tuple(found.get_frozen_credentials()) if found else (None, None, None)
+
+
+def load(name: str) -> Endpoint:
+    """Ask Prefect for the endpoint and the credentials of a Bucket block; for whoever runs in no flow.
+
+    Raises:
+        NotFound: there is no such block. Misconfigured: nobody says where Prefect is. Unavailable: it does not answer.
+    """
+    if not PREFECT_API_URL.value():  # or Prefect would start a server of its own, which knows no blocks
+        raise Misconfigured(f"PREFECT_API_URL is not set, where the Bucket block {name!r} would be")
+    try:
+        return endpoint(Bucket.load(name))  # type: ignore[arg-type]  # no async client here
+    except ValueError as error:
+        raise NotFound(f"there is no Bucket block {name!r} in Prefect") from error
+    except HTTPError as error:
+        raise Unavailable(f"Bucket block {name!r}: Prefect does not answer ({type(error).__name__})") from None
