@@ -30,10 +30,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments.bringup import Parts, bring_up
-from plateway import pipeline, simulator
+from plateway import bundle, pipeline, simulator
 from plateway.catalog import Ledger, Ref
 from plateway.errors import PlatewayError, Unavailable
-from plateway.pipeline import Line
+from plateway.pipeline import Line, copies
 from plateway.settings import Settings
 from plateway.simulator import Announced, Simulated
 
@@ -207,15 +207,14 @@ class Show:
     def damage(self) -> None:
         """Flip one byte of one object in the bucket, behind everybody's back."""
         victim = self.ledgers()[0]
-        content = bytearray(b"".join(self.line.store.open(victim.event.key)))
+        files = [one.key for one in copies.contents(self.line, victim).members if one.key]  # objects of their own
+        key = files[0] if files else victim.event.key
+        content = bytearray(b"".join(self.line.store.open(key)))
         content[len(content) // 2] ^= 0xFF
         self.damaged = str(victim.event.id)
-        export = victim.export
-        assert export is not None
-        self.line.store.put(
-            victim.event.key, [bytes(content)], size=len(content), part_size=export.part_size, metadata={}
-        )
-        self.console.print(f"Damaged one byte of {victim.event.key} in the bucket, to see what the purge says.")
+        part = bundle.part_size(len(content))
+        self.line.store.put(key, [bytes(content)], size=len(content), part_size=part, metadata={})
+        self.console.print(f"Damaged one byte of {key} in the bucket, to see what the purge says.")
 
     def purge(self) -> None:
         """Purge as an operator would, and read the table that it left."""
