@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import tarfile
+import time
+import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -681,3 +683,57 @@ def test_keys_tell_names_apart(given_names: list[str]) -> None:
     assert len(set(keys.values())) == len(keys)
     assert [events.placed(key) for key in keys.values()] == list(keys)
     assert f"images/{IDS}/metadata.json" not in keys.values()
+
+
+# ------------------------------------------------------------------------------------------------------------- the key
+
+
+def test_the_key_tells_the_layout_from_registration_on(site: Site) -> None:
+    """An instrument that is set otherwise changes what is announced from then on, not what is known already."""
+    refs = [site.announce(FILES)]
+    site.lab.settle()
+    site.lab.options = {"layout": "bundle"}
+    refs.append(site.announce(FILES, number=1))
+    site.lab.settle()
+    assert results(site.lab.export()) == ["exported", "exported", "verified", "verified"]
+    assert [events.layout(site.key(ref)) for ref in refs] == ["files", "bundle"]
+    assert len(site.objects()) == len(FILES) + 1 + 1
+    assert reconciled(site.lab) == ()
+
+
+def test_an_experiment_that_is_called_like_an_event(site: Site) -> None:
+    """Its bundles lie in the same folder as the event's files, and neither is taken for the other's."""
+    ref = site.announce(FILES)
+    site.lab.settle()
+    site.lab.options = {"layout": "bundle"}
+    other = site.announce(FILES, number=1, experiment=str(ref.id))
+    site.lab.settle()
+    assert results(site.lab.export()) == ["exported", "exported", "verified", "verified"]
+    assert site.key(other).startswith(f"images/{ref.id}/")
+    assert reconciled(site.lab) == ()
+    site.lab.store.delete(site.key(ref))
+    assert list(site.objects()) == [site.key(other)]
+
+
+def test_memory_does_not_grow_with_a_bundle(site: Site) -> None:
+    """Of many files a few are held at a time, however slowly the store takes them."""
+    files = {f"{number:03}.tif": bytes([number]) * MIB for number in range(96)}
+    ref = site.announce(files)
+    site.lab.settle()
+    site.lab.store = Scattered(Sink())
+    tracemalloc.start()
+    assert pipeline.export(site.lab.line, ref).result == "exported"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * MIB
+
+
+class Sink(Memory):
+    """A store that keeps sizes and forgets the bytes."""
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
+    ) -> str | None:
+        time.sleep(0.005)
+        assert sum(map(len, chunks)) == size
+        return None
