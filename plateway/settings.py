@@ -44,6 +44,7 @@ from pydantic_settings import (
 )
 
 from plateway.errors import Misconfigured
+from plateway.store import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -411,6 +412,20 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
             if (other := claimed.setdefault(system, name)) != name:
                 raise Misconfigured(f"{path.name}: exports of {system} go to [{other}] or to [{name}], not to both")
     return found
+
+
+def endpoint(known: Settings | Bucket) -> Endpoint:
+    """The S3 endpoint that settings name."""
+    return Endpoint(
+        url=known.endpoint_url,
+        name=known.endpoint_name,
+        access_key_id=known.access_key_id,
+        secret_access_key=known.secret_access_key,
+        session_token=known.session_token,
+        region=known.region,
+        read_only=isinstance(known, Bucket) and known.read_only,
+        bypass_proxy=known.bypass_proxy,
+    )
 
 
 def table(name: str, bucket: Bucket) -> str:

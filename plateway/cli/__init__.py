@@ -2,13 +2,23 @@
 
 Listings take ``--json`` (one document on standard output; progress and messages go to standard error).
 Exit codes: 0 done, 1 failed, 2 usage, 3 partly failed, 4 verification found damage, 5 try again later.
+
+Catalogue and verbs take longer to import than ``plateway bucket`` takes to work, which needs neither: so commands are
+imported when it is known which are meant. Whoever asks for ``app`` means all.
 """
 
-from plateway.cli import bucket, gateway, line, tape, views  # each adds its commands
-from plateway.cli.app import app as app
-from plateway.cli.app import exit_code as exit_code
-from plateway.cli.app import main as main
-from plateway.cli.app import verdict as verdict
-from plateway.cli.line import FAULTS as FAULTS
+import sys
+from importlib import import_module
+from typing import Any
 
-__all__ = ["FAULTS", "app", "bucket", "exit_code", "gateway", "line", "main", "tape", "verdict", "views"]
+
+def main() -> None:
+    """Run the command line."""
+    import_module("plateway.cli.bucket" if sys.argv[1:2] == ["bucket"] else "plateway.cli.commands")
+    import_module("plateway.cli.shell").run_app()
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(import_module("plateway.cli.commands"), name)

@@ -20,11 +20,9 @@ from rich.text import Text
 
 from plateway import settings
 from plateway.buckets import Address, Buckets, Done, landing, temporary
-from plateway.catalog import Catalog
-from plateway.cli.app import Home, Json, app, err, out, print_json, size, when
 from plateway.cli.attended import attended
+from plateway.cli.shell import Home, Json, app, err, out, print_json, size, when
 from plateway.errors import NotFound, Refused, Rejected
-from plateway.pipeline.line import endpoint
 from plateway.store import Endpoint, Stat
 
 bucket = typer.Typer(no_args_is_help=True, help="Make, fill, list, copy, empty and remove buckets.")
@@ -57,19 +55,17 @@ class Place:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        config = settings.load(home=self.home)
-        known = config if self.block is None else config.buckets.get(self.block)
-        found = endpoint(known) if known is not None else self._of_block(str(self.block))
+        found = self._named if self.block is not None else settings.endpoint(settings.load(home=self.home))
         return replace(found, url=self.endpoint_url) if self.endpoint_url else found
 
-    @staticmethod
-    def _of_block(name: str) -> Endpoint:
+    @property
+    def _named(self) -> Endpoint:
+        known = settings.load(home=self.home).buckets.get(str(self.block))
+        if known is not None:
+            return settings.endpoint(known)
         from blocks import bucket as blocks  # noqa: PLC0415  Prefect, which other commands need not wait for
 
-        try:
-            return blocks.endpoint(blocks.Bucket.load(name))  # type: ignore[arg-type]  # no async client here
-        except ValueError as error:
-            raise NotFound(f"there is no bucket {name!r} in buckets.toml, nor a Bucket block in Prefect") from error
+        return blocks.load(str(self.block))
 
     def guard(self, name: str, typed: str | None) -> None:
         """Let nothing be deleted or replaced where the catalogue knows of exports, unless the name was typed out.
@@ -80,6 +76,8 @@ class Place:
         config = settings.load(home=self.home)
         if config.database_url is None and not (config.home / "catalogue.db").exists():
             return
+        from plateway.catalog import Catalog  # noqa: PLC0415  SQLAlchemy, which takes longer than most of these commands
+
         with closing(Catalog(config.catalog_url)) as catalog:
             kept = catalog.export_count(name) if catalog.current() else 0
         if not kept:

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from plateway import settings, tokens
 from plateway.catalog import Catalog
-from plateway.cli.app import Home, Json, app, err, exit_code, out, print_json, utc, when
+from plateway.cli.shell import Home, Json, app, err, exit_code, out, print_json, utc, when
 from plateway.errors import PlatewayError
 from plateway.tokens import SCOPES, Minted, Token
 

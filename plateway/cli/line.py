@@ -12,24 +12,8 @@ import typer
 
 from plateway import pipeline, settings
 from plateway.catalog import Ref
-from plateway.cli.app import (
-    Experiment,
-    Home,
-    Ids,
-    Json,
-    Since,
-    System,
-    Until,
-    app,
-    chosen,
-    err,
-    finish,
-    out,
-    pause,
-    print_json,
-    run,
-    working,
-)
+from plateway.cli.shell import Experiment, Home, Ids, Json, Since, System, Until, app, err, out, pause, print_json
+from plateway.cli.verbs import chosen, finish, run, working
 from plateway.pipeline import Line, Outcome
 from plateway.settings import MAIN
 

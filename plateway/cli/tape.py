@@ -19,26 +19,9 @@ from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
 from plateway.buckets import Address
 from plateway.catalog import Ref
-from plateway.cli.app import (
-    Experiment,
-    Home,
-    Json,
-    Since,
-    System,
-    Until,
-    app,
-    chosen,
-    finish,
-    measured,
-    out,
-    parsed,
-    print_json,
-    show_outcomes,
-    verdict,
-    when,
-    working,
-)
 from plateway.cli.bucket import Place, placed
+from plateway.cli.shell import Experiment, Home, Json, Since, System, Until, app, measured, out, print_json, when
+from plateway.cli.verbs import chosen, finish, parsed, show_outcomes, verdict, working
 from plateway.errors import Misconfigured, NotFound, PlatewayError
 from plateway.pipeline import Line, Outcome, sources
 from plateway.pipeline.copies import Where

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from plateway import pipeline, settings, wire
 from plateway.catalog import Ref
-from plateway.cli.app import (
+from plateway.cli.shell import (
     NARROW,
     Experiment,
     Home,
@@ -24,15 +24,13 @@ from plateway.cli.app import (
     System,
     Until,
     app,
-    opened,
     out,
-    parsed,
     print_json,
     size,
     utc,
     when,
-    working,
 )
+from plateway.cli.verbs import opened, parsed, working
 from plateway.errors import NotFound
 from plateway.records import Quarantine
 

@@ -12,8 +12,7 @@ from plateway.gateway.app import Parts, overlap
 from plateway.gateway.auth import loopback
 from plateway.gateway.limits import Limits, Rate
 from plateway.pipeline import Line, open_line
-from plateway.pipeline.line import endpoint
-from plateway.settings import MAIN, Settings
+from plateway.settings import MAIN, Settings, endpoint
 
 
 def parts(settings: Settings) -> Parts:

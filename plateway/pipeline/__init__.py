@@ -26,7 +26,6 @@ from plateway.pipeline.lifecycle import policy_warnings as policy_warnings
 from plateway.pipeline.line import Line as Line
 from plateway.pipeline.line import Outcome as Outcome
 from plateway.pipeline.line import each as each
-from plateway.pipeline.line import endpoint as endpoint
 from plateway.pipeline.line import failed as failed
 from plateway.pipeline.line import noted as noted
 from plateway.pipeline.line import open_line as open_line
@@ -42,3 +41,4 @@ from plateway.pipeline.reports import days as days
 from plateway.pipeline.reports import report as report
 from plateway.pipeline.views import detail as detail
 from plateway.pipeline.views import status as status
+from plateway.settings import endpoint as endpoint

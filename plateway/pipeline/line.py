@@ -27,7 +27,7 @@ from plateway.errors import (
 )
 from plateway.records import Export
 from plateway.scattered import Scattered
-from plateway.settings import MAIN, Bucket, Instrument, Settings
+from plateway.settings import MAIN, Instrument, Settings, endpoint
 from plateway.store import Endpoint, Store, identity, open_store
 
 log = logging.getLogger(__name__)
@@ -218,20 +218,6 @@ def _apart(places: Mapping[str, Place]) -> None:
         names = (f"{here.store.name}/", f"{there.store.name}/")
         if here.endpoint == there.endpoint and (names[0].startswith(names[1]) or names[1].startswith(names[0])):
             raise Misconfigured(f"buckets {one} and {other} share objects: {here}, {there}")
-
-
-def endpoint(known: Settings | Bucket) -> Endpoint:
-    """The S3 endpoint that settings name."""
-    return Endpoint(
-        url=known.endpoint_url,
-        name=known.endpoint_name,
-        access_key_id=known.access_key_id,
-        secret_access_key=known.secret_access_key,
-        session_token=known.session_token,
-        region=known.region,
-        read_only=isinstance(known, Bucket) and known.read_only,
-        bypass_proxy=known.bypass_proxy,
-    )
 
 
 def each(
