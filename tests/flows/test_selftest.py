@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws import AwsCredentials
 
-from blocks.bucket import Bucket
-from plateway.errors import NotFound, Refused
+from blocks.bucket import Bucket, load
+from plateway.errors import Misconfigured, NotFound, Refused, Unavailable
 from plateway.store import Endpoint
 from tests.flows.conftest import Site, ask
 from tests.flows.test_line import found, message, ran
@@ -92,5 +93,13 @@ def test_a_block_that_may_only_read(site: Site, endpoint: Endpoint, bucket: str,
     assert call("bucket", "ls", f"s3://{bucket}", "--block", "read-only").exit_code == 0
     with pytest.raises(Refused, match="read-only"):
         call("bucket", "mb", "s3://some-other", "--block", "read-only")
+
+
+def test_a_block_that_cannot_be_read_is_told(site: Site) -> None:
+    """By its name: there is none, Prefect does not answer, or nobody says where it is; no server is started for it."""
     with pytest.raises(NotFound, match="'no-such'"):
-        call("bucket", "ls", "--block", "no-such")
+        load("no-such")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Unavailable, match="'some'"):
+        load("some")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(Misconfigured, match="'some'"):
+        load("some")
