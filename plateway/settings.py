@@ -157,9 +157,10 @@ class Runtime(PydanticBaseSettingsSource):
         given: dict[str, Any] = {}
         for source in reversed(self.above):
             given |= source()
-        if given.keys() & {"endpoint_url", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}:
-            return {}
         found = runtime(Path(given.get("home") or ".plateway"))
+        named = [given[name] for name in ("endpoint_url", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in given]
+        if named:  # the same one all the same, where somebody copied its address
+            return {"endpoint_name": EMBEDDED} if named[0] == found.get("endpoint_url") else {}
         # by alias, as the environment has them: what is told by both is then told once
         return {alias: value for name, value in found.items() for alias in _names(name)[-1:]}
 
@@ -454,7 +455,7 @@ def _further(file: str, name: str, table: object, *, own: Bucket) -> Bucket:
 
 def _inherited(table: Mapping[str, Any], own: Bucket) -> dict[str, Any]:
     """Take from the site's own bucket what a table does not say; a key is taken whole or not at all."""
-    elsewhere, other = "endpoint_url" in table, bool(table.keys() & set(WHO))
+    elsewhere, other = table.get("endpoint_url", own.endpoint_url) != own.endpoint_url, bool(table.keys() & set(WHO))
     left = set(table) | ({"endpoint_name"} if elsewhere else set()) | (set(WHO) if other else set())
     return {name: getattr(own, name) for name in ENDPOINT if name not in left}
 

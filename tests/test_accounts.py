@@ -138,6 +138,40 @@ def test_a_dark_object_is_dated_by_its_first_sight(catalog: Catalog) -> None:
     assert catalog.sight_dark([], bucket="raw", now=NOW) == {}
 
 
+def test_a_dark_object_is_one_of_its_endpoint(catalog: Catalog) -> None:
+    """Two endpoints have a bucket of one name; what was sighted before they were told apart is sighted anew."""
+    catalog.sight_dark([Object("a")], bucket="raw", now=NOW)
+    for endpoint in ("here", "there"):
+        later = NOW + DAY
+        assert catalog.sight_dark([Object("a")], bucket="raw", endpoint=endpoint, now=later) == {"a": later}
+    catalog.clear_dark(bucket="raw", endpoint="here", keep=[])
+    last = NOW + 2 * DAY
+    for endpoint, first in (("there", NOW + DAY), ("", last), ("here", last)):
+        assert catalog.sight_dark([Object("a")], bucket="raw", endpoint=endpoint, now=last) == {"a": first}
+
+
+# ------------------------------------------------------------------------------------------------------------- places
+
+
+def test_an_upload_is_noted_where_it_was_seen(catalog: Catalog) -> None:
+    """As long as it is that upload, at that place, and not known to be bad; its evidence dates from then."""
+    ref = add(catalog, 1)
+    export(catalog, ref)
+    noted = catalog.ledger(ref).export
+    assert noted is not None
+    told: dict[str, Any] = {"endpoint": "there", "kind": "etag", "etag": "e", "at": NOW + DAY}
+    catalog.note_place(ref, noted, **told)
+    moved = catalog.ledger(ref).export
+    assert moved is not None
+    assert (moved.endpoint, moved.evidence, moved.evidence_at, moved.seen_etag) == ("there", "etag", NOW + DAY, "e")
+    with pytest.raises(Busy):
+        catalog.note_place(ref, noted, **told)
+    later: dict[str, Any] = {"damage": "lost: x", "at": NOW, "sha256": moved.sha256, "uploaded_at": moved.uploaded_at}
+    catalog.note_damage(ref, **later)
+    with pytest.raises(Busy):
+        catalog.note_place(ref, moved, **told)
+
+
 # ------------------------------------------------------------------------------------------------------------ adopting
 
 

@@ -219,7 +219,9 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     read = settings.load(home=tmp_path)
     assert (read.endpoint_url, read.access_key_id) == ("http://127.0.0.1:12345", s3.admin.access_key_id)
-    assert store.identity(read.bucket_url, pipeline.endpoint(read)) == "embedded"  # whatever its port is next time
+    named = settings.load(home=tmp_path, endpoint_url="http://127.0.0.1:12345")  # as somebody copied it
+    for known in (read, named):
+        assert store.identity(known.bucket_url, pipeline.endpoint(known)) == "embedded"  # whatever its port
     assert read.secret_access_key == told.secret_access_key
     shown = json.loads(file.read_text())
     assert (shown["prefect_ui"], shown["s3_endpoint"]) == ("http://127.0.0.1:4200", s3.url)
