@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -21,8 +21,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from plateway import settings
+from deployments import bringup, provision
 from plateway.catalog import Catalog
+from plateway.settings import Settings, load
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -35,22 +36,38 @@ class Site:
     """A home, a bench and a bucket on disk, and the server that runs them."""
 
     home: Path
-    env: dict[str, str]
+    api: str
 
     @property
-    def settings(self) -> settings.Settings:
+    def settings(self) -> Settings:
         """The settings that every part of the site has."""
-        return settings.load(
-            home=self.home, bucket_url=f"file://{self.home}/bucket", settle_seconds=0, purge_systems="prince"
-        )
+        return self.told()
+
+    def told(self, **otherwise: str) -> Settings:
+        """The settings, some of them otherwise."""
+        known: dict[str, Any] = {
+            "home": self.home,
+            "bucket_url": f"file://{self.home}/bucket",
+            "settle_seconds": 0,
+            "purge_systems": "prince",
+            "archive_inbox": str(self.home / "inbox"),
+            "archive_target": f"file://{self.home}/tape",
+            "notify": "custom-webhook/alerts",
+        }
+        return load(**known | otherwise)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What every part of the site finds in its environment."""
+        return bringup.environment(self.settings, self.api)
 
     @contextmanager
-    def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *command: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
         """Start a part as a process of its own, and stop it afterwards."""
         part = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=PROJECT,
-            env=self.env,
+            env=self.env | variables,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -65,20 +82,23 @@ class Site:
                 part.kill()
                 part.wait()
 
-    def provision(self, **variables: str) -> None:
+    def deploy(self, **otherwise: str) -> None:
         """Provision the server, as a process of its own."""
         command = [sys.executable, "-m", "deployments.provision"]
-        subprocess.run(
-            command, cwd=PROJECT, env=self.env | variables, check=True, timeout=PATIENCE, stderr=subprocess.DEVNULL
-        )
+        env = bringup.environment(self.told(**otherwise), self.api)
+        subprocess.run(command, cwd=PROJECT, env=env, check=True, timeout=PATIENCE, stderr=subprocess.DEVNULL)
         ask(unscheduled)
+
+    def provision(self, **otherwise: str) -> None:
+        """Provision the server again, in this process, which has imported all that takes seconds."""
+        ask(lambda _: provision.provision(self.told(**otherwise)))
 
     def post(self, path: str, **wanted: Any) -> Any:
         """Ask the server over HTTP; a busy one is asked again."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                answer = httpx.post(f"{self.env['PREFECT_API_URL']}/{path}", json=wanted, timeout=60)
+                answer = httpx.post(f"{self.api}/{path}", json=wanted, timeout=60)
                 if answer.status_code != 503 or time.monotonic() > deadline:
                     return answer.raise_for_status().json()
             except httpx.TransportError:
@@ -105,26 +125,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(home: Path, port: int) -> dict[str, str]:
-    """What every part of the site finds in its environment."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PLATEWAY_", "AWS_"))}
-    return kept | {
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
-        "DO_NOT_TRACK": "1",
-        "PLATEWAY_HOME": str(home),
-        "PLATEWAY_BUCKET_URL": f"file://{home}/bucket",
-        "PLATEWAY_SETTLE_SECONDS": "0",
-        "PLATEWAY_PURGE_SYSTEMS": "prince",
-        "PLATEWAY_ARCHIVE_INBOX": str(home / "inbox"),
-        "PLATEWAY_ARCHIVE_TARGET": f"file://{home}/tape",
-        "PLATEWAY_NOTIFY": "custom-webhook/alerts",
-    }
-
-
 @pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A provisioned Prefect server with a bench of one system and an empty bucket."""
@@ -132,16 +132,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (home / "bench" / "prince" / "events").mkdir(parents=True)
     for name in ("bucket", "inbox", "tape"):
         (home / name).mkdir()
-    port = free_port()
-    here = Site(home, environment(home, port))
+    here = Site(home, f"http://127.0.0.1:{free_port()}/api")
     Catalog(here.settings.catalog_url).upgrade()
-    api = here.env["PREFECT_API_URL"]
+    server = bringup.prefect(here.settings, here.env)
     with (
-        here.running("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
-        temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: home / "prefect"}),
+        here.running(*server.command[2:], **server.environment),
+        temporary_settings({PREFECT_API_URL: here.api, PREFECT_HOME: home / "prefect"}),
+        asking(),
     ):
-        until(lambda: answers(f"{api}/health"))
-        here.provision()
+        until(lambda: answers(f"{here.api}/health"))
+        here.deploy()
         yield here
 
 
@@ -177,14 +177,33 @@ def until(happened: Callable[[], object], *, seconds: float = PATIENCE) -> None:
         time.sleep(LOOK)
 
 
+@cache
+def desk() -> tuple[asyncio.Runner, PrefectClient]:
+    """One client for all questions: to make one takes longer than to answer."""
+    runner = asyncio.Runner()
+    return runner, runner.run(get_client().__aenter__())
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Let nothing be left of the client afterwards."""
+    try:
+        yield
+    finally:
+        runner, client = desk()
+        runner.run(client.__aexit__(None, None, None))
+        runner.close()
+        desk.cache_clear()
+
+
 def ask(question: Callable[[PrefectClient], Awaitable[T]]) -> T:
     """Ask the server something."""
+    runner, client = desk()
 
     async def asked() -> T:
-        async with get_client() as client:
-            return await question(client)
+        return await question(client)
 
-    return asyncio.run(asked())
+    return runner.run(asked())
 
 
 def run_of(run: UUID) -> FlowRun:

@@ -180,11 +180,11 @@ def test_a_purge_shows_its_refusals(site: Site, worker: subprocess.Popen[bytes],
 @pytest.mark.skipif(not SOAK, reason="a process for each run takes a tenth of the gate's time: PLATEWAY_SOAK=1")
 def test_a_process_pool_runs_the_same_deployments(site: Site, catalog: Catalog) -> None:
     """Where isolation matters, the flows run unchanged in processes of their own."""
-    site.provision(work_pool="process")
+    site.deploy(work_pool="process")
     try:
         event = announced(site)
         with site.running(*site.worker("process", "process")):
             until(lambda: verified(catalog, event) or ran("discover").state_name != "Completed")
         assert verified(catalog, event)
     finally:
-        site.provision()
+        site.deploy()
