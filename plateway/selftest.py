@@ -28,6 +28,7 @@ from plateway.bundle import Parts
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Damaged, Denied, PlatewayError, Refused, Transient, Unavailable
 from plateway.pipeline import Line, Outcome
+from plateway.scattered import Scattered
 from plateway.settings import Instrument
 from plateway.simulator import Announced, Simulated
 from plateway.store import Endpoint, Stat, Store, client, open_store
@@ -36,6 +37,7 @@ Verdict = Literal["yes", "no", "ignored", "denied", "unknown"]
 ONE, TWO = b"plateway tries this", b"plateway tries that"  # of one length
 PART = 5 << 20  # bytes; the least that S3 takes as a part
 BIG = 1536  # pixels along either side of an image; two of them are sent in parts
+FILES = "francis"  # the system whose images are objects of their own
 PATIENCE = 30.0  # seconds for a link to answer
 
 
@@ -469,7 +471,7 @@ class Round:
     def __init__(self, store: Store, home: Path) -> None:
         self._bench, self._back = home / "bench", home / "back"
         self._catalog = Catalog(f"sqlite:///{home}/catalogue.db")
-        self._line = Line(self._catalog, store, self._bench, self._instrument, owner="selftest")
+        self._line = Line(self._catalog, Scattered(store), self._bench, self._instrument, owner="selftest")
         self._announced: list[Announced] = []
 
     def close(self) -> None:
@@ -488,11 +490,12 @@ class Round:
         ]
 
     def announce(self) -> str:
-        """Let two instruments acquire an event each, the second too large for one PUT."""
+        """Let three instruments acquire an event each: one is too large for one PUT, one is exported file by file."""
         self._catalog.upgrade()
         small = Simulated("prince", "timestep", self._bench / "prince", images=2, size=32)
         large = Simulated("aretha", "imaging event", self._bench / "aretha", images=2, size=BIG)
-        self._announced = [simulator.acquire(one, now=datetime.now(UTC)) for one in (small, large)]
+        single = Simulated(FILES, "imaging event", self._bench / FILES, images=2, size=32)
+        self._announced = [simulator.acquire(one, now=datetime.now(UTC)) for one in (small, large, single)]
         for _ in range(2):  # seen, and seen to be the same
             pipeline.register(self._line)
         return f"{sum(len(one.files) for one in self._announced)} images in {len(self._announced)} events"
@@ -507,7 +510,7 @@ class Round:
         for one in outcomes:
             if one.result not in {"exported", "verified"}:
                 raise (Damaged if one.result == "damaged" else Unavailable)(f"{one.result}: {'; '.join(one.reasons)}")
-        return ", ".join(f"{one.size or 0:,} bytes {one.result} {'; '.join(one.reasons)}".rstrip() for one in outcomes)
+        return ", ".join(f"{one.size or 0:,} bytes {'; '.join(one.reasons) or one.result}" for one in outcomes)
 
     def cat(self) -> str:
         """Read one image of each event alone."""
@@ -529,7 +532,8 @@ class Round:
         return f"{sum(len(one.files) for one in self._announced)} files as the instruments wrote them"
 
     def _instrument(self, system: str) -> Instrument:
-        return Instrument(name=system, root=self._bench / system, settle=timedelta(0))
+        layout: Literal["files", "bundle"] = "files" if system == FILES else "bundle"
+        return Instrument(name=system, root=self._bench / system, settle=timedelta(0), layout=layout)
 
 
 def _taken(steps: list[tuple[str, Callable[[], str]]]) -> Iterator[Step]:

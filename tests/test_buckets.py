@@ -15,7 +15,7 @@ from plateway import buckets
 from plateway.buckets import Address, Buckets, Done, landing, temporary
 from plateway.errors import Conflict, NotFound, PlatewayError, Refused, Rejected
 from plateway.store import Endpoint, Stat
-from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest
+from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest, with_header
 
 
 @pytest.fixture
@@ -286,3 +286,57 @@ def test_leftovers_are_swept_and_nothing_else(there: Buckets, bucket: str) -> No
     for name in others:
         assert there.there(name)
         there.remove(name)
+
+
+def test_leftovers_that_stay_keep_nobody_from_a_bucket(
+    endpoint: Endpoint, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that cannot be removed is warned of, buckets that may not be listed as well; the block has its own."""
+    assert endpoint.url
+    old = f"{bucket}-20200101000000-abcdef"
+    Buckets(endpoint).make(old)
+    soon = timedelta(hours=-1)  # so that the endpoint's word is old enough
+    with between(endpoint.url) as proxy:
+        there = Buckets(replace(endpoint, url=proxy.url))
+        proxy.script = lambda asked, forward: denied(asked, forward) if old in asked.path else forward(asked)
+        with temporary(there, bucket, keep=soon) as made:
+            assert f"leftover bucket {old} stays" in caplog.text
+        proxy.script = lambda asked, forward: denied(asked, forward) if asked.path == "/" else forward(asked)
+        with temporary(there, bucket, keep=soon) as made:
+            assert f"leftovers of {bucket} cannot be looked for" in caplog.text
+    assert of_name(Buckets(endpoint), f"{bucket}-") == [old]
+    assert not there.there(made)
+    Buckets(endpoint).remove(old)
+
+
+def test_a_bucket_is_emptied_where_uploads_cannot_be_listed(endpoint: Endpoint, bucket: str) -> None:
+    """What an endpoint does not know is not asked for twice; the bucket goes all the same."""
+    assert endpoint.url
+    with between(endpoint.url) as proxy:
+        proxy.script = lambda asked, forward: (
+            error(501, "NotImplemented") if asked.name == "list uploads" else forward(asked)
+        )
+        with temporary(Buckets(replace(endpoint, url=proxy.url)), bucket) as made:
+            fill(Buckets(endpoint), made, "a")
+    assert of_name(Buckets(endpoint), f"{bucket}-") == []
+
+
+def test_an_upload_whose_answer_tells_no_etag_is_asked_for_it(endpoint: Endpoint, bucket: str, folder: Path) -> None:
+    """As Ceph answers; other bytes than were sent are found all the same."""
+    assert endpoint.url
+    files = [(next(folder.iterdir()), Address(bucket, "a"))]
+
+    def silent(asked: Message, forward: Forward) -> Message:
+        return with_header(forward(asked), "ETag", "") if asked.name == "put object" else forward(asked)
+
+    def other(asked: Message, forward: Forward) -> Message:
+        reply = silent(asked, forward)
+        return with_header(reply, "ETag", f'"{"0" * 32}"') if asked.line.startswith("HEAD") else reply
+
+    with between(endpoint.url) as proxy:
+        there = Buckets(replace(endpoint, url=proxy.url))
+        proxy.script = silent
+        good(there.put(files))
+        proxy.script = other
+        assert ["has ETag 000" in one.problem for one in there.put(files)] == [True]
+    assert there.moved == 2 * files[0][0].stat().st_size

@@ -85,6 +85,18 @@ def test_a_folder_goes_only_when_it_is_asked_for_and_alone(filled: str) -> None:
         call("bucket", "del", f"s3://{filled}/run")
 
 
+def test_a_bucket_that_is_not_empty_is_removed_by_force_only(filled: str) -> None:
+    """Rehearsed, too; and what JSON says is one document."""
+    for words in (["rb", f"s3://{filled}"], ["rb", "--dry-run", f"s3://{filled}"]):
+        with pytest.raises(Refused, match="not empty"):
+            call("bucket", *words)
+    assert len(told("bucket", "rb", "--force", "--dry-run", f"s3://{filled}")) == 4
+    other = f"s3://{filled}-other"
+    done("mb", other)
+    assert told("bucket", "rb", other) == []
+    assert len(keys(filled)) == 4
+
+
 def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> None:
     """Deleting, replacing, removing it and giving it rules are refused; with the name they are done."""
     catalog = Catalog(f"sqlite:///{site}/catalogue.db")
