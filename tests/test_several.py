@@ -446,6 +446,41 @@ def test_the_right_copy_expires(lab: Site) -> None:
     assert (keys(lab.second), whole(lab.store, key)) == (set(), b"a stranger")
 
 
+class Ruled(Memory):
+    """A bucket with a rule of its own, and an upload that somebody left open; without a date it is not there at all."""
+
+    since: datetime | None = None
+
+    def lifecycle(self) -> list[dict[str, Any]]:
+        if self.since is None:
+            raise NotFound("no such bucket")
+        return [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 7}}]
+
+    def uploads(self) -> Iterator[store.Upload]:
+        if self.since is None:
+            raise NotFound("no such bucket")
+        yield from [store.Upload(one.key, "1", self.since) for one in self.list()]
+
+    def abort(self, upload: store.Upload) -> None:
+        self.delete(upload.key)  # so that a test sees it
+
+
+def test_each_bucket_has_its_own_rules_and_uploads(lab: Site) -> None:
+    """Warned of is what each would delete, swept what each has left; a bucket that is not there hides no other."""
+    second = Ruled("raw")
+    lab.places = {"third": Place(Ruled("raw"), "http://c"), "second": Place(second, THERE)}
+    refs = [export(lab, system) for system in ("prince", "aretha", "aretha")]
+    second.since = lab.clock.turn(days=1)
+    missing, rule = pipeline.policy_warnings(lab.line)
+    assert missing.text == "bucket raw at http://c: the bucket's lifecycle rules cannot be read: no such bucket"
+    assert (rule.exports, rule.text.startswith(f"bucket raw at {THERE}: rule 'all' deletes everything")) == (2, True)
+    lab.clock.turn(days=1)
+    swept = pipeline.sweep(lab.line)
+    assert [one.result for one in swept] == ["failed", "aborted", "aborted"]
+    assert swept[0].reasons == ("bucket raw at http://c: no such bucket",)
+    assert keys(lab.store) == {lab.export_of(refs[0]).key}
+
+
 def test_all_buckets_are_rebuilt(lab: Site) -> None:
     """Every export comes back with the endpoint that it was read at; an empty bucket that tape names is no sign."""
     refs = [export(lab, system) for system in ("prince", "aretha")]
