@@ -82,6 +82,7 @@ class Scattered:
             _pass(feed, size)  # the end: there the packer looks once more, and may say no
         if sending.taken:
             raise Taken(f"{sending.taken[0]} holds something else")
+        self._recent.pop(key, None)
         _put(self._store, key, manifest, metadata=metadata)
         return None
 
@@ -123,6 +124,7 @@ class Scattered:
             with suppress(NotFound):
                 told = {one.key for one in self._tar(key).members}
                 self._remove([one.key for one in self._listed(key) if one.key in told])
+        self._recent.pop(key, None)
         self._store.delete(key)
 
     def sign(self, key: str, *, expires: timedelta) -> str:

@@ -49,6 +49,7 @@ class ManifestFile(BaseModel):
     size: int
     sha256: str
     offset: int  # of its first byte inside the bundle
+    key: str | None = None  # of its object, where it is one of its own
 
 
 class Moment(BaseModel):
