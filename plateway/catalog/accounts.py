@@ -38,7 +38,7 @@ class Accounts(Database):
     """The catalogue's side of a comparison with the bucket, and what comes of it."""
 
     def accounts(self, *, bucket: str | None = None, page: int = PAGE) -> Iterator[Account]:
-        """Give one account for each event, by key in the order of its bytes; ``bucket``: of exports there only.
+        """Give one account for each event, by key in the order of its bytes; ``bucket``: none of exports elsewhere.
 
         Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after, and
         ``held_until`` is as it was at the beginning.
@@ -60,8 +60,9 @@ class Accounts(Database):
             return {(id_, revision): until for id_, revision, until in session.execute(held)}
 
     def export_count(self, bucket: str) -> int:
-        """Count the exports that should be in a bucket."""
-        query = select(func.count()).select_from(Export).where(EXPORT.bucket == bucket, ~expired(EXPORT))
+        """Count the exports that should be in a bucket, or in a part of it that has a prefix."""
+        there = (EXPORT.bucket == bucket) | EXPORT.bucket.startswith(f"{bucket}/", autoescape=True)
+        query = select(func.count()).select_from(Export).where(there, ~expired(EXPORT))
         with self._reading() as session:
             return session.scalar(query) or 0
 
@@ -166,7 +167,7 @@ def _accounts(bucket: str | None) -> Any:
         .where(EVENT.key > sa.bindparam("after"))
         .order_by(EVENT.key)
     )
-    return query if bucket is None else query.where(EXPORT.bucket == bucket)
+    return query if bucket is None else query.where(sa.or_(EXPORT.bucket == bucket, EXPORT.bucket.is_(None)))
 
 
 def _account(row: Any, held: Mapping[tuple[UUID, int], datetime]) -> Account:
