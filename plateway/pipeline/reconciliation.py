@@ -365,7 +365,7 @@ class _Run:
             self._settle()  # what is parked and fits now is no finding
         with ExitStack() as stack:
             objects = _in_order(self.line.store.list(), stack)
-            accounts = self._counted(self.line.catalog.accounts(), survey)
+            accounts = self._counted(self.line.catalog.accounts(bucket=None if self.own else self.bucket), survey)
             listed = self._listed(objects, survey)
             parked = self._named_here(self.line.catalog.parked())
             for finding in self._compare(accounts, listed, parked, within=self.within):

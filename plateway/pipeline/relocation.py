@@ -43,7 +43,7 @@ def _strayed(line: Line) -> Iterator[list[Ledger]]:
     strayed = (
         account.key
         for account in line.catalog.accounts(bucket=name)
-        if account.damage is None and not account.expired
+        if account.export_bucket == name and account.damage is None and not account.expired
         if account.export_endpoint is None or line.at(account.export_endpoint, name) is None
     )
     while keys := list(islice(strayed, BATCH)):
