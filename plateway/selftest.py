@@ -83,8 +83,16 @@ class Report:
         return f"{told}; {able} of {len(self.capabilities)} capabilities"
 
 
-def run(endpoint: Endpoint, *, name: str = "selftest", within: Address | None = None) -> Report:
+def run(
+    endpoint: Endpoint,
+    *,
+    name: str = "selftest",
+    within: Address | None = None,
+    tell: Callable[[str], object] = lambda _: None,
+) -> Report:
     """Try an endpoint in a short-lived bucket of that name, or below an address in a folder of its own.
+
+    ``tell`` hears what is being tried.
 
     Raises:
         Refused: the endpoint is read-only. Denied: no bucket may be made, and no address was given.
@@ -98,10 +106,10 @@ def run(endpoint: Endpoint, *, name: str = "selftest", within: Address | None = 
         except Denied as error:
             raise Denied(f"{error}; it can be tried in a bucket that is there, too") from error
         room = Room(endpoint, where, own=within is None)
-        capabilities = [trial.tried(room) for trial in TRIALS if room.own or not trial.own]
+        capabilities = [trial.tried(room, tell) for trial in TRIALS if room.own or not trial.own]
         with tempfile.TemporaryDirectory() as home, closing(Round(room.store, Path(home))) as events:
-            steps = list(_taken(events.steps()))
-        steps += _taken([("delete", partial(_leave, stack, where))])
+            steps = list(_taken(events.steps(), tell))
+        steps += _taken([("delete", partial(_leave, stack, where))], tell)
     return Report(str(where), capabilities, steps)
 
 
@@ -207,8 +215,9 @@ class Trial:
     otherwise: str
     own: bool = False  # only where the bucket is nobody else's
 
-    def tried(self, room: Room) -> Capability:
+    def tried(self, room: Room, tell: Callable[[str], object]) -> Capability:
         """Try it; that the endpoint cannot be asked is a finding as well."""
+        tell(self.name)
         try:
             verdict, detail = self.act(room)
         except ClientError as error:
@@ -536,9 +545,10 @@ class Round:
         return Instrument(name=system, root=self._bench / system, settle=timedelta(0), layout=layout)
 
 
-def _taken(steps: list[tuple[str, Callable[[], str]]]) -> Iterator[Step]:
+def _taken(steps: list[tuple[str, Callable[[], str]]], tell: Callable[[str], object]) -> Iterator[Step]:
     """Take one step after the other, up to the first that fails."""
     for name, act in steps:
+        tell(name)
         started = time.monotonic()
         try:
             yield Step(name, "done", act(), time.monotonic() - started)
