@@ -119,6 +119,21 @@ def test_other_content_is_a_conflict(catalog: Catalog) -> None:
     assert state(catalog, Ref(first.id, 2)).reasons[-1] == "conflict: revision 2 of this id"
 
 
+def test_layout_is_fixed_at_registration(catalog: Catalog) -> None:
+    """The key tells it, of revisions too; an instrument's new layout is that of what it announces from then on."""
+    catalog.register("prince", [seen(said())], now=NOW, layout="files")
+    ref = Ref(said().id, 1)
+    other = catalog.rekey(ref)
+    assert other == catalog.get(ref).key == events.key(said(), revision=2, layout="files")
+    heir = catalog.revise(ref, digest="d" * 64, now=NOW)
+    assert catalog.get(heir).key == events.key(said(), revision=3, layout="files")
+    catalog.register("prince", [seen(said(image_count=n)) for n in (13, 14)], now=NOW, layout="files")
+    catalog.register("prince", [seen(said(image_count=15))], now=NOW)
+    layouts = [events.layout(one.event.key) for one in catalog.revisions(ref.id)]
+    assert layouts == ["files"] * 4 + ["bundle"]
+    assert len({one.event.key for one in catalog.revisions(ref.id)}) == 5
+
+
 def test_key_taken_by_another(catalog: Catalog) -> None:
     """Two ids that begin alike, in one second, get keys that differ, in one batch or in two."""
     ids = [UUID(int=7 << 96 | n) for n in range(3)]

@@ -304,6 +304,35 @@ def test_a_key_follows_from_the_event(changes: dict[str, Any], arguments: dict[s
     assert events.key(imaging(**changes), **arguments) == key
 
 
+def test_the_key_of_files_is_their_manifests() -> None:
+    """The whole id makes it; from it follow the layout, the folder, and what the tar is called on tape."""
+    event, other = imaging(), imaging(experiment_id="other", timestamp="2020-01-01T00:00:00Z")
+    key = events.key(event, revision=3, layout="files")
+    assert key == f"images/{ID}-r3/metadata.json"
+    assert events.key(event, layout="files") == events.key(other, layout="files", whole=True)
+    assert (events.layout(key), events.home(key), events.tar_name(key)) == ("files", f"{ID}-r3", f"{ID}-r3.tar")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        events.key(
+            ImagingEvent.model_construct(id=UUID(ID), kind="stitch", experiment=ID, timestamp=datetime.now(UTC))
+        ),
+        f"videos/{ID}/metadata.json",
+        f"images/{ID}/sub/metadata.json",
+        f"images/{ID}-r0/metadata.json",
+        f"images/{ID.upper()}/metadata.json",
+        f"images/{ID}/metadata.json/",
+        "images/exp/metadata.json",
+        "",
+    ],
+)
+def test_other_keys_are_no_manifests(key: str) -> None:
+    """Bundles are told from files by the key alone, so nothing else may look like one of theirs."""
+    assert (events.layout(key), events.home(key)) == ("bundle", None)
+
+
 @given(st.text(min_size=1, max_size=140))
 def test_an_accepted_experiment_is_one_segment_of_a_key(name: str) -> None:
     """Whatever the experiment is called, its key has four segments and fits S3."""

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import tarfile
 import time
 import tracemalloc
@@ -417,6 +418,23 @@ def test_a_complete_upload_that_nobody_noted_is_noted(site: Site) -> None:
     site.lab.store = Scattered(Mortal(site.inner, at=0))
     assert results(site.lab.export()) == ["exported", "verified"]
     assert site.key(ref) == f"images/{ref.id}/metadata.json"
+
+
+def test_a_complete_bundle_that_nobody_recorded_is_adopted(site: Site) -> None:
+    """Where its images are gone, reconcile reads it whole and takes it in, a day after it was first seen."""
+    (ref,) = site.exported(FILES)
+    old = site.lab.ledger(ref).export
+    site.lab.catalog.close()
+    site.lab.catalog = Catalog(f"sqlite:///{site.lab.home / 'other.db'}", clock=site.lab.clock)
+    furnish(site.lab.catalog)
+    shutil.rmtree(site.lab.bench / "aretha" / str(ref.id))
+    (site.lab.bench / "aretha" / "events" / f"{ref.id}.json").unlink()
+    assert [one.done for one in reconciled(site.lab, repair=True)] == ["waits"]
+    site.lab.clock.turn(days=1, hours=1)
+    assert [one.done for one in reconciled(site.lab, repair=True) if one.kind == "dark object"] == ["adopted"]
+    new = site.lab.ledger(ref).export
+    assert old is not None and new is not None
+    assert (new.sha256, new.etag, new.evidence) == (old.sha256, old.etag, "read-back")
 
 
 # ------------------------------------------------------------------------------------------------------- other bytes
