@@ -436,7 +436,8 @@ def test_exports_in_another_bucket_are_refused(lab: Lab, tape: Path) -> None:
     exported(lab, 2)
     lab.clock.turn(days=1)
     (outcome,) = pipeline.archive(replace(lab.line, store=Memory("other")))
-    assert (outcome.result, outcome.reasons) == ("refused", ("2 exports are in bucket bucket, which the settings do not name",))
+    reason = "2 exports are in bucket bucket, which the settings do not name"
+    assert (outcome.result, outcome.reasons) == ("refused", (reason,))
     assert lab.catalog.counts(lab.clock()) == {"exported": 2}
 
 
