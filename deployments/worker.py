@@ -332,7 +332,8 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         with anyio.move_on_after(FAREWELL):
             await self._done(running)
         if not running.done.done():
-            await self._propose_crashed_state(running.flow_run, "The worker stopped before the run ended")
+            with anyio.move_on_after(FAREWELL):
+                await self._propose_crashed_state(running.flow_run, "The worker stopped before the run ended")
 
     async def _done(self, running: Running) -> None:
         await asyncio.wait([asyncio.wrap_future(running.done)])
