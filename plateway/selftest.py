@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import httpx
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # botocore ships no types
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # the same
 
 from plateway import pipeline, simulator
 from plateway.buckets import Address, Buckets, temporary
@@ -222,7 +223,7 @@ class Trial:
             verdict, detail = self.act(room)
         except ClientError as error:
             verdict, detail = _answer(error)
-        except (BotoCoreError, PlatewayError, httpx.HTTPError) as error:
+        except (BotoCoreError, ResponseParserError, PlatewayError, httpx.HTTPError) as error:
             verdict, detail = _failure(error)
         use = self.use if verdict == "yes" else "try again" if verdict == "unknown" else self.otherwise
         return Capability(self.name, verdict, detail, use)
@@ -240,7 +241,7 @@ def _status(error: ClientError) -> tuple[int, str]:
 
 def _failure(error: Exception) -> Found:
     if not isinstance(error, PlatewayError):
-        return Found("unknown", f"does not answer ({type(error).__name__})")
+        return Found("unknown", f"does not answer, or not as S3 does ({type(error).__name__})")
     return Found(
         "denied" if isinstance(error, Denied) else "unknown" if isinstance(error, Transient) else "no", str(error)
     )
@@ -329,7 +330,7 @@ def tagging(room: Room) -> Found:
     room.put("tagged")
     tags = [{"Key": "archived", "Value": "true"}]
     room.ask("put_object_tagging", "tagged", Tagging={"TagSet": tags})
-    told = room.ask("get_object_tagging", "tagged")["TagSet"]
+    told = room.ask("get_object_tagging", "tagged").get("TagSet")
     return Found("yes", "set and read") if told == tags else Found("ignored", "set, and none is read")
 
 

@@ -93,17 +93,21 @@ def test_a_command_that_is_killed_has_the_code_of_a_shell() -> None:
         assert attendance.run(["sh", "-c", "kill -KILL $$"], dict(os.environ)) == 137
 
 
-@contextmanager
-def running(endpoint: Endpoint, name: str, last: str, *, terminal: int | None = None) -> Iterator[Any]:
-    """Start it as a process of its own, perhaps as the one in front of a terminal."""
+def environment(endpoint: Endpoint) -> dict[str, str]:
+    """Where the commands find the run's server."""
     assert endpoint.url
     assert endpoint.access_key_id
     assert endpoint.secret_access_key
-    env = os.environ | {
+    return os.environ | {
         "AWS_ENDPOINT_URL": endpoint.url,
         "AWS_ACCESS_KEY_ID": endpoint.access_key_id,
         "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key.get_secret_value(),
     }
+
+
+@contextmanager
+def running(endpoint: Endpoint, name: str, last: str, *, terminal: int | None = None) -> Iterator[Any]:
+    """Start it as a process of its own, perhaps as the one in front of a terminal."""
     script = COMMAND.format(last=last)
     command = [sys.executable, "-m", "plateway", "bucket", "run", name, "--", sys.executable, "-c", script]
     front = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -111,7 +115,7 @@ def running(endpoint: Endpoint, name: str, last: str, *, terminal: int | None = 
         command = [sys.executable, "-c", front, *command]
     with subprocess.Popen(
         command,
-        env=env,
+        env=environment(endpoint),
         stdin=terminal if terminal is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -149,6 +153,20 @@ def test_a_command_has_a_bucket_of_its_own(client: Any, bucket: str, endpoint: E
             process.send_signal(getattr(signal, end))
         assert process.wait(60) == code
     assert left(client, bucket) == []
+
+
+@pytest.mark.skipif(not SOAK, reason="the same, at the cost of another process")
+def test_a_selftest_that_is_ended_leaves_nothing(client: Any, bucket: str, endpoint: Endpoint) -> None:
+    """What it tried in somebody's bucket goes; what was there stays."""
+    client.put_object(Bucket=bucket, Key="kept", Body=b"1")
+    command = [sys.executable, "-m", "plateway", "bucket", "selftest", f"s3://{bucket}"]
+    with subprocess.Popen(command, env=environment(endpoint), stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while client.list_objects_v2(Bucket=bucket)["KeyCount"] < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 143
+    assert [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]] == ["kept"]
 
 
 def left(client: Any, name: str) -> list[str]:

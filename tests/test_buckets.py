@@ -109,6 +109,16 @@ def test_a_name_is_an_object_and_a_folder_and_no_sibling(there: Buckets, bucket:
     assert keys(there, bucket) == ["run-a", "run2/1", "runs"]
 
 
+def test_buckets_share_a_client_and_nothing_else(there: Buckets, bucket: str) -> None:
+    """What is put into one is not in the other."""
+    fill(there, bucket, "a")
+    with temporary(there, bucket) as other:
+        fill(there, other, "b")
+        assert (keys(there, bucket), keys(there, other)) == (["a"], ["b"])
+        assert b"".join(there.store(other).open("b")) == b"b"
+        assert there.store(other).stat("a") is None
+
+
 def test_one_level_is_listed(there: Buckets, bucket: str) -> None:
     """Objects with what is known of them, folders by name."""
     fill(there, bucket, "a", "a/1", "a/b/2", "b")

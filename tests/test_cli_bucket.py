@@ -12,6 +12,7 @@ from plateway.catalog import Catalog
 from plateway.errors import NotFound, Refused, Rejected
 from plateway.store import Endpoint
 from tests import facts
+from tests.faults.proxy import between, error
 from tests.test_cli import call, home, told
 
 __all__ = ["home"]
@@ -151,6 +152,23 @@ def test_what_cannot_be_is_told(words: list[str], error: type[Exception]) -> Non
     """By an error that names it."""
     with pytest.raises(error):
         call("bucket", *words)
+
+
+def test_what_failed_is_told_and_counted(filled: str, endpoint: Endpoint) -> None:
+    """Exit code 3 where some failed, 1 where all did; each is named with its problem."""
+    assert endpoint.url
+    with between(endpoint.url) as proxy:
+        proxy.script = lambda asked, forward: (
+            error(403, "AccessDenied")
+            if asked.line.startswith("PUT") and asked.key.endswith(proxy_denies)
+            else forward(asked)
+        )
+        copy = ["cp", "--recursive", f"s3://{filled}/run", f"s3://{filled}/copy/", "--endpoint-url", proxy.url]
+        proxy_denies = "2.tif"
+        outcomes = told("bucket", *copy, code=3)
+        assert [one["url"] for one in outcomes if one["problem"]] == [f"s3://{filled}/copy/plates/2.tif"]
+        proxy_denies = ".tif"
+        assert all(one["problem"] for one in told("bucket", *copy, code=1))
 
 
 def test_tables_are_for_people(filled: str) -> None:

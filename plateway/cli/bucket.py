@@ -319,7 +319,7 @@ def selftest(
     """Try what the endpoint supports, and take simulated events into a bucket and back; nothing is left of it."""
     from plateway import selftest as trial  # noqa: PLC0415  it draws with numpy, which others need not wait for
 
-    with err.status("a place to try it") as status:
+    with attended(), err.status("a place to try it") as status:
         report = trial.run(place.endpoint, within=Address.parse(url) if url else None, tell=status.update)
     if as_json:
         print_json({**asdict(report), "good": report.good})
