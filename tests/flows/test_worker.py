@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -37,11 +38,16 @@ Process = subprocess.Popen[bytes]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with one flow that says something, and a module beside it; one process knows each name once."""
+    """A project with one flow that says something, and a module beside it."""
+    return fill(tmp_path)
+
+
+def fill(project: Path) -> Path:
+    """Write the flow and its module; one process knows each name once."""
     beside = f"beside_{uuid4().hex}"
-    (tmp_path / f"{beside}.py").write_text("SAID = 'first'\n")
-    (tmp_path / f"probe_{uuid4().hex}.py").write_text(PROBE.replace("{beside}", beside))
-    return tmp_path
+    (project / f"{beside}.py").write_text("SAID = 'first'\n")
+    (project / f"probe_{uuid4().hex}.py").write_text(PROBE.replace("{beside}", beside))
+    return project
 
 
 def deployed(project: Path, *, work_pool: str = "resident", limit: int | None = None, **more: Any) -> UUID:
@@ -128,30 +134,34 @@ def test_variables_of_its_own_are_refused(site: Site, worker: Process, project: 
     assert "LAB" in (state.message or "")
 
 
-def test_a_worker_buries_the_runs_of_its_dead_predecessor(site: Site, project: Path) -> None:
-    """After kill -9 the next worker reports what was running as crashed at once, so that a slot is free."""
+@pytest.fixture(scope="module")
+def heir(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[UUID, Process]]:
+    """A run whose worker was killed in its midst, and the worker that took over the pool."""
     with site.running(*site.worker("mortal")) as doomed:
         until(lambda: "mortal" in pools())
-        run = started(deployed(project, work_pool="mortal"), nap=600)
+        run = started(deployed(fill(tmp_path_factory.mktemp("orphan")), work_pool="mortal"), nap=600)
         until(lambda: going(run) and run_of(run).infrastructure_pid)
         os.kill(doomed.pid, signal.SIGKILL)
         doomed.wait()
     assert going(run)
-    with site.running(*site.worker("mortal")):
-        state = ended(run, seconds=60).state
+    with site.running(*site.worker("mortal")) as process:
+        yield run, process
+
+
+def test_a_worker_buries_the_runs_of_its_dead_predecessor(heir: tuple[UUID, Process]) -> None:
+    """After kill -9 the next worker reports what was running as crashed at once, so that a slot is free."""
+    state = ended(heir[0], seconds=60).state
     assert state is not None
     assert state.is_crashed()
     assert state.message == "The process that ran it is gone"
 
 
-def test_a_stopping_worker_reports_its_runs(site: Site, project: Path) -> None:
+def test_a_stopping_worker_reports_its_runs(heir: tuple[UUID, Process], project: Path) -> None:
     """SIGTERM ends the worker in seconds, and no run stays Running behind it."""
-    with site.running(*site.worker("stopping")) as process:
-        until(lambda: "stopping" in pools())
-        run = started(deployed(project, work_pool="stopping"), nap=600)
-        until(lambda: going(run))
-        process.terminate()
-        assert process.wait(60) == 0
+    run = started(deployed(project, work_pool="mortal"), nap=600)
+    until(lambda: going(run))
+    heir[1].terminate()
+    assert heir[1].wait(60) == 0
     assert ended(run, seconds=60).state_name == "Crashed"
 
 
