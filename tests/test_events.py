@@ -316,9 +316,7 @@ def test_the_key_of_files_is_their_manifests() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        events.key(
-            ImagingEvent.model_construct(id=UUID(ID), kind="stitch", experiment=ID, timestamp=datetime.now(UTC))
-        ),
+        f"images/{ID}/20010101/000000-2f1c5d0e.tar",
         f"videos/{ID}/metadata.json",
         f"images/{ID}/sub/metadata.json",
         f"images/{ID}-r0/metadata.json",
