@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,6 +127,13 @@ def test_one_level_is_listed(there: Buckets, bucket: str) -> None:
     assert sorted(told) == ["a", "a/", "b"]
     told = [one if isinstance(one, str) else one.key for one in there.level(Address(bucket, "a/"))]
     assert sorted(told) == ["a/1", "a/b/"]
+
+
+def test_a_bucket_is_opened_once(endpoint: Endpoint, bucket: str) -> None:
+    """However many ask at the same time: opening costs as much as a hundred small objects."""
+    there = Buckets(endpoint)
+    with ThreadPoolExecutor(16) as pool:
+        assert len({id(store) for store in pool.map(there.store, [bucket] * 64)}) == 1
 
 
 def test_usage_is_added_up(there: Buckets, bucket: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -176,3 +178,12 @@ def test_tables_are_for_people(filled: str) -> None:
     assert "run/" in done("ls", f"s3://{filled}")
     assert "4 objects" in done("du", f"s3://{filled}")
     assert "would delete: 3 objects" in done("del", "--recursive", "--dry-run", f"s3://{filled}/run/")
+
+
+def test_it_starts_without_what_it_does_not_need() -> None:
+    """Catalogue and verbs take longer to import than a small command takes to work."""
+    command = [sys.executable, "-X", "importtime", "-m", "plateway", "bucket", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "plateway.buckets" in imported
+    assert {"plateway.catalog", "plateway.pipeline", "sqlalchemy", "s3fs"} & imported == set()
