@@ -471,7 +471,7 @@ class S3:
             head["ContentLength"],
             head.get("ETag", "").strip('"'),
             head["LastModified"],
-            head["Metadata"],
+            {name.lower(): value for name, value in head["Metadata"].items()},  # headers, which have no case
             checksums,
         )
 
@@ -1031,6 +1031,8 @@ def _failed(what: str, error: Exception) -> PlatewayError:
     for theirs, (ours, told) in CLASSES.items():
         if isinstance(error, theirs):
             return ours(f"{what}: {told}")
+    if "non-partial response" in text:
+        return Unavailable(f"{what}: the endpoint answers with 200 where a range was asked for")
     return Unavailable(f"{what}: the endpoint does not answer ({kind[1] if kind else type(error).__name__})")
 
 

@@ -42,6 +42,7 @@ from plateway.errors import (
 )
 from plateway.folder import File
 from plateway.store import Endpoint, Store, open_store
+from tests.faults.proxy import Message, between
 
 MIB = 1 << 20
 PART = 8 * MIB
@@ -1050,3 +1051,24 @@ def test_tags_are_read_where_there_are_any(client: Any, endpoint: Endpoint, buck
     other = open_store(tmp_path.as_uri())
     other.put("a", [b"1"], size=1, part_size=MIB, metadata={})
     assert store.tags(other, "a") == store.tags(open_store("memory://tags"), "a") == {}
+
+
+def test_an_endpoint_of_other_manners_is_understood(endpoint: Endpoint, bucket: str) -> None:
+    """Names of metadata have no case, as headers have none; a range that is answered with 200 is told as that."""
+    assert endpoint.url
+    with between(endpoint.url) as proxy:
+        there = open_store(f"s3://{bucket}", replace(endpoint, url=proxy.url))
+        put(there, "a", b"content", metadata={"event-id": "2f1c"})
+        proxy.script = lambda asked, forward: recased(replace(forward(asked), line="HTTP/1.1 200 OK"))
+        found = there.stat("a")
+        assert found is not None
+        assert found.metadata == {"event-id": "2f1c"}
+        with pytest.raises(Unavailable, match="200 where a range"):
+            there.open("a", start=2)
+
+
+def recased(reply: Message) -> Message:
+    """Write the headers as rclone does."""
+    headers = [("X-Amz-Meta-Event-Id" if name.lower() == "x-amz-meta-event-id" else name, value)
+               for name, value in reply.headers]  # fmt: skip
+    return replace(reply, headers=tuple(headers))
