@@ -36,7 +36,7 @@ from tests.test_docs import LINK, ROOT, blocks, headings, prose
 
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 START = "README"  # it finds where an image lies, which the others read
-CLIENTS = {"aws": "aws", "s4cmd": "s4cmd", "s5cmd": "s5cmd", "rclone": "rclone"}  # the program that a page is about
+CLIENTS = ("aws", "s4cmd", "s5cmd", "rclone")  # programs with a page of their own
 NOT_RUN = {"r"}
 BUCKET = "extraction_5_CT"
 FOLDERS = ("images", "images/ct_012", "images/ct_012/20260504", "plates", UID, f"{UID}/{UID}")
@@ -154,7 +154,7 @@ def credentials(endpoint: Endpoint) -> dict[str, str]:
 
 
 def follow(desk: Desk, name: str) -> str:
-    """Do what a page says: all that is for the shell, then all that is for Python; what the shell printed comes back."""
+    """Do what a page says, first all for the shell, then all for Python; what the shell printed comes back."""
     page = ROOT / "docs" / "how-to" / f"{name}.md"
     script = desk.said("\n".join(text for _, text in blocks(page, "sh")))
     done = subprocess.run(
@@ -186,9 +186,9 @@ def here(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
 @pytest.mark.parametrize("name", [page.stem for page in PAGES if page.stem not in {START} | NOT_RUN])
 def test_a_page_does_what_it_says(name: str, here: Desk) -> None:
     """Nothing fails; images that were fetched are those of the bench; what was put is listed, and deleted again."""
-    program = CLIENTS.get(name, "python")
-    if not shutil.which(program, path=here.env["PATH"]):
-        pytest.skip(f"no {program} here: scripts/install brings it, or uv sync --group bench")
+    for program in (name, "curl") if name in CLIENTS else ():
+        if not shutil.which(program, path=here.env["PATH"]):
+            pytest.skip(f"no {program} here; scripts/install brings the clients, and curl is the system's")
     before = here.keys
     printed = follow(here, name)
     if name in CLIENTS:
