@@ -196,11 +196,16 @@ def test_an_endpoint_is_known_by_its_address(address: str | None, same: str) -> 
 
 
 def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
-    """One bucket under two names, or one that lies in another, would be told as dark objects."""
+    """What two systems send would be told as dark objects; but another view of a bucket may have a name."""
     for url in ("s3://plateway-raw", "s3://plateway-raw/dev"):
-        with pytest.raises(Misconfigured, match="share objects"):
-            pipeline.open_line(written(tmp_path, f'[dev]\nurl = "{url}"'))
-    pipeline.open_line(written(tmp_path, '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"')).close()
+        with pytest.raises(Misconfigured, match="buckets plateway and dev share objects"):
+            pipeline.open_line(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
+        with closing(pipeline.open_line(written(tmp_path, f'[dev]\nurl = "{url}"'))) as line:
+            line.catalog.upgrade()
+            assert [one.store for one in line.every_bucket()] == [line.store]
+    table = '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"\nsystems = ["aretha"]'
+    with closing(pipeline.open_line(written(tmp_path, table))) as line:
+        assert [one.endpoint for one in line.each_bucket()] == ["http://s3.example", "http://b"]
 
 
 # --------------------------------------------------------------------------------------------------------- where it is
@@ -493,18 +498,26 @@ def test_all_buckets_are_rebuilt(lab: Site) -> None:
     empty.close()
 
 
-def test_read_only_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
-    """A collection that may never be written is not compared and not rebuilt from; one that holds exports is."""
+def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
+    """One that no system's exports go to is not compared, nor, if it is read-only, rebuilt from; unless it has some."""
     second = lab.second
     put(second, "images/theirs.tar", b"a collection")
-    lab.places = {"second": Place(store.ReadOnly(second), THERE, read_only=True)}
-    assert found(lab) == set()
-    assert pipeline.rebuild(lab.line).refused == ()
-    lab.places = {"second": Place(second, THERE)}
+    read_only = Place(store.ReadOnly(second), THERE, read_only=True, receives=False)
+    for places, refused in (({"second": read_only}, 0), ({"second": Place(second, THERE, receives=False)}, 1)):
+        lab.places = places
+        assert found(lab) == set()
+        assert len(pipeline.rebuild(lab.line).refused) == refused
     ref = export(lab, "aretha")
     second.delete(lab.export_of(ref).key)
-    lab.places = {"second": Place(store.ReadOnly(second), THERE, read_only=True)}
+    for place in (read_only, Place(second, THERE, receives=False)):
+        lab.places = {"second": place}
+        assert {kind for kind, *_ in found(lab)} == {Kind.DARK, Kind.LOST}
+    unnoted(lab, ref)
+    lab.store = Memory("another")
     assert {kind for kind, *_ in found(lab)} == {Kind.DARK, Kind.LOST}
+    lab.store = Memory("raw")  # which is then the one that was meant, and empty
+    assert found(lab) == set()
+    assert pipeline.reconcile(lab.line).stopped
 
 
 # -------------------------------------------------------------------------------------------- an endpoint that moved

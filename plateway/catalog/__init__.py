@@ -11,7 +11,7 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
     exports      note_export note_evidence note_place note_damage set_back sample
     purges       candidates siblings intend note_trashed note_gone note_restored going stage tally
     tape         receive manifests settle parked note_location note_misplaced unarchived door note_door
-    accounts     accounts export_count sight_dark clear_dark adopt empty
+    accounts     accounts export_count exported_to sight_dark clear_dark adopt empty
     figures      counts figures history stuck
     search       exports_page archives_page archive_members daily search overview
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -65,6 +65,13 @@ class Accounts(Database):
         query = select(func.count()).select_from(Export).where(there, ~expired(EXPORT))
         with self._reading() as session:
             return session.scalar(query) or 0
+
+    def exported_to(self, bucket: str, endpoints: Collection[str | None]) -> bool:
+        """Say whether any export was noted to be in a bucket, behind one of these endpoints; None: it was not told."""
+        behind = [EXPORT.endpoint.is_(None) if one is None else EXPORT.endpoint == one for one in endpoints]
+        query = select(EXPORT.key).where(EXPORT.bucket == bucket, sa.or_(*behind)).limit(1)
+        with self._reading() as session:
+            return session.scalar(query) is not None
 
     def sight_dark(
         self, objects: Sequence[Sight], *, bucket: str, now: datetime, endpoint: str | None = None

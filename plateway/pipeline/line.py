@@ -7,13 +7,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +38,12 @@ class Place(NamedTuple):
     store: Store
     endpoint: str | None = None  # as `store.identity` says it; None: not told
     read_only: bool = False
+    receives: bool = True  # exports of some system go there; else, exports may be there from earlier
+
+    def shares(self, other: Place) -> bool:
+        """Tell whether one of the two is in the other, so that both list the same objects."""
+        here, there = f"{self.store.name}/", f"{other.store.name}/"
+        return self.endpoint == other.endpoint and (here.startswith(there) or there.startswith(here))
 
     def __str__(self) -> str:
         return spoken_place(self.endpoint, self.store.name)
@@ -79,12 +84,24 @@ class Line:
         return Place(self.store, self.endpoint)
 
     def each_bucket(self) -> Iterator[Line]:
-        """Bind to each bucket of the site in turn, its own first; to one that is read-only if exports are in it."""
-        own, *others = self._places()
-        yield self._at(own)
-        for place in others:
-            if not place.read_only or self.catalog.export_count(place.store.name):
+        """Bind to each bucket in turn that exports go to, or are in; the site's own first."""
+        return self._bound(lambda place: place.receives or self._holds(place))
+
+    def every_bucket(self) -> Iterator[Line]:
+        """Bind to each bucket in turn, whatever is in it; of those that are read-only, as `each_bucket` does."""
+        return self._bound(lambda place: place.receives or not place.read_only or self._holds(place))
+
+    def _bound(self, wanted: Callable[[Place], bool]) -> Iterator[Line]:
+        met: list[Place] = []
+        for place in self._places():
+            if wanted(place) and not any(map(place.shares, met)):
+                met.append(place)
                 yield self._at(place)
+
+    def _holds(self, place: Place) -> bool:
+        unnoted = self.at(None, place.store.name)
+        meant = unnoted is not None and unnoted.store is place.store
+        return self.catalog.exported_to(place.store.name, {place.endpoint, *([None] if meant else [])})
 
     def over(self, act: Callable[[Line], Iterable[Outcome]], verb: str) -> Iterator[Outcome]:
         """Act in each bucket of the site; where there are several, one that fails becomes an outcome and stops none."""
@@ -187,14 +204,14 @@ def open_line(
     """Put the line together; ``buckets`` (URL and endpoint, by name) and ``instruments`` go before what settings say.
 
     Raises:
-        Misconfigured: two of the buckets are one.
+        Misconfigured: two buckets that exports go to are one.
     """
     named = instruments or {}
     known = {MAIN: settings.bucket, **settings.buckets}
     where = {name: (one.url, endpoint(one)) for name, one in known.items()} | dict(buckets or {})
-    places = {name: _open(url, there) for name, (url, there) in where.items()}
-    own = places.pop(MAIN)
-    _apart({MAIN: own, **places})
+    receiving = {name for name, one in known.items() if one.systems} | {one.bucket for one in named.values()}
+    tape = where[MAIN][1]  # is reached as the site's own bucket is
+    own, others = _open(*where.pop(MAIN)), {name: _open(*one) for name, one in where.items()}
     return Line(
         catalog=Catalog(settings.catalog_url),
         store=own.store,
@@ -202,9 +219,9 @@ def open_line(
         instrument=lambda system: named.get(system) or settings.instrument(system),
         owner=f"{socket.gethostname()}:{os.getpid()}",
         lease=settings.lease,
-        archive=open_archive(settings.archive_target, where[MAIN][1]) if settings.archive_target else None,
+        archive=open_archive(settings.archive_target, tape) if settings.archive_target else None,
         endpoint=own.endpoint,
-        others=places,
+        others=_apart(own, others, receiving),
     )
 
 
@@ -212,12 +229,16 @@ def _open(url: str, endpoint: Endpoint) -> Place:
     return Place(Scattered(open_store(url, endpoint)), identity(url, endpoint), endpoint.read_only)
 
 
-def _apart(places: Mapping[str, Place]) -> None:
-    """Refuse buckets that share objects: what one lists would be the other's."""
-    for (one, here), (other, there) in combinations(places.items(), 2):
-        names = (f"{here.store.name}/", f"{there.store.name}/")
-        if here.endpoint == there.endpoint and (names[0].startswith(names[1]) or names[1].startswith(names[0])):
-            raise Misconfigured(f"buckets {one} and {other} share objects: {here}, {there}")
+def _apart(own: Place, others: Mapping[str, Place], receiving: Container[str | None]) -> dict[str, Place]:
+    """Refuse buckets for exports that share objects; leave out another view of a bucket that is known already."""
+    known = {MAIN: own}
+    for name, place in sorted(others.items(), key=lambda one: one[0] not in receiving):
+        same = next((other for other in known.items() if place.shares(other[1])), None)
+        if same is not None and name in receiving:
+            raise Misconfigured(f"buckets {same[0]} and {name} share objects: {same[1]}, {place}")
+        if same is None or same[1].store.name != place.store.name:
+            known[name] = place._replace(receives=name in receiving)
+    return {name: place for name, place in known.items() if name != MAIN}
 
 
 def each(

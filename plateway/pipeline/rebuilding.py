@@ -111,7 +111,7 @@ def rebuild(
     told = [*_told(line), *manifests]
     _witness(line, told)
     work = _Work(line, beat)
-    outcomes = [one for bound in line.each_bucket() for one in _objects(work, bound, workers)]
+    outcomes = [one for bound in line.every_bucket() for one in _objects(work, bound, workers)]
     received = [inbox.receive(line, content, door="rebuild", name=name) for name, content in told]
     inbox.settle(line)
     from_tape = list(_from_tape(work))
@@ -186,7 +186,7 @@ def _witness(line: Line, told: Iterable[tuple[str, bytes]]) -> None:
 def _alike(line: Line) -> dict[str, list[Line]]:
     """Give the buckets of the site by their names: tape tells no endpoint."""
     found: dict[str, list[Line]] = defaultdict(list)
-    for bound in line.each_bucket():
+    for bound in line.every_bucket():
         found[bound.store.name].append(bound)
     return found
 

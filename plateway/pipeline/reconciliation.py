@@ -263,13 +263,15 @@ class _Shares:
 
     def __init__(self, line: Line) -> None:
         self.lines = list(line.each_bucket())
+        self._stores = [line.store for line in self.lines]
         self._own = self.lines[0]  # what belongs nowhere else is told with the site's own
         self._homes: dict[tuple[str | None, ...], Line | None] = {}
         self._away: Counter[str] = Counter()
 
     def of(self, account: Account) -> Store:
         """Give the bucket that an event is compared with."""
-        return (self._home(account) or self._own).store
+        home = self._home(account)
+        return home.store if home is not None and home.store in self._stores else self._own.store
 
     def away(self, account: Account) -> bool:
         """Tell whether an export is in none of the buckets that are known; such are counted."""
