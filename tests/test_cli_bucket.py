@@ -100,12 +100,11 @@ def test_a_bucket_that_is_not_empty_is_removed_by_force_only(filled: str) -> Non
     assert len(keys(filled)) == 4
 
 
-@pytest.mark.parametrize("prefix", ["", "/plateway"])
-def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path, prefix: str) -> None:
-    """Else it is not changed, removed or given rules; nor if exports have a part of it to themselves."""
+def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> None:
+    """Else it is not changed, removed or given rules; here exports have a part of it to themselves."""
     catalog = Catalog(f"sqlite:///{site}/catalogue.db")
     catalog.upgrade()
-    facts.export(catalog, facts.add(catalog), bucket=f"{filled}{prefix}")
+    facts.export(catalog, facts.add(catalog), bucket=f"{filled}/part")
     catalog.close()
     rules = site / "rules.json"
     rules.write_text(json.dumps({"Rules": [{"ID": "a", "Status": "Enabled", "Filter": {"Prefix": ""},
