@@ -338,16 +338,14 @@ class _Sending:
         return b"".join(_pieces(feed, layout.manifest_size))
 
     def _small(self, slot: Slot, content: bytes) -> None:
-        key, sums = str(slot.key), _Sums(len(content))
-        if not self._free(key):
-            sums.update(content)
-        if self._free(key) or self._wanted(key, sums):
+        key = str(slot.key)
+        if self._free(key) or self._wanted(key, _Sums(len(content), content)):
             _put(self._store, key, content, metadata={})
 
     def _large(self, slot: Slot, pieces: Iterator[bytes]) -> None:
         """Send a file of several parts; where its bytes decide whether it may be, that is when all of them came."""
         key, size = str(slot.key), slot.file.size
-        if self.taken or (self._told is None and key in self._there):
+        if not self._free(key) and (self.taken or key not in (self._told or {})):
             sums = _Sums(size)
             deque(map(sums.update, pieces), maxlen=0)
             self._wanted(key, sums)
@@ -369,29 +367,31 @@ class _Sending:
         return self._told is None and key not in self._there and not self.taken
 
     def _wanted(self, key: str, sums: _Sums) -> bool:
-        """Say whether a file is to be written where something lies, or where a manifest says what may."""
-        if self.taken or self._same(key, sums):
+        """Say whether a file is to be written where something lies, or where a manifest says what may.
+
+        Where the manifest tells of it, nothing is read: this may be asked in the midst of an upload.
+        """
+        found, told = self._there.get(key), (self._told or {}).get(key)
+        alike = found is not None and (found.size, found.etag) == (sums.size, sums.etag)
+        if self.taken or alike:
             return False
-        if self._told is not None and self._told.get(key) == sums.sha256:
+        if told == sums.sha256:
             return True
-        self.taken.append(key)
+        if told is not None or found is None or found.size != sums.size or self._read(key) != sums.sha256:
+            self.taken.append(key)
         return False
 
-    def _same(self, key: str, sums: _Sums) -> bool:
-        found = self._there.get(key)
-        if found is None or found.size != sums.size:
-            return False
-        if found.etag == sums.etag:
-            return True
-        return _digest(self._store.open(key)) == sums.sha256
+    def _read(self, key: str) -> str:
+        return _digest(self._store.open(key))
 
 
 class _Sums:
     """The digests of one file."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, content: bytes = b"") -> None:
         self.size = size
         self._digest, self._parts = hashlib.sha256(), Parts(part_size(size))
+        self.update(content)
 
     def update(self, data: bytes) -> None:
         self._digest.update(data)

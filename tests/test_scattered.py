@@ -319,6 +319,26 @@ def test_harm_is_mended_by_sending_the_same_again(site: Site) -> None:
             assert kept.items() <= site.objects().items()
 
 
+@pytest.mark.parametrize("layout", ["files", "bundle"])
+def test_uploads_in_parts_are_mended(endpoint: Endpoint, bucket: str, tmp_path: Path, layout: str) -> None:
+    """What changed is sent again, what is right is given up at its end, and no upload stays open."""
+    store = open_store(f"s3://{bucket}", endpoint)
+    for site in site_in(tmp_path, store):
+        site.lab.options = {"layout": layout}
+        (ref,) = site.exported({name: os.urandom(9 * MIB) for name in ("a.tif", "b.tif")})
+        right = site.objects()
+        key = site.key(ref) if layout == "bundle" else f"images/{ref.id}/b.tif"
+        site.place(key, bytes(len(right[key])))
+        assert pipeline.verify(site.lab.line, ref).result == "damaged"
+        assert results(site.lab.export()) == ["exported", "verified"]
+        assert site.objects() == right
+        store.delete(site.key(ref))
+        assert pipeline.verify(site.lab.line, ref).result == "damaged"
+        assert results(site.lab.export()) == ["exported", "verified"]
+        assert site.objects() == right
+        assert list(store.uploads()) == []
+
+
 # ------------------------------------------------------------------------------------------------------------ cut off
 
 
