@@ -460,9 +460,9 @@ def _inherited(table: Mapping[str, Any], own: Bucket) -> dict[str, Any]:
     return {name: getattr(own, name) for name in ENDPOINT if name not in left}
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Make the environment of a command that is started: this process's own, with what is given in its place."""
-    return {**os.environ, **given}
+def environment(given: Mapping[str, str | None]) -> dict[str, str]:
+    """Make the environment of a command to start: this process's own, with what is given, without what is None."""
+    return {name: value for name, value in {**os.environ, **given}.items() if value is not None}
 
 
 def load(**flags: Any) -> Settings:

@@ -432,16 +432,18 @@ def told(one: Stat | str) -> dict[str, Any]:
     return {"key": one.key, "size": one.size, "etag": one.etag, "modified": one.modified}
 
 
-def environment(where: Endpoint, made: str) -> dict[str, str]:
-    """What a command finds in its environment."""
-    secret, token = where.secret_access_key, where.session_token
+def environment(where: Endpoint, made: str) -> dict[str, str | None]:
+    """Say what a command finds in its environment; None is what would lead it elsewhere."""
     given = {
         "PLATEWAY_BUCKET_URL": f"s3://{made}",
+        "PLATEWAY_BYPASS_PROXY": "true" if where.bypass_proxy else None,
         "AWS_ENDPOINT_URL": where.url,
-        "AWS_ACCESS_KEY_ID": where.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": secret and secret.get_secret_value(),
-        "AWS_SESSION_TOKEN": token and token.get_secret_value(),
+        "AWS_ENDPOINT_URL_S3": None,
         "AWS_REGION": where.region,
         "AWS_DEFAULT_REGION": where.region,
     }
-    return {name: value for name, value in given.items() if value}
+    if where.access_key_id and where.secret_access_key:
+        given["AWS_ACCESS_KEY_ID"] = where.access_key_id
+        given["AWS_SECRET_ACCESS_KEY"] = where.secret_access_key.get_secret_value()
+        given["AWS_SESSION_TOKEN"] = where.session_token.get_secret_value() if where.session_token else None
+    return given
