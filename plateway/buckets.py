@@ -32,7 +32,7 @@ from plateway.store import S3, Endpoint, Stat, door, filesystem
 
 ABREAST = 32  # objects on their way at a time
 AT_ONCE = 1000  # keys that S3 deletes in one request
-DELETIONS = 4  # such requests at a time
+DELETIONS = 8  # such requests at a time; a server takes the keys of each one by one
 ATTEMPTS = 3  # to remove a short-lived bucket
 WINDOW = 1 << 20
 MD5 = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
