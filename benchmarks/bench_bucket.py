@@ -8,9 +8,8 @@ another tool; every step is one command from its start to its end, the interpret
 
 All tools work at 32 objects at a time, s5cmd at its default of 256, with which it is fastest; otherwise each has its
 own defaults. After every step, untimed, another client looks: all objects are there with their sizes, the files are
-equal byte for byte, the folder is empty. What the tools check by themselves differs: Plateway and rclone compare the
-MD5 of each upload and download, and Plateway lists what it deleted once more; s4cmd compares downloads; s5cmd sends
-a checksum with each upload and compares no downloads.
+equal byte for byte, the folder is empty. What the tools check by themselves differs: Plateway and rclone compare
+the MD5 of each upload and download, and Plateway lists once more what it deleted.
 """
 
 from __future__ import annotations
