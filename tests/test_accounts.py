@@ -102,6 +102,17 @@ def test_accounts_of_one_bucket(catalog: Catalog, world: dict[str, Ref]) -> None
     assert (catalog.export_count("raw"), catalog.export_count("other"), catalog.export_count("none")) == (7, 1, 0)
 
 
+def test_exports_are_behind_an_endpoint(catalog: Catalog) -> None:
+    """A bucket of one name may be behind several; exports from before that was noted are behind none."""
+    export(catalog, add(catalog, 1), endpoint="here")
+    asked: list[tuple[set[str | None], bool]] = [({"here"}, True), ({"there"}, False), ({None}, False)]
+    for known, told in [*asked, ({"there", "here"}, True)]:
+        assert catalog.exported_to("raw", known) is told
+    export(catalog, add(catalog, 2))
+    assert catalog.exported_to("raw", {"there", None})
+    assert not catalog.exported_to("other", {"here", None})
+
+
 def test_accounts_come_page_by_page(catalog: Catalog) -> None:
     """However short a page, each event comes once; and whoever reads them slowly keeps nobody from writing."""
     for number in range(1, 8):

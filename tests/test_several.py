@@ -208,6 +208,13 @@ def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
         assert [one.endpoint for one in line.each_bucket()] == ["http://s3.example", "http://b"]
 
 
+def test_objects_have_a_place_of_their_own(tmp_path: Path) -> None:
+    """No token of the gateway reaches any bucket that exports go to."""
+    known = written(tmp_path, '[dev]\nurl = "s3://dev"', objects_url="s3://dev/objects")
+    with pytest.raises(Misconfigured, match="apart from the bucket dev"):
+        parts(known)
+
+
 # --------------------------------------------------------------------------------------------------------- where it is
 
 
