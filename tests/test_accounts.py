@@ -106,7 +106,8 @@ def test_exports_are_behind_an_endpoint(catalog: Catalog) -> None:
     """A bucket of one name may be behind several; exports from before that was noted are behind none."""
     export(catalog, add(catalog, 1), endpoint="here")
     asked: list[tuple[set[str | None], bool]] = [({"here"}, True), ({"there"}, False), ({None}, False)]
-    for known, told in [*asked, ({"there", "here"}, True)]:
+    asked.append(({"there", "here"}, True))
+    for known, told in asked:
         assert catalog.exported_to("raw", known) is told
     export(catalog, add(catalog, 2))
     assert catalog.exported_to("raw", {"there", None})
