@@ -6,7 +6,7 @@
 every round each tool does all four things once, in a folder of the bucket that is its own, each round beginning with
 another tool; every step is one command from its start to its end, the interpreter's included. The figures are medians.
 
-All tools work at 32 objects at a time, s5cmd at its default of 256, with which it is fastest; otherwise each has its
+All tools work at 32 objects at a time, s5cmd at its default of 256; otherwise each has its
 own defaults. After every step, untimed, another client looks: all objects are there with their sizes, the files are
 equal byte for byte, the folder is empty. What the tools check by themselves differs: Plateway and rclone compare
 the MD5 of each upload and download, and Plateway lists once more what it deleted.
