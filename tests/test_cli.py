@@ -81,7 +81,7 @@ def test_show_tells_the_whole_ledger(home: Path) -> None:
     shown = told("show", event)
     assert shown["id"] == event
     assert shown["ledger"]["export"]["key"] == shown["key"]
-    assert {"name", "size", "sha256", "offset"} == set(shown["manifest"][0])
+    assert {"name", "size", "sha256", "offset", "key"} == set(shown["manifest"][0])
     assert "Img" in call("show", event).output
 
 
