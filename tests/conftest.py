@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 from botocore.session import get_session  # type: ignore[import-untyped]  # botocore ships no types
 from pydantic import SecretStr
+from typer import testing
+from typer.main import get_command
 
 from deployments import seaweed
 from plateway import store
 
 pytest_plugins = ["plateway.testing", "tests.databases", "tests.order"]
+vars(testing)["_get_command"] = cache(get_command)  # it takes longer than most commands
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start a hundred times need not be compiled each time
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """Start one worker more than there are cores: many tests wait for servers."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests make only: all that was imported and collected stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
