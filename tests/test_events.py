@@ -313,6 +313,14 @@ def test_the_key_of_files_is_their_manifests() -> None:
     assert (events.layout(key), events.home(key), events.tar_name(key)) == ("files", f"{ID}-r3", f"{ID}-r3.tar")
 
 
+def test_what_is_an_image_is_said_by_the_instrument() -> None:
+    """Its patterns choose the folder of a file; all JSON, and what might be a bundle, is none whatever they say."""
+    place = events.places(f"images/{ID}-r2/metadata.json", events.imaged(("*.raw", "*.json", "*.tar")))
+    kinds = {name: place(name).split("/")[0] for name in ("a/b.RAW", "a.tif", "x.json", "X.JSON", "b.tar")}
+    assert kinds == {"a/b.RAW": "images"} | dict.fromkeys(("a.tif", "x.json", "X.JSON", "b.tar"), "waveforms")
+    assert place("a/b.RAW") == f"images/{ID}-r2/a/b.RAW"
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -13,7 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -688,16 +688,22 @@ def test_a_manifest_that_names_what_is_not_its_own_is_damage(site: Site) -> None
     assert site.objects() == before
 
 
-def test_uploads_of_files_are_those_of_their_bundle(endpoint: Endpoint, bucket: str, client: Any) -> None:
-    """What a killed upload of a large file left is shown at its bundle's key, and ended there."""
-    store, key = Scattered(open_store(f"s3://{bucket}", endpoint)), f"images/{IDS}/metadata.json"
-    client.create_multipart_upload(Bucket=bucket, Key=f"images/{IDS}/big.tif")
-    client.create_multipart_upload(Bucket=bucket, Key="images/exp/1.tar")
-    found = {one.key: one for one in store.uploads()}
-    assert found.keys() == {key, "images/exp/1.tar"}
-    for one in found.values():
-        store.abort(one)
-    assert list(store.uploads()) == []
+def test_uploads_of_files_are_those_of_their_bundle(
+    endpoint: Endpoint, bucket: str, client: Any, tmp_path: Path
+) -> None:
+    """What a killed upload of a large file left is shown at its bundle's key, and a sweep ends it there."""
+    for site in site_in(tmp_path, open_store(f"s3://{bucket}", endpoint)):
+        ref = site.announce(FILES)
+        site.lab.settle()
+        client.create_multipart_upload(Bucket=bucket, Key=f"images/{ref.id}/a.tif")
+        client.create_multipart_upload(Bucket=bucket, Key=f"images/{ref.id}/20260504/060000-12345678.tar")
+        keys = {site.key(ref), f"images/{ref.id}/20260504/060000-12345678.tar"}
+        assert {one.key for one in site.lab.store.uploads()} == keys
+        later = datetime.now(UTC) + timedelta(days=1)
+        assert [one.ref for one in pipeline.sweep(site.lab.line, now=later)] == [ref]
+        (left,) = site.lab.store.uploads()
+        site.lab.store.abort(left)
+        assert list(site.inner.uploads()) == []
 
 
 names = st.text(
