@@ -172,7 +172,7 @@ def test_an_upload_is_noted_where_it_was_seen(catalog: Catalog) -> None:
     export(catalog, ref)
     noted = catalog.ledger(ref).export
     assert noted is not None
-    told: dict[str, Any] = {"endpoint": "there", "kind": "etag", "etag": "e", "at": NOW + DAY}
+    told: dict[str, Any] = {"endpoint": "there", "kind": "etag", "etag": "e", "read_back_at": None, "at": NOW + DAY}
     catalog.note_place(ref, noted, **told)
     moved = catalog.ledger(ref).export
     assert moved is not None

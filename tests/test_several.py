@@ -539,6 +539,8 @@ def moved(lab: Site) -> Site:
 def test_an_endpoint_that_moved_is_followed(lab: Site) -> None:
     """Exports that prove to be there are noted there; nothing was lost meanwhile, and nothing is proven twice."""
     refs = [export(lab, system) for system in ("aretha", "aretha", "prince")]
+    pipeline.verify(lab.line, refs[0], read_back=True)
+    read = lab.export_of(refs[0]).read_back_at
     moved(lab)
     assert {one.result for one in pipeline.reconcile(lab.line).outcomes} == {"later"}
     second = lab.line.named("second")
@@ -549,6 +551,7 @@ def test_an_endpoint_that_moved_is_followed(lab: Site) -> None:
     assert pipeline.relocate(second) == []
     assert [lab.export_of(ref).endpoint for ref in refs] == ["http://moved:3", "http://moved:3", HERE]
     assert [lab.export_of(ref).evidence_at == later for ref in refs] == [True, True, False]
+    assert [lab.export_of(ref).read_back_at for ref in refs] == [read, None, None]  # it was not read again
     assert found(lab) == set()
     assert {one.result for one in pipeline.each(pipeline.verify, lab.line, refs)} == {"verified"}
 

@@ -78,7 +78,17 @@ class Exports(Database):
             export.damage = export.damaged_at = None
             _clear(session, ref, "verify")
 
-    def note_place(self, ref: Ref, export: Export, *, endpoint: str | None, kind: str, etag: str, at: datetime) -> None:
+    def note_place(
+        self,
+        ref: Ref,
+        export: Export,
+        *,
+        endpoint: str | None,
+        kind: str,
+        etag: str,
+        read_back_at: datetime | None,
+        at: datetime,
+    ) -> None:
         """Note that an upload was seen to be good behind another endpoint, since now.
 
         Raises:
@@ -88,8 +98,8 @@ class Exports(Database):
             known = _upload(session, ref, export.sha256, export.uploaded_at)
             if (known.endpoint, known.bucket) != (export.endpoint, export.bucket) or known.damage is not None:
                 raise Busy(f"{ref}: looked at meanwhile")
-            known.endpoint, known.evidence, known.seen_etag = endpoint, kind, etag
-            known.evidence_at, known.read_back_at = at, at if kind == "read-back" else None
+            known.endpoint, known.seen_etag = endpoint, etag
+            known.evidence, known.evidence_at, known.read_back_at = kind, at, read_back_at
             _clear(session, ref, "verify")
 
     def note_damage(self, ref: Ref, *, damage: str, at: datetime, sha256: str, uploaded_at: datetime) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -56,10 +57,13 @@ def _guarded(line: Line, ledger: Ledger, *, dry_run: bool) -> Outcome:
     assert export is not None
     about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
     try:
-        kind, etag = _prove(line.store, export)
+        now = line.catalog.now()
+        kind, etag, read_back_at = _prove(line.store, export, now)
         if dry_run:
             return about("would be moved", reasons=(kind,))
-        line.catalog.note_place(ledger.ref, export, endpoint=line.endpoint, kind=kind, etag=etag, at=line.catalog.now())
+        line.catalog.note_place(
+            ledger.ref, export, endpoint=line.endpoint, kind=kind, etag=etag, read_back_at=read_back_at, at=now
+        )
         return noted(about("moved", reasons=(f"{kind}, at {line.endpoint}",)))
     except Damaged as error:
         return about("refused", reasons=(str(error),))
@@ -67,13 +71,14 @@ def _guarded(line: Line, ledger: Ledger, *, dry_run: bool) -> Outcome:
         return about("later" if isinstance(error, Transient) else "failed", reasons=(str(error),))
 
 
-def _prove(store: Store, export: Export) -> tuple[str, str]:
-    """Return the kind of evidence that an object gives, and its ETag.
+def _prove(store: Store, export: Export, now: datetime) -> tuple[str, str, datetime | None]:
+    """Return the kind of evidence that an object gives, its ETag, and when all of it was read.
 
     Raises:
         Damaged: it is not there, or another.
     """
     found = store.stat(export.key)
     if found is not None and export.evidence and (found.size, found.etag) == (export.size, export.seen_etag):
-        return export.evidence, found.etag
-    return look_at(store, export, read_back=False)
+        return export.evidence, found.etag, export.read_back_at
+    kind, etag = look_at(store, export, read_back=False)
+    return kind, etag, now if kind == "read-back" else None
