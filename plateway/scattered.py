@@ -509,10 +509,11 @@ def _id(key: str) -> str:
 def _event(key: str) -> str | None:
     """Say in which folder ``<id>[-rN]`` a key is that is of a bundle's file; None where it is not.
 
-    Among images lies the tar of an experiment that is called like an event, too.
+    Among images lies the tar of an experiment that is called like an event, too; and a key that ends in a slash is how
+    some clients remember a folder.
     """
     bundled = key.startswith(IMAGES) and key.lower().endswith(".tar")
-    return key.split("/", 2)[1] if _id(key) and not bundled else None
+    return key.split("/", 2)[1] if _id(key) and not bundled and not key.endswith("/") else None
 
 
 def _manifest_key(name: str) -> str:

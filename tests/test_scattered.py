@@ -331,6 +331,17 @@ def test_uploads_in_parts_are_mended(endpoint: Endpoint, bucket: str, tmp_path: 
         assert list(store.uploads()) == []
 
 
+def test_what_clients_leave_to_remember_a_folder_is_no_harm(
+    endpoint: Endpoint, bucket: str, client: Any, tmp_path: Path
+) -> None:
+    """An empty object whose key ends in a slash is not one of the event's files, and does not count as one too many."""
+    for site in site_in(tmp_path, open_store(f"s3://{bucket}", endpoint)):
+        (ref,) = site.exported(FILES)
+        client.put_object(Bucket=bucket, Key=f"images/{ref.id}/", Body=b"")
+        assert pipeline.verify(site.lab.line, ref).result == "verified"
+        assert {one.kind.value for one in reconciled(site.lab)} <= {"dark object"}
+
+
 # ------------------------------------------------------------------------------------------------------------ cut off
 
 
