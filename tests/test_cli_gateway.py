@@ -19,6 +19,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from deployments.seaweed import PLAIN
 from plateway import cli, tokens
 from plateway.errors import Misconfigured
 from plateway.tokens import Tokens
@@ -195,7 +196,7 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
     with serving(home) as (process, url, lines):
         assert lines[1].split()[-1] == f"{url}/docs"
         assert lines[2] == "Events   are shown to whoever asks on this machine"
-        assert httpx.get(f"{url}/ready", timeout=60, trust_env=False).json()["checks"] == {
+        assert httpx.get(f"{url}/ready", timeout=60, trust_env=False, verify=PLAIN).json()["checks"] == {
             "tokens": "ok",
             "access": "ok",
             "objects": "ok",
@@ -204,9 +205,11 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
         }
         secret = call("token", "add", "bob", "--ttl", "1", "--scope", "write").stdout.splitlines()[-1]
         headers = {"Authorization": f"Bearer {secret}"}
-        put = httpx.put(f"{url}/objects/plates/a", content=b"1", headers=headers, timeout=60, trust_env=False)
+        put = httpx.put(
+            f"{url}/objects/plates/a", content=b"1", headers=headers, timeout=60, trust_env=False, verify=PLAIN
+        )
         assert put.status_code == 200
-        assert httpx.get(f"{url}/docs", timeout=60, trust_env=False).text.count("/objects/{key}") > 3
+        assert httpx.get(f"{url}/docs", timeout=60, trust_env=False, verify=PLAIN).text.count("/objects/{key}") > 3
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert (home / "serve.err").read_text() == ""

@@ -24,6 +24,7 @@ import tifffile
 import uvicorn
 from fastapi import FastAPI
 
+from deployments.seaweed import PLAIN
 from plateway import instrument
 from plateway.catalog import Catalog, Ref
 from plateway.gateway.server import listen
@@ -55,7 +56,9 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=serving.run, kwargs={"sockets": [taken]}, daemon=True)
     taken.listen()
     thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout=60, trust_env=False) as client:
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout=60, trust_env=False, verify=PLAIN
+    ) as client:
         yield client
     serving.should_exit = True
     thread.join(60)
@@ -212,7 +215,7 @@ def test_it_is_a_command(tmp_path: Path) -> None:
         assert running.stdout is not None
         verb, url = running.stdout.readline().split()
         try:
-            assert httpx.request(verb, url, json=event(), timeout=60, trust_env=False).status_code == 200
+            assert httpx.request(verb, url, json=event(), timeout=60, trust_env=False, verify=PLAIN).status_code == 200
         finally:
             running.send_signal(signal.SIGINT)
             running.wait(60)

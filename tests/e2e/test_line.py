@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from deployments.seaweed import PLAIN
 from plateway import pipeline, settings
 from plateway.settings import RUNTIME
 from tests.soak import SOAK
@@ -152,7 +153,7 @@ def test_the_show_ends_well(demo: Demo) -> None:
         assert one["seconds"] > 0
         assert len(one["sha256"]) == 64
     assert {one["system"] for one in told["events"]} == {"prince", "aretha"}
-    assert httpx.get(told["prefect_ui"], trust_env=False, timeout=30).status_code == 200
+    assert httpx.get(told["prefect_ui"], trust_env=False, verify=PLAIN, timeout=30).status_code == 200
 
 
 def test_the_last_event_came_back_from_tape(demo: Demo) -> None:
@@ -186,7 +187,9 @@ def test_the_gateway_tells_of_the_same(demo: Demo) -> None:
         last = demo.told["events"][-1]
         found = {one["ref_id"]: one for one in exports["data"]}
         assert set(found) <= {one["id"] for one in demo.told["events"]} and last["id"] in found
-        bundle = httpx.get(found[last["id"]]["url"], trust_env=False, timeout=60).raise_for_status().content
+        bundle = (
+            httpx.get(found[last["id"]]["url"], trust_env=False, verify=PLAIN, timeout=60).raise_for_status().content
+        )
         assert hashlib.sha256(bundle).hexdigest() == last["sha256"]
         assert http.get(f"/api/1/events/{last['id']}").json()["state"] == "archived"
         (image, *_) = http.get(f"/api/1/events/{last['id']}/images").json()["images"]
@@ -216,7 +219,7 @@ def gateway(demo: Demo) -> httpx.Client:
     """Ask at the address that other terminals find."""
     url = json.loads((demo.home / RUNTIME).read_text())["gateway"]
     assert url == demo.told["gateway"]
-    return httpx.Client(base_url=url, trust_env=False, timeout=60)
+    return httpx.Client(base_url=url, trust_env=False, verify=PLAIN, timeout=60)
 
 
 def answers(http: httpx.Client) -> bool:
@@ -276,7 +279,7 @@ def test_credentials_are_those_of_the_block(demo: Demo) -> None:
 
 
 def prefect(demo: Demo) -> httpx.Client:
-    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], trust_env=False, timeout=60)
+    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], trust_env=False, verify=PLAIN, timeout=60)
 
 
 def change_secret(api: httpx.Client, secret: str) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 
+from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.gateway import Limits, Parts, Rate, server
 from plateway.store import Endpoint
@@ -57,7 +58,7 @@ class Gateway:
         if "all" not in self.secrets:
             self.token("all")
         headers = {"Authorization": f"Bearer {self.secrets['all'] if secret is None else secret}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=PLAIN, **options)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments.seaweed import PLAIN
 from plateway.catalog import STATES, Catalog
 from plateway.gateway import Parts
 from plateway.gateway.durations import BOUNDS, Durations
@@ -160,7 +161,7 @@ def work(directory: Path) -> None:
 
 def test_who_may_ask(gateway: Gateway) -> None:
     """A token that may read; one for a prefix is told of its events, and of no requests."""
-    with httpx.Client(base_url=gateway.url, trust_env=False) as anybody:
+    with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN) as anybody:
         assert anybody.get("/metrics").status_code == 401
     with gateway.client(gateway.token("writer", "write")) as http:
         assert http.get("/metrics").status_code == 403

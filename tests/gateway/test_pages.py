@@ -18,6 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from deployments.seaweed import PLAIN
 from plateway import pipeline, simulator
 from plateway.archive import open_archive
 from plateway.catalog import Catalog, Ref
@@ -115,7 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def client(world: World) -> Iterator[httpx.Client]:
     """Somebody who is let in."""
-    with httpx.Client(base_url=world.open.url, trust_env=False, timeout=60) as one:
+    with httpx.Client(base_url=world.open.url, trust_env=False, verify=PLAIN, timeout=60) as one:
         yield one
 
 
@@ -230,7 +231,7 @@ def test_paging_shows_everything_once(tmp_path: Path, start: Start) -> None:
             path = found[1].replace("&amp;", "&") if found else ""
 
     last: list[str] = []
-    with httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN, timeout=60) as client:
         older = list(walk("/", "next"))
         assert [len(page) for page in older] == [50, 50, 49]
         assert list(itertools.chain(*older)) == ids
@@ -434,7 +435,7 @@ def test_what_pages_load_is_kept(client: httpx.Client) -> None:
 @pytest.fixture
 def people(world: World) -> Iterator[httpx.Client]:
     """A browser before the gateway that asks for tokens, as far as HTTP goes."""
-    with httpx.Client(base_url=world.gateway.url, trust_env=False, timeout=60) as one:
+    with httpx.Client(base_url=world.gateway.url, trust_env=False, verify=PLAIN, timeout=60) as one:
         yield one
 
 
@@ -523,7 +524,7 @@ def test_guessing_is_slow(world: World, start: Start) -> None:
     """Too many bad tokens in the form, or in the cookie, are answered with when to try again."""
     limits = type(GENEROUS)(token=GENEROUS.token, address=GENEROUS.address, failed=Rate(3))
     gateway = start(objects=None, line=world.open.parts.line, limits=limits)
-    with httpx.Client(base_url=gateway.url, trust_env=False) as people:
+    with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN) as people:
         for _ in range(5):
             assert people.get("/").status_code == 303  # having none is no guess
         found = [people.post("/login", data={"token": "x"}) for _ in range(4)]
@@ -549,7 +550,7 @@ def test_a_read_only_gateway_lets_people_in(world: World, start: Start) -> None:
     """Logging in changes nothing here, so it is possible where nothing may be changed."""
     gateway = start(objects=None, line=world.open.parts.line, read_only=True)
     secret = gateway.token("reader", "read")
-    with httpx.Client(base_url=gateway.url, trust_env=False) as people:
+    with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN) as people:
         assert people.post("/login", data={"token": secret}).status_code == 303
         assert people.get("/").status_code == 200
 

@@ -23,6 +23,7 @@ import pytest
 from pydantic import SecretStr
 
 from deployments import seaweed
+from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.catalog import Catalog, Ref
 from plateway.gateway import access
@@ -54,7 +55,7 @@ class Haven:
     def client(self) -> httpx.Client:
         """Ask as somebody who may do everything."""
         headers = {"Authorization": f"Bearer {self.secret}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def make(server: seaweed.Server, bucket: str, *folders: str) -> None:
     (port,) = [word.partition("=")[2] for word in server.process.args if word.startswith("-filer.port=")]
     for folder in (f"{bucket}/", *(f"{bucket}/{folder}/" for folder in folders)):
         url = f"http://127.0.0.1:{port}/buckets/{folder}"
-        assert httpx.post(url, trust_env=False, timeout=60).status_code == 201
+        assert httpx.post(url, trust_env=False, verify=PLAIN, timeout=60).status_code == 201
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def test_events_are_told_and_their_images_read(haven: Haven) -> None:
         assert export["ref_id"] == str(haven.ref.id)
         link = urlsplit(export["url"])
         assert (link.scheme, link.path.split("/")[1]) == ("http", EVENTS)
-        with httpx.Client(trust_env=False, timeout=60) as anybody:
+        with httpx.Client(trust_env=False, verify=PLAIN, timeout=60) as anybody:
             bundle = anybody.get(export["url"])
             assert bundle.status_code == 200
             assert anybody.put(export["url"], content=b"x").status_code == 403

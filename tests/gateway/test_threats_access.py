@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.gateway import auth, create_app
 from tests.gateway.sites import Site, paths, site
@@ -104,7 +105,7 @@ def wrong(answer: httpx.Response, place: Site, *, scopes: tuple[str, ...], kind:
 def test_every_route_method_and_token(place: Site, routes: Mapping[str, Mapping[str, Any]]) -> None:
     """Each is refused with 401 or 403, or let in, and shown nothing of others; never is there a 5xx."""
     cells, faults = 0, []
-    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False) as http:
+    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False, verify=PLAIN) as http:
         open_ones: dict[tuple[str, str], int] = {}
         for (path, methods), method, kind in product(routes.items(), METHODS, KINDS):
             if method not in methods and kind not in {"none", "good"}:
@@ -129,7 +130,7 @@ def test_every_route_method_and_token(place: Site, routes: Mapping[str, Mapping[
 def test_a_cookie_is_good_for_looking_only(place: Site, routes: Mapping[str, Mapping[str, Any]]) -> None:
     """In a cookie a token is as good as in a header where people look at events, and nothing for objects."""
     faults = []
-    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False) as http:
+    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False, verify=PLAIN) as http:
         for (path, methods), kind in product(routes.items(), KINDS):
             for method, scopes in methods.items():
                 if scopes is None:
@@ -150,7 +151,7 @@ def test_a_cookie_is_good_for_looking_only(place: Site, routes: Mapping[str, Map
 def test_a_prefix_lets_its_own_events_through(place: Site, routes: Mapping[str, Mapping[str, Any]]) -> None:
     """What a token is good for it sees: the matrix above would not notice if nobody saw anything."""
     event = str(place.ref.id)
-    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False) as http:
+    with httpx.Client(base_url=place.gateway.url, timeout=30, trust_env=False, verify=PLAIN) as http:
         for kind, sees in (("good", True), ("of events", True), ("other prefix", False)):
             for path in ("/api/1/events", "/api/1/exports"):
                 assert (event in http.get(path, headers=bearer(place, kind)).text) == sees, (kind, path)
