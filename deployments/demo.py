@@ -33,6 +33,7 @@ from deployments.bringup import Parts, bring_up
 from plateway import bundle, pipeline, simulator
 from plateway.catalog import Ledger, Ref
 from plateway.errors import PlatewayError, Unavailable
+from plateway.events import tar_name
 from plateway.pipeline import Line, copies
 from plateway.settings import Settings
 from plateway.simulator import Announced, Simulated
@@ -191,10 +192,10 @@ class Show:
         """Play the site's archiver: bundle an export into a tar of its own making, and drop the manifest."""
         export, day = ledger.export, f"{ledger.event.timestamp:%Y-%m-%d}"
         assert export is not None
-        folder, _, name = export.key.rpartition("/")
+        folder = export.key.rpartition("/")[0]
         path = free(self.home / "tape", f"{folder.rpartition('/')[0]}/{day}")
         with tarfile.open(self.home / "tape" / path, "w") as tar:
-            member = tarfile.TarInfo(f"./{name}")
+            member = tarfile.TarInfo(f"./{tar_name(export.key)}")
             member.size = export.size
             tar.addfile(member, io.BytesIO(b"".join(self.line.store.open(export.key))))
         job = f"demo-{ledger.event.id}"

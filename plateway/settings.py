@@ -398,7 +398,7 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
     """
     try:
         tables = tomllib.loads(path.read_text())
-        if path.stat().st_mode & OTHERS:
+        if tables and path.stat().st_mode & OTHERS:
             log.warning("%s can be read by others, and holds keys: chmod 600", path.name)
     except FileNotFoundError:
         if wanted:
