@@ -29,7 +29,7 @@ from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from deployments import automations
+from deployments import automations, schedules
 from plateway import events, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
@@ -193,12 +193,14 @@ async def deploy(client: PrefectClient, known: Settings, memory: Memory) -> None
     """
     sources = [PROJECT / "prefect.yaml", *sorted((PROJECT / "flows").glob("*.py"))]
     wanted = digest(b"\0".join([known.work_pool.encode(), bytes(PROJECT), *(file.read_bytes() for file in sources)]))
+    console = Console(quiet=True)
+    configs, actions = _load_deploy_configs_and_actions(prefect_file=PROJECT / "prefect.yaml", console=console)
     if memory.holds("deployments", wanted) and await deployed(client):
+        for name in await schedules.mend(client, configs):
+            logger.info("schedule %s: has its parameters again", name)
         return
     os.environ |= {"PLATEWAY_PROJECT": str(PROJECT), "PLATEWAY_WORK_POOL": known.work_pool}
-    console = Console(quiet=True)
     with chdir(PROJECT):
-        configs, actions = _load_deploy_configs_and_actions(prefect_file=Path("prefect.yaml"), console=console)
         await _run_multi_deploy(configs, actions, deploy_all=True, console=console, is_interactive=lambda: False)
     memory.note("deployments", wanted)
     logger.info("deployments: made from prefect.yaml")

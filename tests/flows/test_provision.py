@@ -135,6 +135,30 @@ def test_each_bucket_has_a_block(site: Site, tmp_path: Path) -> None:
         ask(lambda _: awaited(Bucket.adelete("dev")))
 
 
+def test_a_paused_schedule_gets_its_parameters_back(site: Site) -> None:
+    """Pausing through Prefect's API drops them: they come back, it stays paused, and what was edited stays, too."""
+
+    async def change(client: PrefectClient, slug: str, **edited: Any) -> None:
+        deployment = await client.read_deployment_by_name("reconcile/plateway")
+        (one,) = [one for one in deployment.schedules if one.slug == slug]
+        await client.update_deployment_schedule(deployment.id, one.id, active=False, **edited)
+
+    def quick() -> tuple[bool, dict[str, Any]]:
+        (one,) = [one for one in deployments()["reconcile"].schedules if one.slug == "manifests"]
+        return one.active, one.parameters
+
+    ask(lambda client: change(client, "manifests"))
+    assert quick() == (False, {})
+    site.provision()
+    assert quick() == (False, {"quick": True})
+    try:
+        ask(lambda client: change(client, "manifests", parameters={"quick": False}))
+        site.provision()
+        assert quick() == (False, {"quick": False})
+    finally:
+        ask(lambda client: change(client, "manifests", parameters={"quick": True}))
+
+
 def test_names_of_blocks_tell_systems_apart() -> None:
     """A system whose name no block can have gets one of its own."""
     assert document("prince") == "prince"
