@@ -28,7 +28,7 @@ from plateway.settings import Settings, load
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 200.0  # seconds for anything: machines may be busy, and a test has 300
-LOOK = 0.2  # seconds between looks; each costs the server something
+LOOK = 0.5  # seconds between looks; each costs the server 15 ms
 
 
 @dataclass(frozen=True)
