@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from plateway import archive, bundle, pipeline
+from plateway import archive, bundle, events, pipeline
 from plateway.catalog import Ledger
 from plateway.errors import Damaged, NotFound, Rejected
 from plateway.records import ArchiveLocation, Export, Purge
@@ -254,7 +254,7 @@ def truthful(scene: Scene) -> Iterator[str]:
     """I3: what the catalogue says of an export is so in the bucket: size, hash, every member, the manifest's place."""
     for ledger, export in scene.own:
         thing = scene.things.get(export.key)
-        if export.damage or (thing is None and ledger.expired):
+        if export.damage or (thing is None and ledger.expired) or going(scene, ledger):
             continue
         if thing is None:
             yield f"{ledger.ref}: exported, and nothing is at {export.key}"
@@ -266,6 +266,11 @@ def truthful(scene: Scene) -> Iterator[str]:
             yield f"{ledger.ref}: {export.key} has another ETag than was seen"
         else:
             yield from unlike(scene, ledger, export, thing.manifest)
+
+
+def going(scene: Scene, ledger: Ledger) -> bool:
+    """Say whether an export may be there in part: its files go one by one once its deletion has begun."""
+    return scene.world.rest is None and ledger.expired and events.layout(ledger.event.key) == "files"
 
 
 def unlike(scene: Scene, ledger: Ledger, export: Export, manifest: bundle.Manifest) -> Iterator[str]:
@@ -343,7 +348,7 @@ def no_overwrite(scene: Scene) -> Iterator[str]:
     """I5: bytes at a key never change while they are catalogued, and no two contents share a key."""
     for ledger, export in scene.own:
         before = scene.world.seen.setdefault(export.key, export.sha256)
-        thing = scene.things.get(export.key)
+        thing = None if going(scene, ledger) else scene.things.get(export.key)
         if export.sha256 != before or (thing and thing.sha256 != before):
             yield f"{ledger.ref}: {export.key} holds other bytes than when it was first catalogued"
     keys = Counter(ledger.event.key for ledger in scene.ledgers)
@@ -352,9 +357,10 @@ def no_overwrite(scene: Scene) -> Iterator[str]:
 
 def no_partial(scene: Scene) -> Iterator[str]:
     """I6: whatever a reader finds in the bucket or in staging is whole."""
+    leaving = {ledger.event.key for ledger in scene.ledgers if going(scene, ledger)}
     for key, thing in scene.things.items():
         complete = thing.stat.etag != ""  # else files without a manifest, which nobody takes for a bundle
-        if thing.flaw and complete and key not in scene.world.foreign:
+        if thing.flaw and complete and key not in scene.world.foreign | leaving:
             yield f"{key}: {thing.flaw}"
     wrote = {str(one.id): dict(one.files) for one in scene.world.announced}
     staged = (scene.lab.home / "staging").glob("*/*")

@@ -35,6 +35,7 @@ import plateway
 from plateway import folder, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
+from plateway.scattered import Scattered
 from plateway.settings import Policy
 from plateway.store import Endpoint, Prefixed, Store, open_store
 from tests.faults import tapes
@@ -235,9 +236,10 @@ def laboratory(job: dict[str, Any], bucket: Store, desk: Desk) -> Site:
     """Open the laboratory that a job is about; its objects have a prefix of their own."""
     home, clock = Path(job["home"]), Clock()
     clock.now = datetime.fromisoformat(job["now"])
-    options = {"staging": home / "staging" / "prince"} if job["staging"] else {}
+    options: dict[str, Any] = {"staging": home / "staging" / "prince"} if job["staging"] else {}
+    options |= {"layout": "files"} if job["files"] else {}
     archive = open_archive((home / "tape").as_uri()) if (home / "tape").is_dir() else None
-    store = Corner(bucket, job["prefix"])
+    store = Scattered(Corner(bucket, job["prefix"]))
     poll = job.get("poll", "")
     return Site(home, store, clock, desk.at(clock), policy=POLICY, options=options, archive=archive, poll=poll)
 
@@ -391,7 +393,8 @@ def warm(desk: Desk) -> None:
     """Live once, so that no child has to load or compile what is needed at first use."""
     for number, life in enumerate(["straight", *tapes.LIVES]):
         with TemporaryDirectory() as home:
-            job = {"home": home, "now": datetime.now(UTC).isoformat(), "prefix": "warm/", "staging": number == 0}
+            job: dict[str, Any] = {"home": home, "now": datetime.now(UTC).isoformat(), "prefix": "warm/"}
+            job |= {"staging": number == 0, "files": number == 0}
             for name in tapes.PLACES if number else ("bench", "staging"):
                 (Path(home) / name).mkdir()
             desk.turn(home)
