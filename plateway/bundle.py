@@ -129,6 +129,11 @@ class Walked:
     manifest_sha256: str
     kept: Mapping[str, bytes]  # content of the members that were asked for
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The files, as the manifest tells them."""
+        return self.manifest.members
+
 
 @dataclass(frozen=True)
 class Tail:

@@ -74,7 +74,8 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
         if force or not _sent(sent):
             line = _bound(line, event, sent)
             packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
-            line.catalog.note_export(_row(line, event, packed), fence=fence)  # and lets the event go
+            sent = row(line, event, packed, etag=packed.etag, at=line.catalog.now())
+            line.catalog.note_export(sent, fence=fence)  # and lets the event go
     except BaseException:
         line.catalog.release(ref, fence=fence)
         raise
@@ -228,22 +229,23 @@ def _same(line: Line, key: str, packed: bundle.Packed) -> bool:
             return False
 
 
-def _row(line: Line, event: Event, packed: bundle.Packed) -> Export:
+def row(line: Line, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: str, at: datetime) -> Export:
+    """Make the row of a bundle that was sent to where the line is bound, or was found there."""
     return Export(
         event_id=event.id,
         revision=event.revision,
         endpoint=line.endpoint,
         bucket=line.store.name,
         key=event.key,
-        size=packed.size,
-        sha256=packed.sha256,
-        etag=packed.etag,
-        part_size=packed.part_size,
-        member_count=packed.member_count,
-        manifest_offset=packed.manifest_offset,
-        manifest_size=packed.manifest_size,
-        manifest_sha256=packed.manifest_sha256,
-        uploaded_at=line.catalog.now(),
+        size=sent.size,
+        sha256=sent.sha256,
+        etag=etag,
+        part_size=bundle.part_size(sent.size),
+        member_count=len(sent.members),
+        manifest_offset=sent.manifest_offset,
+        manifest_size=sent.manifest_size,
+        manifest_sha256=sent.manifest_sha256,
+        uploaded_at=at,
     )
 
 

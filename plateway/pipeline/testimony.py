@@ -21,7 +21,7 @@ from plateway.bundle import Walked
 from plateway.catalog import Ref
 from plateway.errors import Damaged, NotFound, PlatewayError, Rejected, Unavailable
 from plateway.events import ImagingEvent
-from plateway.pipeline import labels
+from plateway.pipeline import exports, labels
 from plateway.pipeline.labels import Label
 from plateway.pipeline.line import Line
 from plateway.records import Event, Export
@@ -86,7 +86,7 @@ def walk(chunks: Iterable[bytes], *, key: str, size: int) -> tuple[Walked, str]:
     if events.layout(key) == "files":
         tally = bundle.Tally()
         walked = bundle.walk(chunks, keep=SIDECARS, tally=tally)
-        keys = {one.name: one.key for one in walked.manifest.members if one.key is not None}
+        keys = {one.name: one.key for one in walked.members if one.key is not None}
         return walked, tally.etag({**keys, bundle.MANIFEST: key})
     parts = bundle.Parts(bundle.part_size(size))
     return bundle.walk(_summed(chunks, parts), keep=SIDECARS), parts.etag()
@@ -149,26 +149,7 @@ def testify(line: Line, walked: Walked, label: Label, *, key: str, etag: str, at
         *["event.fingerprint"] * (label.fingerprint is None),
         *["event.staged_at"] * staged,
     ]
-    return Found(event, _export(line, event, walked, etag=etag, at=at), tuple(made_up))
-
-
-def _export(line: Line, event: Event, walked: Walked, *, etag: str, at: datetime) -> Export:
-    return Export(
-        event_id=event.id,
-        revision=event.revision,
-        endpoint=line.endpoint,
-        bucket=line.store.name,
-        key=event.key,
-        size=walked.size,
-        sha256=walked.sha256,
-        etag=etag,
-        part_size=bundle.part_size(walked.size),
-        member_count=len(walked.manifest.members),
-        manifest_offset=walked.manifest_offset,
-        manifest_size=walked.manifest_size,
-        manifest_sha256=walked.manifest_sha256,
-        uploaded_at=at,
-    )
+    return Found(event, exports.row(line, event, walked, etag=etag, at=at), tuple(made_up))
 
 
 def _said(line: Line, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
@@ -179,7 +160,7 @@ def _said(line: Line, walked: Walked, label: Label, bench: Bench) -> tuple[Imagi
     """
     head = walked.manifest.head
     counted = events.images(
-        [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.manifest.members],
+        [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.members],
         line.instrument(_system(head)).patterns,
     )
     said = {
@@ -228,7 +209,7 @@ def _guesses(line: Line, said: Mapping[str, Any], walked: Walked) -> Iterator[Im
 
 def _sidecar(walked: Walked) -> dict[str, Any]:
     """Read the images' own metadata.json, as the export did."""
-    for member in walked.manifest.members:
+    for member in walked.members:
         if (member.source or member.name) in {"metadata.json", "Img/metadata.json"} and member.name in walked.kept:
             try:
                 return events.sidecar(walked.kept[member.name])
