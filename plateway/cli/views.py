@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from rich.table import Column, Table
 from rich.text import Text
 
-from plateway import pipeline, settings, wire
+from plateway import events, pipeline, settings, wire
 from plateway.catalog import Ref
 from plateway.cli.shell import (
     NARROW,
@@ -114,11 +114,12 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
         tape.add_row(location["path"], location["member"], location["job_id"], location["evidence"], reported)
     if tape.row_count:
         out.print(tape)
-    files = Table(
-        Column("image", overflow="fold"), "bytes", Column("SHA-256", overflow="fold"), "offset", title="in the bundle"
-    )
+    apart = events.layout(told.key) == "files"
+    columns = Column("image", overflow="fold"), "bytes", Column("SHA-256", overflow="fold")
+    place = Column("object" if apart else "offset", overflow="fold")
+    files = Table(*columns, place, title="objects of their own" if apart else "in the bundle")
     for member in told.manifest or ():
-        files.add_row(member.name, f"{member.size:,}", member.sha256, str(member.offset))
+        files.add_row(member.name, f"{member.size:,}", member.sha256, member.key or str(member.offset))
     out.print(files if told.manifest else f"no manifest: {told.manifest_error or 'not exported yet'}")
     return None
 

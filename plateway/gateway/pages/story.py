@@ -23,7 +23,7 @@ WORDS = {
     "seen": ("Seen", "the announcement was read and is sound"),
     "complete": ("Complete", "{why} are there and have stopped changing"),
     "staged": ("Staged", "a verified copy lies beside the instrument's disk"),
-    "exported": ("Sent to the bucket", "all files in one bundle"),
+    "exported": ("Sent to the bucket", "every file, and the manifest that lists them"),
     "verified": ("Verified", "{why}"),
     "read back": ("Read back", EVIDENCE["read-back"]),
     "damaged": ("Found damaged", "{why}"),
