@@ -18,9 +18,13 @@
 Messages name the thing and the numbers; never a secret, a signed URL or a server path.
 """
 
+from plateway.outcome import Damage
+
 
 class PlatewayError(Exception):
     """Anything Plateway raises on purpose."""
+
+    code: str = ""  # what an endpoint answered, like ``NotImplemented``; empty where none answered
 
 
 class Transient(PlatewayError):
@@ -66,7 +70,11 @@ class Taken(Conflict):
 
 
 class Damaged(Permanent):
-    """Stored bytes are not the ones recorded."""
+    """Stored bytes are not the ones recorded; ``damage`` says whether they are other ones, or not there at all."""
+
+    def __init__(self, message: str, *, damage: Damage = Damage.CHANGED) -> None:
+        super().__init__(message)
+        self.damage = damage
 
 
 class Refused(Permanent):

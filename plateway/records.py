@@ -157,6 +157,7 @@ class Export(Record, table=True):
         of_event(),
         CheckConstraint("(evidence IS NULL) = (evidence_at IS NULL)", name="evidence_dated"),
         CheckConstraint("(damage IS NULL) = (damaged_at IS NULL)", name="damage_dated"),
+        CheckConstraint("(damage IS NULL) = (damage_kind IS NULL)", name="damage_kind"),
         CheckConstraint("evidence IS NULL OR damage IS NULL", name="good_or_damaged"),
         Index("ix_export_place", "bucket", "key", unique=True),
         Index("ix_export_order", "uploaded_at", "event_id", "revision"),
@@ -183,8 +184,11 @@ class Export(Record, table=True):
     evidence_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when this upload is known good
     seen_etag: str | None = None  # the endpoint's own ETag when it was last looked at; must still be there to purge
     read_back_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when every byte was last read
-    damage: str | None = Field(default=None, sa_type=Words)  # lost: … | changed: …
+    damage: str | None = Field(default=None, sa_type=Words)  # what is wrong, for people
+    damage_kind: str | None = None  # `outcome.Damage`
     damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    seen_modified: datetime | None = Field(default=None, sa_type=UtcDateTime)  # as `seen_etag`: the object's own time
+    seen_version: str | None = Field(default=None, sa_type=Text)  # likewise, where the bucket keeps versions
 
 
 class ArchiveManifest(Record, table=True):
@@ -234,7 +238,11 @@ class ArchiveLocation(Record, table=True):
     """Tape says this event's export is this member of this archive: what all settled entries about it come to."""
 
     __tablename__: ClassVar[Any] = "archive_location"
-    __table_args__ = (of_event(), Index("ix_archive_location_path", "path", "reported_at"))
+    __table_args__ = (
+        of_event(),
+        Index("ix_archive_location_path", "path", "reported_at"),
+        Index("ix_archive_location_read", "read_at"),
+    )
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
@@ -248,6 +256,11 @@ class ArchiveLocation(Record, table=True):
     evidence_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when it is known by that
     reported_at: datetime = Field(sa_type=UtcDateTime)  # the first time
     read_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when we read it there and found these bytes
+    seen_size: int | None = Field(default=None, sa_type=BigInteger)  # of the archive, when it was read
+    seen_modified: datetime | None = Field(default=None, sa_type=UtcDateTime)  # likewise, where it can be told
+    damage: str | None = Field(default=None, sa_type=Words)  # what is wrong with the only copy, for people
+    damage_kind: str | None = None  # `outcome.Damage`
+    damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class Door(Record, table=True):
@@ -282,7 +295,7 @@ class Purge(Record, table=True):
         of_event(),
         CheckConstraint("place IN ('raw', 'staging', 'bucket')", name="place"),
         CheckConstraint("gone_at IS NULL OR trashed_at IS NOT NULL", name="aside_first"),
-        CheckConstraint("restored_at IS NULL OR reason IS NOT NULL", name="restored_why"),
+        CheckConstraint("restored_at IS NULL OR (reason IS NOT NULL AND cause IS NOT NULL)", name="restored_why"),
         Index("ix_purge_going", "place", **only("gone_at IS NULL AND restored_at IS NULL")),
     )
 
@@ -294,9 +307,11 @@ class Purge(Record, table=True):
     intended_at: datetime = Field(sa_type=UtcDateTime)
     trash: str = Field(sa_type=Text)  # relative to the place's root; of a bucket nothing
     trashed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of a bucket copy: when its deletion began
+    removing_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # our removal began; fewer files are left
     gone_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     restored_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    reason: str | None = Field(default=None, sa_type=Words)  # why it was taken back
+    cause: str | None = None  # `outcome.Restored`: why it was taken back
+    reason: str | None = Field(default=None, sa_type=Words)  # the same for people
 
 
 class Quarantine(Record, table=True):
@@ -354,3 +369,41 @@ class Lease(Record, table=True):
     owner: str
     fence: int
     expires_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Incident(Record, table=True):
+    """Damage, a refusal, a failure or a repair of this event. Only ever added; the same again counts up."""
+
+    __tablename__: ClassVar[Any] = "incident"
+    __table_args__ = (of_event(), Index("ix_incident_event", "event_id", "revision", "id"))
+
+    id: int | None = Field(default=None, primary_key=True)
+    event_id: UUID
+    revision: int
+    kind: str  # damage | refusal | failure | repair
+    verb: str  # whose it is: verify, purge, reconcile …
+    reason: str = Field(sa_type=Words)
+    actor: str = Field(sa_type=Words)  # the worker or the person
+    at: datetime = Field(sa_type=UtcDateTime)  # the first time
+    last_at: datetime = Field(sa_type=UtcDateTime)
+    times: int = 1
+
+
+class Site(Record, table=True):
+    """Which site this catalogue is of. One row, written once; it is on every marker and on every object."""
+
+    __tablename__: ClassVar[Any] = "site"
+
+    id: UUID = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class KnownPlace(Record, table=True):
+    """This is the disk or directory that the site means by a name: what identified it when it was first used."""
+
+    __tablename__: ClassVar[Any] = "known_place"
+
+    name: str = Field(primary_key=True)  # bench, bench/prince, trash/prince, staging/prince, archive, objects, bucket …
+    identity: str  # of its marker; of a place that we may only read, its file system and root
+    marked: bool  # it carries a marker
+    recorded_at: datetime = Field(sa_type=UtcDateTime)

@@ -94,6 +94,7 @@ class Stat:
     modified: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
     checksums: Mapping[str, str] = field(default_factory=dict)  # base64 by algorithm, where the endpoint has them
+    version: str | None = None  # of the object, where the bucket keeps versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,6 +474,7 @@ class S3:
             head["LastModified"],
             {name.lower(): value for name, value in head["Metadata"].items()},  # headers, which have no case
             checksums,
+            head.get("VersionId"),
         )
 
     def look(self, key: str) -> Stat | None:
@@ -563,7 +565,7 @@ class S3:
             with door(self._at(plain(key))):
                 found = self._client.get_object_tagging(Bucket=self.name, Key=key)
         except Unavailable as error:
-            if "NotImplemented" in str(error):
+            if error.code == "NotImplemented":
                 return {}
             raise
         return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}
@@ -1011,6 +1013,13 @@ def door(what: str) -> Iterator[None]:
 
 
 def _answered(what: str, status: int, code: str) -> PlatewayError:
+    """Translate an endpoint's answer; the error keeps its code."""
+    error = _meant(what, status, code)
+    error.code = code or str(status)
+    return error
+
+
+def _meant(what: str, status: int, code: str) -> PlatewayError:
     if code in MISSING or (status == 404 and code != "NoSuchUpload"):
         return NotFound(f"{what}: not found ({code})")
     if status == 416:
