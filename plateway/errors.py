@@ -18,7 +18,7 @@
 Messages name the thing and the numbers; never a secret, a signed URL or a server path.
 """
 
-from plateway.outcome import Damage
+from enum import StrEnum
 
 
 class PlatewayError(Exception):
@@ -67,6 +67,13 @@ class Conflict(Permanent):
 
 class Taken(Conflict):
     """Other bytes lie where files of a bundle belong; at another key there is room."""
+
+
+class Damage(StrEnum):
+    """What is wrong with a copy."""
+
+    LOST = "lost"  # nothing is there
+    CHANGED = "changed"  # other bytes are there, or they cannot be read whole
 
 
 class Damaged(Permanent):

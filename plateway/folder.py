@@ -19,7 +19,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class File:
     mtime_ns: int
     inode: int
     links: int = field(compare=False)  # more than one: the same bytes have another name somewhere
+    ctime_ns: int = field(default=0, compare=False)  # when anything about it last changed: nobody can set it back
 
 
 class Level(NamedTuple):
@@ -412,11 +413,12 @@ def move(root: Path, path: str, *, to: str) -> None:
         _sync_at(top, source[:-1])
 
 
-def remove(root: Path, path: str, *, names: Sequence[str]) -> None:
+def remove(root: Path, path: str, *, names: Sequence[str], expected: Sequence[File] = ()) -> None:
     """Remove the directory (or the one file) at ``path`` if it holds nothing but ``names``, durably.
 
-    Names are those of ``Folder.files``; some may be gone already, so it may be repeated. All is looked at before the
-    first file goes, and each file once more right before it goes.
+    Names are those of ``Folder.files``; some may be gone already, so it may be repeated. All is inspected before the
+    first file goes, and each file once more right before it goes. ``expected`` files must be as they were, up to their
+    change time.
 
     Raises:
         Refused: something else is in there, or came or changed meanwhile; what was not asked for is never touched.
@@ -425,7 +427,7 @@ def remove(root: Path, path: str, *, names: Sequence[str]) -> None:
         parts = segments(path)
         found = _find(top, parts)
         if found is not None:
-            _empty(root, path, names=frozenset(names))
+            _empty(root, path, names=frozenset(names), expected={file.name: file for file in expected})
         if found is not None and stat.S_ISDIR(found):
             with _below(top, parts[:-1]) as parent, door(path):
                 os.rmdir(parts[-1], dir_fd=parent)
@@ -443,16 +445,20 @@ def _rename(name: str, new: str, *, giving: int, taking: int) -> None:
     os.rename(name, new, src_dir_fd=giving, dst_dir_fd=taking)
 
 
-def _empty(root: Path, path: str, *, names: frozenset[str]) -> None:
+def _empty(root: Path, path: str, *, names: frozenset[str], expected: Mapping[str, File]) -> None:
     with enter(root, path) as folder:
         proven = {file.name: file for file in folder.files()}
         strange = [shown(name) for name in proven if name not in names]
         if strange:
             raise Refused(f"{shown(path)}: also holds {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}")
+        touched = [shown(name) for name, file in proven.items() if _touched(file, expected.get(name))]
+        if touched:
+            raise Refused(f"{shown(path)}: {touched[0]} changed after it was compared")
         for level in folder.levels():
             for file in level.files:
                 name = file.name.removeprefix(level.prefix)
-                if proven.get(file.name) != _file(file.name, _status(level.descriptor, name, where=shown(file.name))):
+                found = _file(file.name, _status(level.descriptor, name, where=shown(file.name)))
+                if file.name not in proven or _touched(found, proven[file.name]):
                     raise Refused(f"{shown(path)}: {shown(file.name)} came or changed while the folder was removed")
                 with door(file.name):
                     os.unlink(name, dir_fd=level.descriptor)
@@ -460,6 +466,13 @@ def _empty(root: Path, path: str, *, names: frozenset[str]) -> None:
                 with door(level.prefix + name):
                     os.rmdir(name, dir_fd=level.descriptor)
             _sync(level.descriptor)
+
+
+def _touched(now: File, then: File | None) -> bool:
+    """Return whether a file is another one or was written to; unlinking another name of it does not count."""
+    if then is None:
+        return False
+    return now != then or (then.links == 1 and now.ctime_ns != then.ctime_ns)
 
 
 def _write(source: Folder, files: Sequence[File], *, part: Path) -> dict[str, str]:
@@ -669,7 +682,7 @@ def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
 def _file(name: str, status: os.stat_result) -> File:
     if not stat.S_ISREG(status.st_mode):
         raise Rejected(f"{shown(name)}: {KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted")
-    return File(name, status.st_size, status.st_mtime_ns, status.st_ino, status.st_nlink)
+    return File(name, status.st_size, status.st_mtime_ns, status.st_ino, status.st_nlink, status.st_ctime_ns)
 
 
 def _status(directory: int, name: str, *, where: str) -> os.stat_result:

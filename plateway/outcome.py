@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from plateway.catalog import Ref
+from plateway.ref import Ref
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,8 @@ class Result(StrEnum):
     WAITS = "waits"
     WOULD_GO = "would go"
     WOULD_MOVE = "would be moved"
+    WOULD_RESTORE = "would restore"
+    THERE_ALREADY = "there already"
     BUSY = "busy"  # another worker holds the lease
     CONFLICT = "conflict"  # other bytes are there; the event goes on under another key
     REFUSED = "refused"  # a rule forbids it; the reasons tell which
@@ -53,13 +54,6 @@ class Result(StrEnum):
     DAMAGED = "damaged"  # stored bytes are not the recorded ones
 
 
-class Damage(StrEnum):
-    """What is wrong with a copy."""
-
-    LOST = "lost"  # nothing is there
-    CHANGED = "changed"  # other bytes are there, or they cannot be read whole
-
-
 class Restored(StrEnum):
     """Why a purge was taken back."""
 
@@ -67,6 +61,15 @@ class Restored(StrEnum):
     INTERRUPTED = "interrupted"  # nothing had been moved
     UNPROVEN = "unproven"  # the proof failed, or the policy forbids it by now
     MISSING = "missing"  # neither in the trash nor in place, and no removal of ours was recorded
+
+
+class Incidence(StrEnum):
+    """What an entry of an event's history is about."""
+
+    DAMAGE = "damage"
+    REFUSAL = "refusal"
+    FAILURE = "failure"
+    REPAIR = "repair"
 
 
 BAD = frozenset({Result.FAILED, Result.DAMAGED, Result.STOPPED})  # a person has to act

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from plateway.catalog import Account, Ledger, Ref
-from plateway.errors import Refused
+from plateway.errors import Damage, Refused
 from plateway.settings import spoken
 from plateway.store import Upload
 
@@ -42,6 +42,8 @@ class Kind(StrEnum):
     STAGING = "orphan in staging"
     TRASH = "orphan in trash"
     UPLOAD = "open upload"
+    FOREIGN = "object of another site"
+    ONLY_COPY = "only copy lost or damaged"
 
 
 class Repair(StrEnum):
@@ -189,6 +191,7 @@ def account_of(ledger: Ledger) -> Account:
         evidence=export.evidence if export else None,
         evidence_at=export.evidence_at if export else None,
         damage=export.damage if export else None,
+        damage_kind=export.damage_kind if export else None,
         archives=len(ledger.archives),
         raw="gone" if purge is not None and purge.gone_at is not None else "aside" if aside else "here",
         expired=ledger.expired,
@@ -223,14 +226,14 @@ def _unrecorded(account: Account, found: Listed | None) -> Iterator[Finding]:
 def _recorded(account: Account, found: Listed | None, *, now: datetime, within: timedelta | None) -> Iterator[Finding]:
     """Judge an export against what lies at its key."""
     assert account.uploaded_at is not None
-    damage = account.damage or ""
+    damage, lost = account.damage or "", account.damage_kind == Damage.LOST
     difference = _difference(account, found) if found is not None else ""
     age = now - account.uploaded_at
-    if found is None and not damage.startswith("lost"):
+    if found is None and not lost:
         yield _about(account, Kind.LOST, f"nothing is there; {_copies(account)}", Repair.MARK)
     elif found is None:
         yield _about(account, Kind.LOST, f"known since; {_copies(account)}", _remedy(account))
-    elif difference and damage and not damage.startswith("lost"):
+    elif difference and damage and not lost:
         yield _about(account, Kind.CHANGED, f"{difference}; {_copies(account)}", _remedy(account))
     elif difference or damage:
         yield _about(account, Kind.CHANGED, difference or f"noted as {damage}, and looks as it was sent", Repair.VERIFY)

@@ -54,7 +54,7 @@ class Scattered:
     """A store with bundles that lie scattered in it; at keys that are no manifests', the store itself."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.durable = store.name, store.durable
         self._store = store
         self._recent: dict[str, tuple[float, _Tar]] = {}
 

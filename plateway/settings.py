@@ -104,6 +104,10 @@ class Policy:
     grace: timedelta = timedelta(hours=1)  # between moving aside and removing
     staging_lifespan: timedelta = timedelta(days=1)  # age of the evidence before a staging copy may go
     fraction: float = 0.5  # a batch that would remove more of a system's events than this stops and asks
+    proof: str = "read"  # the whole copy is read before raw images go; head: its size and ETag are compared only
+    proof_age: timedelta = timedelta(days=1)  # a reading older than this is no proof
+    proof_budget: int | None = None  # bytes a day that are read as proof; None: as many as needed
+    trust_archive: bool = False  # what the archive reports by checksum counts although it cannot be read from here
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,16 @@ class Settings(BaseSettings):
     poll_interval: Duration = Field(timedelta(seconds=1), description="pause between two polls of the file sensor")
     purge_systems: Names = Field((), description="systems whose raw images may be purged at all")
     purge_requires: str = Field("bucket", description="bucket, or bucket+archive")
+    purge_proof: Literal["read", "head"] = Field(
+        "read", description="read: a copy is read whole before raw images go; head: weaker, size and ETag only"
+    )
+    proof_age: Duration = Field(timedelta(days=1), description="a reading older than this is no proof")
+    proof_budget: ByteSize | None = Field(
+        None, description="so many bytes a day are read as proof, what is left waits; default: no limit"
+    )
+    trust_archive: bool = Field(
+        False, description="expire and purge on the archive's word where its tape cannot be read from here"
+    )
     purge_fraction: float = Field(0.5, ge=0, le=1, description="a purge of more of a system's events stops and asks")
     raw_lifespan: Duration = Field(timedelta(hours=8), description="age of the evidence before raw images may go")
     staging_lifespan: Duration = Field(timedelta(days=1), description="the same for staging copies")
@@ -216,7 +230,7 @@ class Settings(BaseSettings):
     archive_target: str | None = Field(None, description="the archive itself, where it can be read: any fsspec URL")
     archive_within: Duration = Field(timedelta(days=7), description="an export should be on tape after so long")
     read_archive_budget: ByteSize = Field(
-        ByteSize(0), description="the reconcile flow reads back so much of the archive, as evidence"
+        ByteSize(10 * 2**30), description="the reconcile flow reads so much of the archive a day, only copies first"
     )
     bucket_lifespan: Duration | None = Field(
         None, description="age of the archive's evidence before a bucket copy may go; default: never"
@@ -371,6 +385,10 @@ class Settings(BaseSettings):
             grace=self.trash_grace,
             staging_lifespan=self.staging_lifespan,
             fraction=self.purge_fraction,
+            proof=self.purge_proof,
+            proof_age=self.proof_age,
+            proof_budget=self.proof_budget,
+            trust_archive=self.trust_archive,
         )
 
     def instrument(self, system: str) -> Instrument:
@@ -388,6 +406,17 @@ class Settings(BaseSettings):
             bucket=next((name for name, one in self.buckets.items() if system in one.systems), None),
             layout="files" if system in self.files_systems else "bundle",
         )
+
+
+def bounded_fraction(value: float) -> float:
+    """Return a share of a system's events, if it is one: 10 for 10 % would switch the rule off that stops and asks.
+
+    Raises:
+        Misconfigured: it is not between 0 and 1.
+    """
+    if not 0 <= value <= 1:
+        raise Misconfigured(f"fraction {value:g}: is a share between 0 and 1, like 0.1 for 10 %")
+    return value
 
 
 def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket]:

@@ -144,6 +144,10 @@ class Store(Protocol):
     def name(self) -> str:
         """The bucket's name, for people and rows."""
 
+    @property
+    def durable(self) -> bool:
+        """Whether objects outlive this process: what is kept in memory proves nothing."""
+
     def put(
         self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]
     ) -> str | None:
@@ -350,6 +354,8 @@ class Part:
 
 class S3:
     """A bucket behind an endpoint that speaks S3."""
+
+    durable = True
 
     def __init__(self, bucket: str, endpoint: Endpoint) -> None:
         self.name = bucket
@@ -596,6 +602,8 @@ class S3:
 class Memory:
     """A bucket in this process."""
 
+    durable = False
+
     def __init__(self, name: str = "memory") -> None:
         self.name = name
         self._kept: dict[str, tuple[bytes, Stat]] = {}
@@ -675,6 +683,8 @@ class Directory:
     (its metadata, how it was cut) lies in ``.plateway/``, and so do writes that were cut off. No key can lie below
     another key. `stat` reads the file: its ETag is of the bytes that are there now.
     """
+
+    durable = True
 
     def __init__(self, root: Path) -> None:
         self.name = root.name
@@ -871,7 +881,7 @@ class ReadOnly:
     """A store that refuses to be changed."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.durable = store.name, store.durable
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
         self.tags = partial(tags, store)
@@ -894,7 +904,7 @@ class DryRun:
     """A store that takes changes and makes none; what was to be put is read to its end."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.durable = store.name, store.durable
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.lifecycle = store.uploads, partial(lifecycle, store)
         self.tags = partial(tags, store)
@@ -918,7 +928,7 @@ class Prefixed:
 
     def __init__(self, store: Store, prefix: str) -> None:
         assert prefix.endswith("/")
-        self.name = f"{store.name}/{prefix.rstrip('/')}"
+        self.name, self.durable = f"{store.name}/{prefix.rstrip('/')}", store.durable
         self._store, self._prefix = store, prefix
 
     def put(

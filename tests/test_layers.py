@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "wire"},
+    {"bench", "ref"},
+    {"outcome"},
     {
         "settings",
         "records",
@@ -18,6 +20,7 @@ LAYERS = [
         "archive",
         "buckets",
         "pictures",
+        "place",
         "readonly",
         "scattered",
     },

@@ -58,6 +58,7 @@ class Place:
         if protocol not in {*known_implementations, *registry}:
             raise Misconfigured(f"{shown(protocol)}:// is no place that fsspec knows: file, s3, sftp, memory …")
         self.local = protocol in {"file", "local"}
+        self.durable = protocol not in {"memory", "data", "reference"}
         self.name = shown(f"{protocol}://{path.rpartition('@')[2].rstrip('/')}")
         self._label = self.name.rpartition("/")[2] or protocol
         self._url, self._endpoint, self._protocol = url, endpoint, protocol
@@ -72,6 +73,14 @@ class Place:
             raise Misconfigured(f"{self._protocol}:// cannot be opened: {error}") from None
         except (ValueError, TypeError) as error:
             raise Misconfigured(f"{self._protocol}:// cannot be opened ({type(error).__name__})") from None
+
+    def root_identity(self) -> str:
+        """Identify the place: by file system and root on this machine, elsewhere by its address."""
+        if not self.local:
+            return self.name
+        with self.door(""):
+            status, system = Path(self._at("")).stat(), os.statvfs(self._at(""))
+        return f"{system.f_fsid or status.st_dev:x}:{status.st_ino}"
 
     def list(self, directory: str = "") -> list[Found]:
         """List a directory of the place, by name; one that is not there is empty, unless it is the place itself."""

@@ -31,6 +31,7 @@ class Filed(NamedTuple):
 
     path: str
     size: int
+    modified: datetime | None = None  # where it can be told
 
 
 class Archive:
@@ -44,10 +45,30 @@ class Archive:
         self._place = Place(url, endpoint)
         self.name = self._place.name
 
-    def size(self, path: str) -> int | None:
-        """Say how long a file is; None if there is none."""
+    @property
+    def durable(self) -> bool:
+        """Return whether what is written there outlives this process."""
+        return self._place.durable
+
+    def root_identity(self) -> str:
+        """Identify the archive by its file system and root, or by its address where it is not of this machine."""
+        return self._place.root_identity()
+
+    def stat(self, path: str) -> Filed | None:
+        """Return size and modification time of a file; None if there is none."""
         found = self._place.find(plain(path))
-        return found.size if found is not None and found.kind in {"file", "link"} else None
+        if found is None or found.kind not in {"file", "link"}:
+            return None
+        return Filed(path, found.size, found.modified)
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes; None if there is none."""
+        found = self.stat(path)
+        return found and found.size
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        self._place.remove(plain(path))
 
     def open(self, path: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice: from `start`, at most `length` bytes. `NotFound` comes at once."""

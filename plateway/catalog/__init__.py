@@ -8,11 +8,14 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
 
     discovery    known register unsettled look seal unseal revise rekey quarantine replay
     work         systems due newest get found ledger revisions ledgers · lease renew release
-    exports      note_export note_evidence note_place note_damage set_back sample
-    purges       candidates siblings intend note_trashed note_gone note_restored going stage tally
-    tape         receive manifests settle parked note_location note_misplaced unarchived door note_door
+    exports      note_export note_evidence note_place note_damage set_back bytes_read sample
+    purges       candidates siblings intend note_trashed note_removing note_gone note_restored going stage tally
+    tape         receive manifests settle parked note_location note_misplaced note_tape_damage unproven only_copies
+                 expired_locations archived_anywhere unarchived door note_door
     accounts     accounts export_count exported_to sight_dark clear_dark adopt empty
     figures      counts figures history stuck
+    incidents    record_incident incidents
+    places       site take_site places place record_place
     search       exports_page archives_page archive_members daily search overview
 """
 
@@ -23,6 +26,8 @@ from plateway.catalog.discovery import Discovery
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import Exports
 from plateway.catalog.figures import Figures
+from plateway.catalog.incidents import Incidents
+from plateway.catalog.places import Places
 from plateway.catalog.purges import Purges
 from plateway.catalog.search import Search
 from plateway.catalog.tape import Tape
@@ -37,7 +42,6 @@ from plateway.catalog.values import (
     Ledger,
     Member,
     Overview,
-    Ref,
     Seen,
     Settled,
     State,
@@ -45,6 +49,7 @@ from plateway.catalog.values import (
     SystemOverview,
 )
 from plateway.catalog.work import Work
+from plateway.ref import Ref
 
 __all__ = [
     "DAY",
@@ -69,9 +74,9 @@ __all__ = [
 ]
 
 
-class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures, Search):
+class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures, Search, Incidents, Places):
     """The facts, in SQLite or PostgreSQL.
 
     ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;
-    ``mounts``, the type of file system by mount point, what the machine says.
+    ``mounts``, the type of file system by mount point, what the machine says; ``actor`` is who events' histories name.
     """

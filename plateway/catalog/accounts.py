@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import ARCHIVE, DARK, EVENT, EXPORT, LEASE, PURGE, SETBACK, expired, tied
 from plateway.catalog.database import Database
 from plateway.catalog.rows import EPOCH, chunks
-from plateway.catalog.values import Account, Ref
+from plateway.catalog.values import Account
 from plateway.errors import Busy, Conflict
 from plateway.records import DarkObject, Event, Export, Lease, Purge, Setback
+from plateway.ref import Ref
 
 PAGE = 10_000  # events in one transaction
 RAW = ("here", "aside", "gone")
@@ -166,6 +167,7 @@ def _accounts(bucket: str | None) -> Any:
             EXPORT.evidence,
             EXPORT.evidence_at,
             EXPORT.damage,
+            EXPORT.damage_kind,
             archives.correlate(event).scalar_subquery(),
             away.correlate(event).scalar_subquery(),
         )

@@ -11,7 +11,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from plateway.catalog.values import Ref
+from plateway.errors import Damage
 from plateway.records import (
     ArchiveEntry,
     ArchiveLocation,
@@ -20,20 +20,23 @@ from plateway.records import (
     Event,
     EventFile,
     Export,
+    Incident,
+    KnownPlace,
     Lease,
     Purge,
     Quarantine,
     Record,
     Setback,
 )
+from plateway.ref import Ref
 
 EVENT, FILE, EXPORT, PURGE, QUARANTINE, SETBACK, LEASE = (
     Record.metadata.tables[table.__tablename__].c
     for table in (Event, EventFile, Export, Purge, Quarantine, Setback, Lease)
 )
-ARCHIVE, MANIFEST, ENTRY, DARK = (
+ARCHIVE, MANIFEST, ENTRY, DARK, INCIDENT, PLACE = (
     Record.metadata.tables[table.__tablename__].c
-    for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject)
+    for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject, Incident, KnownPlace)
 )
 READY = "ready"  # where an event stands of which nothing else is true
 LAST = chr(0x10FFFF)  # no character comes after it
@@ -95,21 +98,26 @@ def standing(now: datetime) -> Any:
 def stands(state: str, now: datetime) -> Any:
     """Does an event, with its export joined, stand there? So asked, databases know how many do."""
     before: list[Any] = []
+    ways: list[Any] = []
     for name, condition in _standings(now):
         if name == state:
-            return sa.and_(condition, *before)
+            ways.append(sa.and_(condition, *before))
         before.append(~condition)
-    return sa.and_(*before) if state == READY else sa.false()
+    return sa.and_(*before) if state == READY else sa.or_(sa.false(), *ways)
 
 
 def _standings(now: datetime) -> list[tuple[str, Any]]:
     """List what decides where an event stands: what is true first. No condition is ever unknown."""
-    exported, damaged = EXPORT.event_id.is_not(None), EXPORT.damage.is_not(None)
+    exported, damaged = EXPORT.event_id.is_not(None), EXPORT.damage_kind.is_not(None)
+    only_tape, sound = expired(EVENT), about(ARCHIVE, EVENT, ARCHIVE.damage_kind.is_(None))
+    changed = about(ARCHIVE, EVENT, ARCHIVE.damage_kind == Damage.CHANGED.value)
     aside = select(QUARANTINE.event_id, QUARANTINE.revision)  # few: asked for once
     aside = aside.where(QUARANTINE.released_at.is_(None), QUARANTINE.event_id.is_not(None))
     return [
-        ("lost", sa.and_(damaged, EXPORT.damage.startswith("lost"))),
+        ("lost", sa.and_(damaged, EXPORT.damage_kind == Damage.LOST.value)),
         ("changed", damaged),
+        ("changed", sa.and_(only_tape, ~sound, changed)),
+        ("lost", sa.and_(only_tape, ~sound)),
         ("quarantined", sa.tuple_(EVENT.id, EVENT.revision).in_(aside)),
         ("purged", raw_away()),
         ("archived", sa.and_(exported, about(ARCHIVE, EVENT))),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +16,10 @@ from sqlalchemy.orm import Session
 
 from plateway import migrations
 from plateway.catalog.engine import door, make_home, open_engine, pragmas
+from plateway.catalog.rows import add_incident
 from plateway.errors import Damaged
+from plateway.outcome import Incidence
+from plateway.ref import Ref
 
 LOCK = 0x706C6174  # of PostgreSQL's advisory locks: "plat"
 
@@ -29,7 +34,9 @@ class Database:
         clock: Callable[[], datetime] | None = None,
         dice: random.Random | None = None,
         mounts: Mapping[str, str] | None = None,
+        actor: str | None = None,
     ) -> None:
+        self.actor = actor or f"{socket.gethostname()}:{os.getpid()}"
         self._engine = open_engine(url, mounts)
         self._postgres = self._engine.dialect.name == "postgresql"
         # one snapshot for the queries of a reader; SQLite's transactions are that anyway
@@ -105,6 +112,10 @@ class Database:
     def _writing(self) -> Iterator[Session]:
         with door(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def _append(self, session: Session, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:
+        """Append to an event's history, in the transaction of the fact that it is about."""
+        add_incident(session, ref, kind, verb, reason, at=at, actor=self.actor)
 
     def _take_turn(self, session: Session | Connection) -> None:
         """Wait until no other process adds events or alters tables; lasts to the end of the transaction."""

@@ -18,10 +18,11 @@ from plateway import events
 from plateway.catalog.conditions import EVENT, FILE, QUARANTINE, SETBACK, in_quarantine, is_event
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, own
-from plateway.catalog.values import Ref, Seen
+from plateway.catalog.values import Seen
 from plateway.errors import Conflict, NotFound, Rejected
 from plateway.events import ImagingEvent
 from plateway.records import Event, EventFile, Quarantine, Setback
+from plateway.ref import Ref
 from plateway.settings import Shape
 
 

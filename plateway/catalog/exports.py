@@ -11,12 +11,18 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import EVENT, EXPORT, PURGE, SETBACK, expired, is_event
 from plateway.catalog.database import Database
 from plateway.catalog.rows import CHUNK, doubt, fenced, let_go, own
-from plateway.catalog.values import DAY, Ref
-from plateway.errors import Busy
+from plateway.catalog.values import DAY
+from plateway.errors import Busy, Damage
+from plateway.outcome import Incidence, Restored
 from plateway.records import Export, Purge, Setback
+from plateway.ref import Ref
 
 DELAYS = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))  # after the first, second, any later failure
 JITTER = 0.1
+FOUND = (  # what is known of an upload only after it was looked at
+    *("evidence", "evidence_at", "read_back_at", "seen_etag", "seen_modified", "seen_version"),
+    *("damage", "damage_kind", "damaged_at"),
+)
 SAME_ATTEMPT = timedelta(seconds=60)  # short retries in one task are one attempt
 
 
@@ -36,7 +42,7 @@ class Exports(Database):
         """
         ref = Ref(export.event_id, export.revision)
         facts = {name: getattr(export, name) for name in EXPORT.keys()}  # noqa: SIM118 - columns, not a dict
-        facts |= dict.fromkeys(("evidence", "evidence_at", "seen_etag", "read_back_at", "damage", "damaged_at"))
+        facts |= dict.fromkeys(FOUND)
         with self._writing() as session:
             fenced(session, ref, fence)
             before = session.get(Export, tuple(ref))
@@ -44,6 +50,9 @@ class Exports(Database):
                 doubt(session, ref, f"{before.bucket}/{before.key}")
             if before is not None:
                 _unexpire(session, ref, export.uploaded_at)
+            if before is not None and before.damage is not None:
+                told = f"exported again; the earlier upload was {before.damage}"
+                self._append(session, ref, Incidence.REPAIR, "export", told, at=export.uploaded_at)
             session.merge(Export(**facts))
             _clear(session, ref, "export", "verify")
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
@@ -59,23 +68,32 @@ class Exports(Database):
         uploaded_at: datetime,
         read_back: bool,
         endpoint: str | None = None,
+        seen_modified: datetime | None = None,
+        seen_version: str | None = None,
     ) -> None:
-        """Note that an upload was seen to be good. It dates from the first time; a read-back outranks a look.
+        """Record that an upload was seen to be good. It dates from the first time; a read-back outranks a look.
 
-        ``endpoint`` is noted where none was.
+        A reading counts only for the object that was read: where ETag, time or version are others by now, it is
+        forgotten. ``endpoint`` is recorded where none was.
 
         Raises:
             Busy: it is not that upload (``sha256``, ``uploaded_at``) any more.
         """
         with self._writing() as session:
             export = _upload(session, ref, sha256, uploaded_at)
+            seen = (seen_etag, seen_modified, seen_version)
+            if (export.seen_etag, export.seen_modified, export.seen_version) != seen:
+                export.read_back_at = None
             if read_back or export.read_back_at is None:
                 export.evidence = kind
             export.evidence_at = export.evidence_at or at
             export.endpoint = export.endpoint or endpoint
-            export.seen_etag = seen_etag
+            export.seen_etag, export.seen_modified, export.seen_version = seen
             export.read_back_at = at if read_back else export.read_back_at
-            export.damage = export.damaged_at = None
+            if export.damage is not None:
+                told = f"found good again ({kind}); it was {export.damage}"
+                self._append(session, ref, Incidence.REPAIR, "verify", told, at=at)
+            export.damage = export.damage_kind = export.damaged_at = None
             _clear(session, ref, "verify")
 
     def note_place(
@@ -88,6 +106,8 @@ class Exports(Database):
         etag: str,
         read_back_at: datetime | None,
         at: datetime,
+        seen_modified: datetime | None = None,
+        seen_version: str | None = None,
     ) -> None:
         """Note that an upload was seen to be good behind another endpoint, since now.
 
@@ -99,11 +119,16 @@ class Exports(Database):
             if (known.endpoint, known.bucket) != (export.endpoint, export.bucket) or known.damage is not None:
                 raise Busy(f"{ref}: looked at meanwhile")
             known.endpoint, known.seen_etag = endpoint, etag
+            known.seen_modified, known.seen_version = seen_modified, seen_version
+            told = f"found at {endpoint}, where it was recorded at {export.endpoint} before"
+            self._append(session, ref, Incidence.REPAIR, "relocate", told, at=at)
             known.evidence, known.evidence_at, known.read_back_at = kind, at, read_back_at
             _clear(session, ref, "verify")
 
-    def note_damage(self, ref: Ref, *, damage: str, at: datetime, sha256: str, uploaded_at: datetime) -> None:
-        """Note that an upload is ``lost: …`` or ``changed: …``; this takes its evidence away.
+    def note_damage(
+        self, ref: Ref, *, damage: str, kind: Damage, at: datetime, sha256: str, uploaded_at: datetime
+    ) -> None:
+        """Record that an upload is lost or changed; this takes its evidence away, and stays in the event's history.
 
         Nothing is noted of one that has expired: it is meant to be gone.
 
@@ -114,8 +139,10 @@ class Exports(Database):
             export = _upload(session, ref, sha256, uploaded_at)
             if session.scalar(select(EVENT.id).where(is_event(*ref), expired(EVENT))):
                 return
-            export.damage, export.damaged_at = damage, export.damaged_at or at
+            export.damage, export.damage_kind, export.damaged_at = damage, kind.value, export.damaged_at or at
             export.evidence = export.evidence_at = export.seen_etag = export.read_back_at = None
+            export.seen_modified = export.seen_version = None
+            self._append(session, ref, Incidence.DAMAGE, "verify", damage, at=at)
             _clear(session, ref, "verify")
 
     def set_back(self, ref: Ref, verb: str, *, reason: str, now: datetime) -> Setback:
@@ -142,7 +169,13 @@ class Exports(Database):
                 row.attempt += 1
             delay = DELAYS[min(row.attempt, len(DELAYS)) - 1] * self._dice.uniform(1 - JITTER, 1 + JITTER)
             row.reason, row.at, row.next_at = reason, now, now + delay
+            self._append(session, ref, Incidence.FAILURE, verb, reason, at=now)
             return row
+
+    def bytes_read(self, *, since: datetime) -> int:
+        """Sum the bytes of the objects that were read back since a time."""
+        with self._reading() as session:
+            return _bytes_read(session, since)
 
     def sample(self, *, budget: int, now: datetime) -> list[Ref]:
         """Choose good exports to read back, the longest unread first, within what is left of a day's budget of bytes.
@@ -158,7 +191,7 @@ class Exports(Database):
         )
         chosen: list[Ref] = []
         with self._reading() as session:
-            used = int(session.scalar(select(func.coalesce(func.sum(EXPORT.size), 0)).where(good, recent)) or 0)
+            used = _bytes_read(session, now - DAY)
             with session.execute(query) as rows:
                 for id_, revision, size in rows:
                     if budget <= 0 or (used and used + size > budget):
@@ -166,6 +199,12 @@ class Exports(Database):
                     used += size
                     chosen.append(Ref(id_, revision))
         return chosen
+
+
+def _bytes_read(session: Session, since: datetime) -> int:
+    """Sum the sizes of the objects that were read back since then."""
+    query = select(func.coalesce(func.sum(EXPORT.size), 0)).where(EXPORT.read_back_at > since)
+    return int(session.scalar(query) or 0)
 
 
 def _upload(session: Session, ref: Ref, sha256: str, uploaded_at: datetime) -> Export:
@@ -179,7 +218,7 @@ def _upload(session: Session, ref: Ref, sha256: str, uploaded_at: datetime) -> E
 
 def _unexpire(session: Session, ref: Ref, at: datetime) -> None:
     mine = (PURGE.event_id == ref.id, PURGE.revision == ref.revision, PURGE.place == "bucket")
-    back = {"restored_at": at, "reason": "exported again"}
+    back = {"restored_at": at, "reason": "exported again", "cause": Restored.REQUESTED.value}
     session.execute(update(Purge).where(*mine, PURGE.restored_at.is_(None)).values(back))
 
 

@@ -29,8 +29,9 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
-from plateway.catalog.values import DAY, Day, Ledger, Ref, SystemFigures
+from plateway.catalog.values import DAY, Day, Ledger, SystemFigures
 from plateway.records import Event, Export
+from plateway.ref import Ref
 
 
 class Figures(Database):

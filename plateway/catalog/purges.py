@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,10 +13,12 @@ from sqlalchemy.orm import Session
 
 from plateway.catalog.conditions import ARCHIVE, EVENT, EXPORT, PURGE, about, among, expired, is_event, raw_away
 from plateway.catalog.database import Database
-from plateway.catalog.rows import chunks, fetch_ledgers, own
-from plateway.catalog.values import Ledger, Ref
+from plateway.catalog.rows import check_fence, chunks, fetch_ledgers, own
+from plateway.catalog.values import Ledger
 from plateway.errors import NotFound, Refused
+from plateway.outcome import Incidence, Restored
 from plateway.records import Event, Export, Purge
+from plateway.ref import Ref
 
 WHAT = {"raw": "raw images", "bucket": "bucket copy"}
 
@@ -47,8 +50,8 @@ class Purges(Database):
         with self._reading() as session:
             return fetch_ledgers(session, [near, ~is_event(event.id, event.revision)])
 
-    def intend(self, purge: Purge) -> Purge:
-        """Note what is about to be moved aside, before it is; return the purge that holds: this one, numbered.
+    def intend(self, purge: Purge, *, fence: int | None = None) -> Purge:
+        """Record what is about to be moved aside, before it is; return the purge that holds: this one, numbered.
 
         One that is under way already is returned as it was noted: its ``trash`` is where the images may be.
 
@@ -59,6 +62,7 @@ class Purges(Database):
         ref = Ref(purge.event_id, purge.revision)
         with self._writing() as session:
             own(session, ref)
+            check_fence(session, ref, fence, purge.intended_at)
             export = session.get(Export, tuple(ref))
             last = _last(session, ref, purge.place)
             if last is not None and last.restored_at is None:
@@ -74,27 +78,48 @@ class Purges(Database):
             session.add(row)
             return row
 
-    def note_trashed(self, ref: Ref, place: str, *, at: datetime) -> None:
-        """Note that the images were moved aside."""
+    def note_trashed(
+        self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record that the images were moved aside, and what ``proof`` was taken of them there."""
         with self._writing() as session:
+            check_fence(session, ref, fence, at)
             event, purge = _under_way(session, ref, place)
             purge.trashed_at = purge.trashed_at or at
+            purge.proof = {**purge.proof, **(proof or {})}
             if place == "staging":
                 event.staged_at = None
 
-    def note_gone(self, ref: Ref, place: str, *, at: datetime) -> None:
-        """Note that the images were removed for good."""
+    def note_removing(
+        self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record that a removal begins, and its proof: from here on fewer files are no surprise."""
         with self._writing() as session:
+            check_fence(session, ref, fence, at)
+            _, purge = _under_way(session, ref, place)
+            purge.removing_at = purge.removing_at or at
+            purge.proof = {**purge.proof, **(proof or {})}
+
+    def note_gone(self, ref: Ref, place: str, *, at: datetime, fence: int | None = None) -> None:
+        """Record that the images were removed for good."""
+        with self._writing() as session:
+            check_fence(session, ref, fence, at)
             event, purge = _under_way(session, ref, place)
             purge.trashed_at, purge.gone_at = purge.trashed_at or at, at
             if place == "staging":
                 event.staged_at = None
 
-    def note_restored(self, ref: Ref, place: str, *, at: datetime, reason: str) -> None:
-        """Note that the images are back where they were, and why."""
+    def note_restored(
+        self, ref: Ref, place: str, *, at: datetime, reason: str, cause: Restored, fence: int | None = None
+    ) -> None:
+        """Record that the images are back where they were, or that the purge was taken back, and why."""
         with self._writing() as session:
+            check_fence(session, ref, fence, at)
             event, purge = _under_way(session, ref, place)
-            purge.restored_at, purge.reason = at, reason
+            purge.restored_at, purge.reason, purge.cause = at, reason, cause.value
+            verb = "expire" if place == "bucket" else "purge"
+            kind = Incidence.REPAIR if cause is Restored.REQUESTED else Incidence.REFUSAL
+            self._append(session, ref, kind, verb, reason, at=at)
             if place == "staging":
                 event.staged_at = event.staged_at or at
 

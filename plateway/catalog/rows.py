@@ -11,10 +11,35 @@ import sqlalchemy as sa
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import ARCHIVE, ENTRY, EVENT, EXPORT, LEASE, PURGE, QUARANTINE, SETBACK, is_event, tied
-from plateway.catalog.values import Ledger, Ref
+from plateway.catalog.conditions import (
+    ARCHIVE,
+    ENTRY,
+    EVENT,
+    EXPORT,
+    INCIDENT,
+    LEASE,
+    PURGE,
+    QUARANTINE,
+    SETBACK,
+    is_event,
+    tied,
+)
+from plateway.catalog.values import Ledger
 from plateway.errors import Busy, NotFound
-from plateway.records import ArchiveEntry, ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Record, Setback
+from plateway.outcome import Incidence
+from plateway.records import (
+    ArchiveEntry,
+    ArchiveLocation,
+    Event,
+    Export,
+    Incident,
+    Lease,
+    Purge,
+    Quarantine,
+    Record,
+    Setback,
+)
+from plateway.ref import Ref
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # a lease that was let go has expired then
 CHUNK = 500  # names or refs in one statement
@@ -40,6 +65,40 @@ def fenced(session: Session, ref: Ref, fence: int) -> Lease:
     if lease is None or lease.fence != fence:
         raise Busy(f"{ref}: the lease was lost" + (f" to {lease.owner}" if lease else ""))
     return lease
+
+
+def check_fence(session: Session, ref: Ref, fence: int | None, at: datetime) -> None:
+    """Refuse to record what a worker did whose lease went to another; without a fence, while anybody holds one.
+
+    Raises:
+        Busy: another worker was granted the lease.
+    """
+    if fence is not None:
+        fenced(session, ref, fence)
+        return
+    lease = session.get(Lease, tuple(ref))
+    if lease is not None and lease.expires_at > at:
+        raise Busy(f"{ref}: {lease.owner} holds the lease")
+
+
+def add_incident(
+    session: Session, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime, actor: str
+) -> None:
+    """Append to an event's history; the same as its last entry of that kind and verb only counts up."""
+    mine = (INCIDENT.event_id == ref.id, INCIDENT.revision == ref.revision)
+    query = select(Incident).where(*mine, INCIDENT.kind == kind, INCIDENT.verb == verb)
+    last = session.scalar(query.order_by(INCIDENT.id.desc()).limit(1))
+    if last is not None and last.reason == reason:
+        last.times, last.last_at, last.actor = last.times + 1, max(last.last_at, at), actor
+        return
+    facts: dict[str, Any] = {
+        "event_id": ref.id,
+        "revision": ref.revision,
+        "kind": kind.value,
+        "verb": verb,
+        "reason": reason,
+    }
+    session.add(Incident(**facts, actor=actor, at=at, last_at=at))
 
 
 def let_go(session: Session, ref: Ref, fence: int) -> None:

@@ -38,19 +38,9 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
-from plateway.catalog.values import (
-    DAY,
-    STATES,
-    ArchiveRow,
-    Cursor,
-    DailyRow,
-    Ledger,
-    Member,
-    Overview,
-    Ref,
-    SystemOverview,
-)
+from plateway.catalog.values import DAY, STATES, ArchiveRow, Cursor, DailyRow, Ledger, Member, Overview, SystemOverview
 from plateway.records import ArchiveLocation, Event, Export
+from plateway.ref import Ref
 
 ID = re.compile(r"([0-9a-f-]{1,36})(?:-r([1-9]\d{0,8}))?", re.IGNORECASE)
 HEX = 32  # digits of an id

@@ -29,9 +29,11 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers, own
-from plateway.catalog.values import Ledger, Ref, Settled
-from plateway.errors import Conflict, NotFound, Rejected
+from plateway.catalog.values import DAY, Ledger, Settled
+from plateway.errors import Conflict, Damage, NotFound, Rejected
+from plateway.outcome import Incidence
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Event, Export
+from plateway.ref import Ref
 
 BATCH = 5000  # entries that are settled in one transaction
 EVIDENCE = ("name", "size", "checksum")  # from the weakest
@@ -120,7 +122,17 @@ class Tape(Database):
             place = (page[-1].key, page[-1].path, page[-1].manifest)
 
     def note_location(
-        self, ref: Ref, path: str, *, member: str, offset: int, size: int, checksum: str, read_at: datetime
+        self,
+        ref: Ref,
+        path: str,
+        *,
+        member: str,
+        offset: int,
+        size: int,
+        checksum: str,
+        read_at: datetime,
+        seen_size: int | None = None,
+        seen_modified: datetime | None = None,
     ) -> None:
         """Note that the bytes of an export were read from an archive that a manifest names. May be repeated.
 
@@ -138,6 +150,70 @@ class Tape(Database):
             location.evidence_at = location.evidence_at if location.evidence == "checksum" else read_at
             location.evidence = "checksum"
             location.read_at = max(location.read_at or read_at, read_at)
+            location.seen_size, location.seen_modified = seen_size, seen_modified
+            if location.damage is not None:
+                told = f"{path} was read and is good again; it was {location.damage}"
+                self._append(session, ref, Incidence.REPAIR, "read archive", told, at=read_at)
+            location.damage = location.damage_kind = location.damaged_at = None
+
+    def note_tape_damage(self, ref: Ref, path: str, *, damage: str, kind: Damage, at: datetime) -> None:
+        """Record that the copy in an archive is lost or changed; it stays a location, for it may be the only one.
+
+        Raises:
+            NotFound: no archive of that path has the event.
+        """
+        with self._writing() as session:
+            own(session, ref)
+            location = session.get(ArchiveLocation, (*ref, path))
+            if location is None:
+                raise NotFound(f"{ref}: is not in {path}")
+            location.damage, location.damage_kind, location.damaged_at = damage, kind.value, location.damaged_at or at
+            location.read_at = None
+            self._append(session, ref, Incidence.DAMAGE, "read archive", f"{path}: {damage}", at=at)
+
+    def only_copies(self, *, budget: int, now: datetime) -> list[tuple[ArchiveLocation, Export]]:
+        """Choose copies on tape to read whose bucket copy has expired: the longest unread first, within a day's bytes.
+
+        What is damaged is read again as well, once a day. One larger than the whole budget gets its turn when nothing
+        else was read that day.
+        """
+        last = func.coalesce(ARCHIVE.read_at, ARCHIVE.damaged_at)
+        recent = sa.and_(last.is_not(None), last > now - DAY)
+        query = select(ArchiveLocation, Export).join(Export, tied(EXPORT, ARCHIVE)).where(expired(ARCHIVE))
+        spent = select(func.coalesce(func.sum(EXPORT.size), 0)).join_from(
+            ArchiveLocation, Export, tied(EXPORT, ARCHIVE)
+        )
+        chosen: list[tuple[ArchiveLocation, Export]] = []
+        with self._reading() as session:
+            used = int(session.scalar(spent.where(ARCHIVE.read_at > now - DAY)) or 0)
+            order = (last.nulls_first(), ARCHIVE.reported_at, ARCHIVE.path, ARCHIVE.event_id, ARCHIVE.revision)
+            rows = session.execute(query.where(~recent).order_by(*order).execution_options(yield_per=500))
+            for location, export in rows:
+                if budget <= 0 or (used and used + export.size > budget):
+                    break
+                used += export.size
+                chosen.append((location, export))
+        return chosen
+
+    def archived_anywhere(self) -> bool:
+        """Return whether any archive is known to have anything."""
+        with self._reading() as session:
+            return session.scalar(select(ARCHIVE.path).limit(1)) is not None
+
+    def expired_locations(self) -> Iterator[tuple[ArchiveLocation, Export]]:
+        """Give the copies on tape of all events whose bucket copy has expired, by path, page by page."""
+        after: tuple[Any, ...] | None = None
+        order = (ARCHIVE.path, ARCHIVE.event_id, ARCHIVE.revision)
+        query = select(ArchiveLocation, Export).join(Export, tied(EXPORT, ARCHIVE)).where(expired(ARCHIVE))
+        while True:
+            page = query if after is None else query.where(sa.tuple_(*order) > after)
+            with self._reading() as session:
+                rows = session.execute(page.order_by(*order).limit(BATCH)).all()
+            yield from ((location, export) for location, export in rows)
+            if len(rows) < BATCH:
+                return
+            last = rows[-1][0]
+            after = (last.path, last.event_id, last.revision)
 
     def note_misplaced(self, ref: Ref, path: str, *, reason: str, at: datetime) -> None:
         """Note that an archive was read and does not have the export: it is no location of it any more.
@@ -149,6 +225,7 @@ class Tape(Database):
             export = session.get(Export, tuple(ref))
             mine = (ARCHIVE.event_id == ref.id, ARCHIVE.revision == ref.revision, ARCHIVE.path == path)
             session.execute(delete(ArchiveLocation).where(*mine))
+            self._append(session, ref, Incidence.DAMAGE, "read archive", reason, at=at)
             if export is not None:
                 about_it = (ENTRY.key == f"{export.bucket}/{export.key}", ENTRY.path == path)
                 facts = {"settled_at": None, "refuted_at": at, "reason": reason}

@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from plateway.errors import NotFound, Rejected
+from plateway.errors import Damage, Rejected
 from plateway.events import ImagingEvent
 from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
+from plateway.ref import Ref
 
 DAY = timedelta(days=1)
+ON_WORD = "on the archive's word: its copy on tape was never read by us"
+UNREAD = "purged on a HEAD request, without reading the copy (PLATEWAY_PURGE_PROOF=head)"
 STATES = ("waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed")
-
-
-class Ref(NamedTuple):
-    """One event at one revision."""
-
-    id: UUID
-    revision: int
-
-    def __str__(self) -> str:
-        return str(self.id) if self.revision == 1 else f"{self.id}-r{self.revision}"
-
-    @classmethod
-    def parse(cls, text: str) -> tuple[UUID, int | None]:
-        """Read ``<uuid>`` (revision None: whatever is newest) or ``<uuid>-r2``.
-
-        Raises:
-            NotFound: no event is called that.
-        """
-        match = re.fullmatch(r"([0-9a-fA-F-]{32,36})(?:-r([1-9]\d{0,8}))?", text.strip())
-        try:
-            return UUID(match[1] if match else ""), int(match[2]) if match and match[2] else None
-        except ValueError as error:
-            raise NotFound(f"{text!r} is not the id of an event") from error
 
 
 @dataclass(frozen=True)
@@ -116,19 +95,41 @@ class Ledger:
 
     def _stands(self, now: datetime) -> tuple[str, tuple[str, ...]]:
         if self.export and self.export.damage:
-            return _harm(self.export.damage), (self.export.damage,)
+            return str(self.export.damage_kind), (self.export.damage,)
+        if self.expired and (harm := self._tape_harm()):
+            return harm
         if self.quarantine:
             return "quarantined", (self.quarantine.reason,)
         if self.raw_purged:
-            return "purged", ()
+            return "purged", self._weaknesses()
         if self.export:
             unverified = ("not verified yet",) if self.export.evidence is None else ()
-            return "archived" if self.archives else "exported", unverified
+            return "archived" if self.archives else "exported", (*unverified, *self._weaknesses())
         if self.held(now):
             return "exporting", ()
         if self.event.sealed_at is None:
             return "waiting", (_lacks(self.event),)
         return ("waiting" if self.setback("export") else "ready"), ()
+
+    @property
+    def on_word(self) -> bool:
+        """Is the only copy one that the archive reports and we have never read?"""
+        return self.expired and not any(one.read_at for one in self.archives)
+
+    def _weaknesses(self) -> tuple[str, ...]:
+        """Name what is weaker than a copy that we read."""
+        raw = self.purge("raw")
+        unread = raw is not None and raw.gone_at is not None and raw.proof.get("method") == "head"
+        return (*[ON_WORD] * self.on_word, *[UNREAD] * unread)
+
+    def _tape_harm(self) -> tuple[str, tuple[str, ...]] | None:
+        """Return what is wrong with the copies on tape where there are no others; None while one of them is sound."""
+        if any(one.damage is None for one in self.archives):
+            return None
+        kinds = {one.damage_kind for one in self.archives}
+        kind = Damage.CHANGED if Damage.CHANGED in kinds else Damage.LOST
+        reasons = tuple(f"{one.path}: {one.damage}" for one in self.archives)
+        return str(kind), reasons or ("the bucket copy has expired, and no archive has it",)
 
 
 class Account(NamedTuple):
@@ -147,6 +148,7 @@ class Account(NamedTuple):
     evidence: str | None
     evidence_at: datetime | None
     damage: str | None
+    damage_kind: str | None  # `outcome.Damage`
     archives: int  # in how many archives tape has it
     raw: str  # here | aside | gone
     expired: bool
@@ -284,10 +286,6 @@ class Overview:
 
     systems: tuple[SystemOverview, ...]  # by name
     days: tuple[tuple[date, str, int], ...]  # day (UTC) of the images, system, events; oldest first, none with 0
-
-
-def _harm(damage: str) -> str:
-    return "lost" if damage.startswith("lost") else "changed"
 
 
 def _lacks(event: Event) -> str:

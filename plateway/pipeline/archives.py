@@ -21,9 +21,11 @@ from plateway.archive import MANIFESTS, Archive, Entry, dump
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Transient, Unsettled
 from plateway.events import PREFIXES
+from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.inbox import receive, settle
-from plateway.pipeline.line import Line, Outcome, digest_of, failed, noted, spoken_place, unnamed
+from plateway.pipeline.line import Line, digest_of, failed, spoken_place, unnamed
+from plateway.pipeline.places import check_archive
 from plateway.records import Export
 
 MOST = 10_000  # exports in one tar, and looked up at a time
@@ -75,7 +77,7 @@ def archive(
     dry run says what would go where.
 
     Raises:
-        Misconfigured: there is no archive.
+        Misconfigured: there is no archive. Unsettled: it is not mounted, or another one is.
     """
     if line.archive is None:
         raise Misconfigured("there is no archive to write to: PLATEWAY_ARCHIVE_TARGET is not set")
@@ -83,6 +85,7 @@ def archive(
     today = now.astimezone(UTC).date()
     run = _Run(line, line.archive, most=most, dry_run=dry_run)
     if not dry_run:
+        check_archive(line, fresh=True)
         run.tidy(now - ABANDONED)
     run.all(datetime.combine(min(before or today, today), time(), UTC))
     return run.outcomes
@@ -115,26 +118,30 @@ class _Run:
             self.failed[place] = 0
         except PlatewayError as error:
             self.failed[place] += 1
-            result = "later" if isinstance(error, Transient) else "failed"
+            result = Result.LATER if isinstance(error, Transient) else Result.FAILED
             self._note(Outcome(None, "", "archive", result, key=day.path(1), reasons=(str(error),)))
         if self.failed[place] == IN_A_ROW:
             where = f", of {place}" if self.line.others else ""
-            self._note(Outcome(None, "", "archive", "stopped", reasons=(f"{IN_A_ROW} days in a row failed{where}",)))
+            self._note(
+                Outcome(None, "", "archive", Result.STOPPED, reasons=(f"{IN_A_ROW} days in a row failed{where}",))
+            )
 
     def tidy(self, before: datetime) -> None:
         """Remove what runs that were cut off have left half written; if that cannot be done, it is not in the way."""
         try:
             left = (self.target.sweep(directory, before=before) for directory in (*KINDS, MANIFESTS))
             for path in itertools.chain.from_iterable(left):
-                self._note(Outcome(None, "", "archive", "removed", key=path, reasons=(f"{path}: left half written",)))
+                self._note(
+                    Outcome(None, "", "archive", Result.REMOVED, key=path, reasons=(f"{path}: left half written",))
+                )
         except PlatewayError as error:
-            self._note(Outcome(None, "", "archive", "later", reasons=(str(error),)))
+            self._note(Outcome(None, "", "archive", Result.LATER, reasons=(str(error),)))
 
     def _settle(self) -> None:
         """Note the events that tape has now, by what this run has told, or one that was cut off."""
         if self.dry_run:
             return
-        archived = [one for one in settle(self.line) if one.result == "archived"]
+        archived = [one for one in settle(self.line) if one.result == Result.ARCHIVED]
         self.outcomes += archived
         self.left -= {one.ref for one in archived if one.ref is not None}
 
@@ -164,7 +171,7 @@ class _Run:
             else:
                 away[spoken_place(export.endpoint, export.bucket)] += 1
         for where, count in away.items():
-            self._note(Outcome(None, "", "archive", "refused", key=day.path(1), reasons=(unnamed(where, count),)))
+            self._note(Outcome(None, "", "archive", Result.REFUSED, key=day.path(1), reasons=(unnamed(where, count),)))
         return found
 
     def _rehearse(self, day: Day, ledgers: Sequence[Ledger]) -> None:
@@ -178,7 +185,7 @@ class _Run:
                 event = ledger.event
                 into = (f"into {path}",)
                 self.outcomes.append(
-                    Outcome(ledger.ref, event.system, "archive", "would go", event.key, export.size, into)
+                    Outcome(ledger.ref, event.system, "archive", Result.WOULD_GO, event.key, export.size, into)
                 )
             ledgers = _without(ledgers, {slot.ledger.ref for slot in slots})
 
@@ -196,9 +203,9 @@ class _Run:
             if slots is None:
                 slots = self._find(path, ledgers)
                 if slots:
-                    self._tell(path, day.day, slots, "found")
+                    self._tell(path, day.day, slots, Result.FOUND)
             elif slots:
-                self._tell(path, day.day, slots, "written")
+                self._tell(path, day.day, slots, Result.WRITTEN)
             ledgers = _without(ledgers, {slot.ledger.ref for slot in slots})
         raise Unsettled(f"{day.path(1)}: {NUMBERS} tars of that day are there already")
 
@@ -232,9 +239,9 @@ class _Run:
         except Transient as error:
             self.outcomes.append(failed(self.line, ledger.ref, "archive", error))
             return False
-        if outcome.result != "verified":
+        if outcome.result != Result.VERIFIED:
             self.outcomes.append(outcome)
-        return outcome.result == "verified"
+        return outcome.result == Result.VERIFIED
 
     def _pour(self, slots: Sequence[Slot]) -> Iterator[bytes]:
         """Give the bytes of a tar, each export compared with its SHA-256 on the way."""
@@ -275,7 +282,7 @@ class _Run:
             return []
         return found
 
-    def _tell(self, path: str, day: date, slots: Sequence[Slot], result: str) -> None:
+    def _tell(self, path: str, day: date, slots: Sequence[Slot], result: Result) -> None:
         """Make the manifest of a tar durable on the archive and here."""
         entries = [slot.entry for slot in slots]
         job = _job(path, entries)
@@ -285,11 +292,11 @@ class _Run:
         count = f"{len(slots)} export{'s' if len(slots) > 1 else ''}"
         self._note(Outcome(None, "", "archive", result, key=path, size=size, reasons=(f"{path}: {count}",)))
         received = receive(self.line, content, door="archive", name=f"{job}.json")
-        if received.result not in {"received", "known"}:
+        if received.result not in {Result.RECEIVED, Result.KNOWN}:
             self.outcomes.append(received)
 
     def _note(self, outcome: Outcome) -> None:
-        self.outcomes.append(noted(outcome))
+        self.outcomes.append(log_outcome(outcome))
 
 
 def _days(ledgers: Sequence[Ledger]) -> Iterator[tuple[Day, list[Ledger]]]:

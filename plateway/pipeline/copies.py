@@ -1,4 +1,4 @@
-"""Bring bytes back: one image, or everything of an event, from whichever copy has it.
+"""Read an event's bytes from whichever copy has them: one image, a part, or the whole bundle.
 
 A copy is where the bundle of an event lies whole: an object in the bucket, or a member of a tar on the archive. All
 copies of an event are the same bytes, so the offsets that the manifest tells hold in each of them, and what one copy
@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from plateway import bundle, events, folder
+from plateway import bundle, events
 from plateway.bundle import Manifest, Member
 from plateway.catalog import Ledger, Ref
 from plateway.errors import (
-    Conflict,
     Damaged,
     Misconfigured,
     NotFound,
     PlatewayError,
-    Refused,
-    Rejected,
     Transient,
     Unavailable,
-    Unsettled,
 )
 from plateway.folder import shown
-from plateway.pipeline.discovery import EVENTS, announcement
-from plateway.pipeline.exports import RESERVE
-from plateway.pipeline.line import Line, Outcome, digest_of, leased, noted
-from plateway.pipeline.purges import TRASH, take_back
-from plateway.records import ArchiveLocation, Event, Export, Purge
-from plateway.retention import ON_REQUEST
-from plateway.settings import Instrument
+from plateway.pipeline.line import Line
+from plateway.records import ArchiveLocation, Export
 
 if TYPE_CHECKING:
     from plateway.archive import Archive
@@ -49,6 +38,7 @@ Where = Literal["bucket", "archive"]
 T = TypeVar("T")
 
 HELD = 16 << 20  # bytes of the largest image that is compared before any of it is handed out
+ON_REQUEST = "restored on request"
 NEAR = 1 << 20  # files with at most so many bytes between them are read as one
 EVIDENCE = {"checksum": 0, "size": 1, "name": 2}  # the strongest first
 
@@ -61,6 +51,7 @@ class Copy:
     place: str  # the key in the bucket, or the path of the archive
     size: int | None  # of the bundle, in bytes
     read: Callable[[int, int | None], Iterator[bytes]]
+    first: Callable[[], int] = lambda: 0  # offset of the bundle in its archive
 
     def open(self, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice of the bundle: from `start` (from the end if negative), at most `length` bytes.
@@ -88,10 +79,19 @@ def copies(line: Line, ledger: Ledger) -> list[Copy]:
         with suppress(Misconfigured):
             bound = line.holding(export)
             found.append(Copy("bucket", export.key, export.size, partial(_read_object, bound, export.key)))
-    if line.archive is not None:
-        ranked = sorted(ledger.archives, key=lambda one: (EVIDENCE.get(one.evidence, 3), one.reported_at, one.path))
-        found += [_archived(line.archive, location, export) for location in ranked]
-    return found
+    return [*found, *archived_copies(line, ledger)]
+
+
+def archived_copies(line: Line, ledger: Ledger) -> list[Copy]:
+    """List the copies on tape, the best first: by evidence; damaged ones last. None where tape cannot be read."""
+    export, archive = ledger.export, line.archive
+    if export is None or archive is None:
+        return []
+
+    def rank(one: ArchiveLocation) -> tuple[bool, int, datetime, str]:
+        return one.damage is not None, EVIDENCE.get(one.evidence, 3), one.reported_at, one.path
+
+    return [_archived(archive, location, export) for location in sorted(ledger.archives, key=rank)]
 
 
 def _read_object(line: Line, key: str, start: int, length: int | None) -> Iterator[bytes]:
@@ -108,7 +108,7 @@ def _archived(archive: Archive, location: ArchiveLocation, export: Export) -> Co
         left = export.size - start if length is None else min(length, export.size - start)
         return archive.open(location.path, start=first() + start, length=left) if left else iter(())
 
-    return Copy("archive", location.path, export.size, read)
+    return Copy("archive", location.path, export.size, read, first)
 
 
 def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
@@ -128,7 +128,7 @@ def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
 
 
 @dataclass
-class _Search:
+class Search:
     """The copies to ask, and what was wrong with those that were asked."""
 
     copies: list[Copy]
@@ -144,7 +144,7 @@ class _Search:
         return kind(f"{what}: {'; '.join(self.troubles)}")
 
 
-def _search(line: Line, ledger: Ledger, source: Where | None) -> tuple[_Search, Export]:
+def search_copies(line: Line, ledger: Ledger, source: Where | None) -> tuple[Search, Export]:
     """Find the copies that may be asked.
 
     Raises:
@@ -156,7 +156,7 @@ def _search(line: Line, ledger: Ledger, source: Where | None) -> tuple[_Search, 
     found = [copy for copy in copies(line, ledger) if source in {None, copy.where}]
     if not found:
         raise NotFound(f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_why(line, ledger)}")
-    return _Search(found), export
+    return Search(found), export
 
 
 def _why(line: Line, ledger: Ledger) -> str:
@@ -180,7 +180,7 @@ def _why(line: Line, ledger: Ledger) -> str:
     return f"{bucket}; {tape}"
 
 
-def _account(search: _Search, export: Export) -> Manifest:
+def read_manifest(search: Search, export: Export) -> Manifest:
     """Read the manifest from the first copy that has the one that was recorded; copies before it come last from now.
 
     Raises:
@@ -206,7 +206,7 @@ def contents(line: Line, ledger: Ledger) -> Manifest:
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none has it.
     """
-    return _account(*_search(line, ledger, None))
+    return read_manifest(*search_copies(line, ledger, None))
 
 
 def cat(line: Line, ref: Ref, name: str, *, source: Where | None = None) -> Iterator[bytes]:
@@ -219,8 +219,8 @@ def cat(line: Line, ref: Ref, name: str, *, source: Where | None = None) -> Iter
         NotFound: no such event, copy or image; similar names are told.
         Unavailable: no copy can be read now. Damaged: no copy is good.
     """
-    search, export = _search(line, line.catalog.ledger(ref), source)
-    return _image(search, named(_account(search, export), name))
+    search, export = search_copies(line, line.catalog.ledger(ref), source)
+    return _image(search, named(read_manifest(search, export), name))
 
 
 def image(line: Line, ledger: Ledger, member: Member, *, doubted: bool = False) -> Iterator[bytes]:
@@ -229,7 +229,7 @@ def image(line: Line, ledger: Ledger, member: Member, *, doubted: bool = False) 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: no copy is good.
     """
-    search, _ = _search(line, ledger, None)
+    search, _ = search_copies(line, ledger, None)
     if doubted and member.size > HELD:
         search.copies = [_right(search, member)]
     return _image(search, member)
@@ -241,7 +241,7 @@ def take(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
     Raises:
         Unavailable: none can be read now. Damaged: none is good.
     """
-    return _image(_Search([*copies]), member)
+    return _image(Search([*copies]), member)
 
 
 def part(line: Line, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
@@ -250,7 +250,7 @@ def part(line: Line, ledger: Ledger, *, start: int, length: int) -> Iterator[byt
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: all are shorter.
     """
-    search, export = _search(line, ledger, None)
+    search, export = search_copies(line, ledger, None)
     return _pieces(search, export.key, start=start, length=length)
 
 
@@ -260,7 +260,7 @@ def whole(line: Line, ledger: Ledger) -> Iterator[bytes]:
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none is good.
     """
-    search, export = _search(line, ledger, None)
+    search, export = search_copies(line, ledger, None)
     return _proven(search, export.key, start=0, length=export.size, sha256=export.sha256)
 
 
@@ -270,7 +270,7 @@ def there(line: Line, ledger: Ledger) -> list[Where]:
     Raises:
         NotFound: there is none, and why.
     """
-    search, _ = _search(line, ledger, None)
+    search, _ = search_copies(line, ledger, None)
     return [copy.where for copy in search.copies]
 
 
@@ -297,13 +297,13 @@ def named(manifest: Manifest, name: str) -> Member:
     raise NotFound(f"{shown(name)} is not in the bundle; {told}")
 
 
-def _image(search: _Search, member: Member) -> Iterator[bytes]:
+def _image(search: Search, member: Member) -> Iterator[bytes]:
     if member.size <= HELD:
         return iter((_whole(search, member),))
     return _proven(search, shown(home(member)), start=member.offset, length=member.size, sha256=member.sha256)
 
 
-def _whole(search: _Search, member: Member) -> bytes:
+def _whole(search: Search, member: Member) -> bytes:
     """Read an image that is compared before it is handed out."""
 
     def read(copy: Copy) -> bytes:
@@ -314,7 +314,7 @@ def _whole(search: _Search, member: Member) -> bytes:
     return _tried(search, member, read)
 
 
-def _right(search: _Search, member: Member) -> Copy:
+def _right(search: Search, member: Member) -> Copy:
     """Find a copy that has an image as it was sent, by reading it there."""
 
     def read(copy: Copy) -> Copy:
@@ -333,7 +333,7 @@ def _compare(member: Member, size: int, sha256: str) -> None:
         raise Damaged(f"{size} of {member.size} bytes with sha256 {sha256}, {member.sha256} expected")
 
 
-def _tried(search: _Search, member: Member, read: Callable[[Copy], T]) -> T:
+def _tried(search: Search, member: Member, read: Callable[[Copy], T]) -> T:
     """Read an image from one copy after the other, until that goes well."""
     for copy in search.copies:
         try:
@@ -343,7 +343,7 @@ def _tried(search: _Search, member: Member, read: Callable[[Copy], T]) -> T:
     raise search.failure(shown(home(member)))
 
 
-def _pieces(search: _Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
+def _pieces(search: Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
     """Hand out a part of the bundle as it comes; where one copy breaks off, another goes on."""
     sent = 0
     for copy in search.copies:
@@ -359,7 +359,7 @@ def _pieces(search: _Search, what: str, *, start: int, length: int) -> Iterator[
     raise search.failure(what)
 
 
-def _proven(search: _Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
+def _proven(search: Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
     """Hand out a part of the bundle as it comes, and say at its end if it was wrong."""
     digest = hashlib.sha256()
     for piece in _pieces(search, what, start=start, length=length):
@@ -367,305 +367,3 @@ def _proven(search: _Search, what: str, *, start: int, length: int, sha256: str)
         yield piece
     if (found := digest.hexdigest()) != sha256:
         raise Damaged(f"{what}: the {length:,} bytes that were handed out are wrong: sha256 {found}, {sha256} expected")
-
-
-# ----------------------------------------------------------------------------------------------------------- restoring
-
-
-def restore(
-    line: Line,
-    ref: Ref,
-    *,
-    to: Path | None = None,
-    to_bench: bool = False,
-    source: Where | None = None,
-    beat: Callable[[int], None] | None = None,
-) -> Outcome:
-    """Bring all files of an event back, to ``<to>/<ref>/`` or to their place on the instrument's disk.
-
-    Every file is written aside, compared with the manifest's SHA-256, synced and renamed. May be repeated: right files
-    that are there are kept, only missing ones are read. ``beat`` hears of the bytes that are there so far.
-
-    Raises:
-        NotFound: no such event or copy. Conflict, Refused: something else is there. Busy: somebody else restores it.
-        Unavailable: no copy can be read now, or the disk has no room. Damaged: no copy has a good file of each.
-        Rejected: the manifest names files that may not be written.
-        Unsettled: the instrument's disk is not there, or the images are being removed just now.
-    """
-    if (to is None) == (not to_bench):
-        raise ValueError("either a directory or the bench")
-    started = time.monotonic()
-    ledger = line.catalog.ledger(ref)
-    if to is not None:
-        size, told = _to_directory(line, ledger, to, source=source, beat=beat)
-    else:
-        size, told = _to_bench(line, ledger, source=source, beat=beat)
-    result = "restored" if told else "restored already"
-    outcome = Outcome(ref, ledger.event.system, "restore", result, key=ledger.event.key, size=size, reasons=told)
-    return noted(Outcome(**{**vars(outcome), "seconds": time.monotonic() - started}))
-
-
-def _to_directory(
-    line: Line, ledger: Ledger, to: Path, *, source: Where | None, beat: Callable[[int], None] | None
-) -> tuple[int, tuple[str, ...]]:
-    search, export = _search(line, ledger, source)
-    manifest = _account(search, export)
-    _check(manifest, export)
-    folder.make(to)
-    told = _bring(search, manifest, to, str(ledger.ref), aside=f".{ledger.ref}.part", reserve=0, beat=beat)
-    return sum(member.size for member in manifest.members), told
-
-
-def _check(manifest: Manifest, export: Export) -> None:
-    """Refuse a manifest that would have us write anywhere else, or read what is no file of this bundle.
-
-    Raises:
-        Rejected: names the file.
-    """
-    names = set()
-    for member in manifest.members:
-        name = home(member)
-        folder.confined(name)
-        if name in names:
-            raise Rejected(f"{shown(name)} is in the manifest twice")
-        if member.size < 0 or not bundle.BLOCK <= member.offset <= export.manifest_offset - member.size:
-            raise Rejected(f"{shown(name)}: {member.size} bytes at {member.offset} are not within the bundle")
-        names.add(name)
-
-
-def _bring(
-    search: _Search,
-    manifest: Manifest,
-    root: Path,
-    path: str,
-    *,
-    aside: str,
-    reserve: int,
-    beat: Callable[[int], None] | None,
-) -> tuple[str, ...]:
-    """Make the directory at ``path`` hold every file of a manifest; say where from and what was wrong on the way."""
-    progress = _Progress(beat)
-    with folder.land(root, path, aside=aside) as landing:
-        missing = [member for member in manifest.members if not _there(landing, member, progress)]
-        _room(root, path, needed=sum(member.size for member in missing), reserve=reserve)
-        told = []
-        for copy in search.copies:
-            if not missing:
-                break
-            left = _fetch(landing, missing, copy, search=search, progress=progress)
-            if len(left) < len(missing):
-                told.append(f"{len(missing) - len(left)} of {len(manifest.members)} files from {copy}")
-            missing = left
-        if missing:
-            raise search.failure(f"{len(missing)} of {len(manifest.members)} files, like {shown(home(missing[0]))}")
-    return (*told, *search.troubles) if told else ()
-
-
-@dataclass
-class _Progress:
-    """The bytes that are there so far."""
-
-    tell: Callable[[int], None] | None
-    done: int = 0
-
-    def add(self, size: int) -> None:
-        self.done += size
-        if self.tell is not None:
-            self.tell(self.done)
-
-    def counted(self, piece: bytes) -> bytes:
-        self.add(len(piece))
-        return piece
-
-
-def _there(landing: folder.Landing, member: Member, progress: _Progress) -> bool:
-    """Tell whether a file is there already; other bytes in its place are refused."""
-    found = landing.digest(home(member))
-    if found is None:
-        return False
-    if found != member.sha256:
-        raise Conflict(f"{shown(home(member))}: other bytes are there already (sha256 {found})")
-    progress.add(member.size)
-    return True
-
-
-def _room(root: Path, path: str, *, needed: int, reserve: int) -> None:
-    free = folder.free(root)
-    if needed and free < needed + reserve:
-        kept = f" and a reserve of {reserve:,}" if reserve else ""
-        raise Unavailable(f"{shown(path)}: the disk has {free:,} bytes free, {needed:,} are needed{kept}")
-
-
-class _Broken(Exception):
-    """A copy cannot be read on."""
-
-    def __init__(self, error: PlatewayError) -> None:
-        self.error = error
-
-
-class _Reading:
-    """Part of a bundle, read forward."""
-
-    def __init__(self, copy: Copy, start: int, end: int) -> None:
-        self._at, self._rest = start, memoryview(b"")
-        try:
-            self._chunks = copy.open(start, end - start)
-        except PlatewayError as error:
-            raise _Broken(error) from error
-
-    def modified(self, member: Member) -> int:
-        """Go to a member's bytes and say when it was modified, by the header right before them; 0 if that is none."""
-        for _ in self.pieces(member.offset - bundle.BLOCK - self._at):
-            pass
-        try:
-            return bundle.modified(b"".join(self.pieces(bundle.BLOCK)))
-        except Damaged:
-            return 0
-
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """Yield the next `size` bytes as they come."""
-        end = self._at + size
-        while self._at < end:
-            if not self._rest:
-                self._rest = memoryview(self._next(end))
-            piece, self._rest = self._rest[: end - self._at], self._rest[end - self._at :]
-            self._at += len(piece)
-            yield bytes(piece)
-
-    def _next(self, end: int) -> bytes:
-        try:
-            chunk = next(self._chunks, None)
-        except PlatewayError as error:
-            raise _Broken(error) from error
-        if chunk is None:
-            raise _Broken(Damaged(f"ends after {self._at} bytes, before {end}"))
-        return chunk
-
-
-def _fetch(
-    landing: folder.Landing, wanted: Sequence[Member], copy: Copy, *, search: _Search, progress: _Progress
-) -> list[Member]:
-    """Write what one copy has of some files; return those that it has not."""
-    left: list[Member] = []
-    for run in _runs(wanted):
-        done = 0
-        try:
-            reading = _Reading(copy, run[0].offset - bundle.BLOCK, run[-1].offset + run[-1].size)
-            for member in run:
-                mtime, content = reading.modified(member), map(progress.counted, reading.pieces(member.size))
-                try:
-                    landing.write(home(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
-                except Damaged as error:  # of the member alone: what follows is read on
-                    search.wrong(copy, error)
-                    progress.add(-member.size)
-                    left.append(member)
-                done += 1
-        except _Broken as broken:
-            search.wrong(copy, broken.error)
-            left += run[done:]
-    return left
-
-
-def _runs(members: Iterable[Member]) -> Iterator[list[Member]]:
-    """Group files that lie so near to each other that one read for all costs least."""
-    run: list[Member] = []
-    for member in sorted(members, key=lambda one: one.offset):
-        if run and member.offset - (run[-1].offset + run[-1].size) > NEAR:
-            yield run
-            run = []
-        run.append(member)
-    if run:
-        yield run
-
-
-# ----------------------------------------------------------------------------------------------------------- the bench
-
-
-def _to_bench(
-    line: Line, ledger: Ledger, *, source: Where | None, beat: Callable[[int], None] | None
-) -> tuple[int, tuple[str, ...]]:
-    """Put the images back at their path and the event file with them, and take the tombstone back."""
-    event, instrument, purge = ledger.event, line.instrument(ledger.event.system), ledger.purge("raw")
-    if not folder.exists(instrument.root, EVENTS):
-        raise Unsettled(f"{event.system} shows no directory of event files: is its disk mounted?")
-    if purge is not None and purge.gone_at is None:
-        return 0, take_back(line, ledger, purge, reason=ON_REQUEST).reasons
-    search, export = _search(line, ledger, source)
-    manifest = _account(search, export)
-    _check(manifest, export)
-    back, told = f"{TRASH}/{ledger.ref}.back", []
-    if folder.exists(instrument.root, event.path):
-        _only(instrument.root, event.path, manifest)
-        told += ["its images were there already"] if purge else []
-    else:
-        landed = partial(_bring, aside=f"{back}/parts", reserve=RESERVE, beat=beat)
-        told += landed(search, manifest, instrument.root, f"{back}/images") or ["brought by an earlier attempt"]
-    with leased(line, ledger.ref):
-        if told and not folder.exists(instrument.root, event.path):
-            folder.move(instrument.root, _brought(back, event, manifest, purge), to=event.path)
-        told += _announce(line, instrument, event, aside=f"{back}/parts")
-        if purge is not None:
-            line.catalog.note_restored(ledger.ref, "raw", at=line.catalog.now(), reason=ON_REQUEST)
-    folder.remove(instrument.root, back, names=[f"images/{home(member)}" for member in manifest.members])
-    return sum(member.size for member in manifest.members), tuple(told)
-
-
-def _only(root: Path, path: str, manifest: Manifest) -> None:
-    """Refuse what lies at an event's path if it is anything but the event's images.
-
-    Raises:
-        Refused: with every difference.
-    """
-    expected = {home(member): member.sha256 for member in manifest.members}
-    with folder.enter(root, path) as images:
-        found = {file.name: digest_of(images.read(file)) for file in images.files()}
-    other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if other:
-        raise Refused(*(f"{path} holds something else: {shown(name)}" for name in other))
-
-
-def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -> str:
-    """Say what is to be moved to the event's path: a directory, or the one file that was announced."""
-    only = event.path.rpartition("/")[2]
-    alone = [home(member) for member in manifest.members] == [only]
-    if purge is not None and "only" in purge.proof:
-        alone = purge.proof["only"] is not None
-    return f"{back}/images/{only}" if alone else f"{back}/images"
-
-
-def _announce(line: Line, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
-    """Write the event file again, if it then says what was announced; say what was done, nothing if it is there."""
-    digests = {one.event.digest for one in line.catalog.revisions(event.id)}
-    if folder.exists(instrument.root, f"{EVENTS}/{event.file}"):
-        if _digest(announcement(instrument, event), instrument) in digests:
-            return []
-        return [f"{EVENTS}/{shown(event.file)} announces something else and was left alone"]
-    content = _announcement(event)
-    if _digest(content, instrument) not in digests:
-        return [f"{EVENTS}/{shown(event.file)} could not be written again: the catalogue knows too little of it"]
-    mtime_ns = round(event.announced_at.timestamp() * 1e6) * 1000
-    with folder.land(instrument.root, EVENTS, aside=aside) as landing:
-        landing.write(event.file, [content], sha256=hashlib.sha256(content).hexdigest(), mtime_ns=mtime_ns)
-    return []
-
-
-def _digest(content: bytes, instrument: Instrument) -> str | None:
-    try:
-        return events.parse(content, instrument).digest
-    except Rejected:
-        return None
-
-
-def _announcement(event: Event) -> bytes:
-    """Write an event file in the words of DLM v2, which can say all that was announced in either dialect."""
-    said = {
-        "ref_id": str(event.id),
-        "experiment_id": event.experiment,
-        "timestamp": event.timestamp.isoformat(),
-        "type": event.kind,
-        "system": event.system,
-        "local_path": event.path,
-        "img_count": event.image_count,
-        "metadata": event.details,
-    }
-    return json.dumps(said, indent=1).encode()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from plateway import bundle, events, folder
+from plateway.bench import RESERVE
 from plateway.catalog import Ref
 from plateway.errors import (
     Busy,
@@ -23,13 +24,14 @@ from plateway.errors import (
     Unavailable,
     Unsettled,
 )
+from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline import labels
 from plateway.pipeline.discovery import sidecar
-from plateway.pipeline.line import Hold, Line, Outcome, digest_of, noted, set_back
+from plateway.pipeline.line import Hold, Line, digest_of, set_back
+from plateway.pipeline.places import check_bucket
 from plateway.records import Event, Export
 from plateway.settings import Instrument
 
-RESERVE = 1 << 30  # bytes that staging leaves free on its disk
 SCHEMA = "0.1.0a1"  # of metadata.json; the field that DLM v2 wrote
 
 
@@ -50,19 +52,19 @@ def export(line: Line, ref: Ref, *, force: bool = False, beat: Callable[[int], N
     event, sent = line.catalog.found(ref)
     outcome = partial(Outcome, ref, event.system, "export", key=event.key)
     if _sent(sent) and not force:
-        return outcome("exported already", size=sent.size)
+        return outcome(Result.EXPORTED_ALREADY, size=sent.size)
     try:
         packed = _carry(line, ref, force=force, beat=beat)
     except Busy as error:
-        return outcome("busy", reasons=(str(error),))
+        return outcome(Result.BUSY, reasons=(str(error),))
     except Conflict as error:
-        return noted(outcome("conflict", reasons=(str(error),), seconds=time.monotonic() - started))
+        return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=time.monotonic() - started))
     except PlatewayError as error:
         set_back(line, ref, "export", error)
         raise
     if packed is None:
-        return outcome("exported already")
-    return noted(outcome("exported", size=packed.size, seconds=time.monotonic() - started))
+        return outcome(Result.EXPORTED_ALREADY)
+    return log_outcome(outcome(Result.EXPORTED, size=packed.size, seconds=time.monotonic() - started))
 
 
 def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | None) -> bundle.Packed | None:
@@ -73,6 +75,7 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
         event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
         if force or not _sent(sent):
             line = _bound(line, event, sent)
+            check_bucket(line)
             packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
             sent = row(line, event, packed, etag=packed.etag, at=line.catalog.now())
             line.catalog.note_export(sent, fence=fence)  # and lets the event go
@@ -134,7 +137,11 @@ def _put(line: Line, event: Event, packing: bundle.Packing, sent: Export | None)
     try:
         with suppress(_There):
             line.store.put(
-                event.key, packing, size=layout.size, part_size=layout.part_size, metadata=labels.write(event)
+                event.key,
+                packing,
+                size=layout.size,
+                part_size=layout.part_size,
+                metadata=labels.write(event, site=line.places.site),
             )
     except Taken as error:
         if _sent(sent):
@@ -264,4 +271,4 @@ def _swept(line: Line, now: datetime) -> Iterator[Outcome]:
         ledger = ours.get(upload.key)
         if ledger is not None and not ledger.held(now):
             line.store.abort(upload)
-            yield Outcome(ledger.ref, ledger.event.system, "sweep", "aborted", key=upload.key)
+            yield Outcome(ledger.ref, ledger.event.system, "sweep", Result.ABORTED, key=upload.key)

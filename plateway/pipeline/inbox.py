@@ -10,8 +10,11 @@ from datetime import datetime, timedelta
 from plateway import archive, events
 from plateway.archive import Archive, Delivery, Inbox, Notice, Poll, TarMember
 from plateway.catalog import Ref
-from plateway.errors import Damaged, NotFound, PlatewayError, Rejected, Transient, Unsettled
-from plateway.pipeline.line import Line, Outcome, digest_of, noted
+from plateway.errors import Damage, Damaged, NotFound, PlatewayError, Rejected, Transient, Unsettled
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline.line import Line, digest_of
+from plateway.pipeline.places import check_archive
+from plateway.pipeline.proof import record_tape_damage
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Export
 
 VERB = "archive"
@@ -62,7 +65,9 @@ def receive(line: Line, content: bytes, *, door: str, name: str, now: datetime |
         reason="; ".join(reasons) or None,
     )
     new = line.catalog.receive(manifest, _entries(notice, now), now=now)
-    return noted(Outcome(None, "", VERB, "received" if new else "known", key=name, size=len(content), reasons=reasons))
+    return log_outcome(
+        Outcome(None, "", VERB, Result.RECEIVED if new else Result.KNOWN, key=name, size=len(content), reasons=reasons)
+    )
 
 
 def settle(line: Line, *, now: datetime | None = None) -> list[Outcome]:
@@ -71,10 +76,10 @@ def settle(line: Line, *, now: datetime | None = None) -> list[Outcome]:
     outcomes = []
     for ref in settled.archived:
         event = line.catalog.get(ref)
-        outcomes.append(noted(Outcome(ref, event.system, VERB, "archived", key=event.key)))
+        outcomes.append(log_outcome(Outcome(ref, event.system, VERB, Result.ARCHIVED, key=event.key)))
     if settled.parked:
         parked = (f"{settled.parked:,} entries that fit no export yet",)
-        outcomes.append(Outcome(None, "", VERB, "parked", reasons=parked))
+        outcomes.append(Outcome(None, "", VERB, Result.PARKED, reasons=parked))
     return outcomes
 
 
@@ -91,7 +96,7 @@ def _quarantined(line: Line, content: bytes, *, door: str, name: str, reason: st
         reason=reason,
     )
     line.catalog.receive(manifest, [], now=now)
-    return noted(Outcome(None, "", VERB, "quarantined", key=name, size=len(content), reasons=(reason,)))
+    return log_outcome(Outcome(None, "", VERB, Result.QUARANTINED, key=name, size=len(content), reasons=(reason,)))
 
 
 def _entries(notice: Notice, now: datetime) -> list[ArchiveEntry]:
@@ -128,8 +133,8 @@ def _guarded(name: str, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 
 
 def _failure(name: str, error: PlatewayError) -> Outcome:
-    result = "later" if isinstance(error, Transient) else "failed"
-    return noted(Outcome(None, "", VERB, result, key=name, reasons=(str(error),)))
+    result = Result.LATER if isinstance(error, Transient) else Result.FAILED
+    return log_outcome(Outcome(None, "", VERB, result, key=name, reasons=(str(error),)))
 
 
 def _delivered(line: Line, inbox: Inbox, now: datetime | None) -> Iterator[Outcome]:
@@ -149,12 +154,12 @@ def _taken(line: Line, inbox: Inbox, delivery: Delivery, now: datetime) -> Outco
     """Receive one file and move it; None when it may still be being written."""
     if delivery.fault is not None:
         inbox.refuse(delivery.name)
-        return noted(Outcome(None, "", VERB, "quarantined", key=delivery.name, reasons=(delivery.fault,)))
+        return log_outcome(Outcome(None, "", VERB, Result.QUARANTINED, key=delivery.name, reasons=(delivery.fault,)))
     content = inbox.read(delivery)
     if delivery.modified is not None and abs(now - delivery.modified) < SETTLE and not _readable(content):
         return None
     outcome = receive(line, content, door="inbox", name=delivery.name, now=now)
-    if outcome.result == "quarantined":
+    if outcome.result == Result.QUARANTINED:
         inbox.refuse(delivery.name)
     else:
         inbox.done(delivery.name)
@@ -185,17 +190,25 @@ def _polled(line: Line, poll: Poll, now: datetime | None) -> Iterator[Outcome]:
 
 
 def read_archive(line: Line, *, budget: int) -> list[Outcome]:
-    """Read members on the archive and compare their SHA-256, the longest known first, within a budget of bytes.
+    """Read members on the archive and compare their SHA-256, within a budget of bytes a day.
 
-    Evidence that agrees becomes ``checksum``; a member that differs is taken back, with the reason. One member larger
-    than the whole budget gets its turn when nothing else is to be read. An archive that is not there counts as a lie
-    only where others are: a place that shows none of them proves nothing.
+    Copies that are the only ones come first, the longest unread before the others, for ever; then those that no
+    checksum speaks for. Evidence that agrees becomes ``checksum``; what differs is damage of an only copy, or else no
+    copy at all. One member larger than the whole budget gets its turn when nothing else is to be read. An archive that
+    is not there counts only where the place proves to be the archive.
     """
     if line.archive is None or budget <= 0:
         return []
+    try:
+        check_archive(line, fresh=True)
+    except PlatewayError as error:
+        return [_failure(line.archive.name, error)]
     reading = _Reading(line, line.archive)
     outcomes: list[Outcome] = []
     waiting: list[tuple[ArchiveLocation, Export]] = []
+    for location, export in line.catalog.only_copies(budget=budget, now=line.catalog.now()):
+        if not reading.stopped:
+            outcomes += reading.read(location, export)
     for location, export in line.catalog.unproven():
         if reading.spent + export.size > budget:
             waiting.append((location, export))
@@ -212,7 +225,7 @@ class _Reading:
     def __init__(self, line: Line, place: Archive) -> None:
         self._line, self._place = line, place
         self._missing: list[tuple[ArchiveLocation, Export]] = []
-        self._present = False  # was any archive that should be there found?
+        self._present = place.durable  # it proved to be the archive; or else, was any that should be there found?
         self._index: tuple[str, list[TarMember], str] = "", [], ""  # path, members, what is wrong with it
         self.spent = 0  # bytes read
         self.stopped = False
@@ -227,13 +240,14 @@ class _Reading:
             self._present = True
             self._note(location, export, self._good(location, export))
         except Damaged as error:
-            return [self._taken_back(location, export, str(error), seconds=time.monotonic() - started)]
+            return [self._taken_back(location, export, error, seconds=time.monotonic() - started)]
         except PlatewayError as error:
             self.stopped = isinstance(error, Transient | NotFound)  # all of the archive, not this member
             return [_failure(location.path, error)]
-        return [self._told(location, export, "verified", f"read in {location.path}", time.monotonic() - started)]
+        return [self._told(location, export, Result.VERIFIED, f"read in {location.path}", time.monotonic() - started)]
 
     def _note(self, location: ArchiveLocation, export: Export, member: TarMember) -> None:
+        seen = self._place.stat(location.path)
         self._line.catalog.note_location(
             _ref(location),
             location.path,
@@ -242,17 +256,19 @@ class _Reading:
             size=export.size,
             checksum=export.sha256,
             read_at=self._line.catalog.now(),
+            seen_size=seen and seen.size,
+            seen_modified=seen and seen.modified,
         )
 
     def close(self) -> list[Outcome]:
         """Judge the archives that were not there: only where others are there is their absence a fact."""
         if self._present:
-            return [self._taken_back(*one, f"{one[0].path}: no such archive", seconds=0.0) for one in self._missing]
+            return [self._taken_back(*one, _no_archive(one[0].path), seconds=0.0) for one in self._missing]
         if not self._missing:
             return []
         paths = {location.path for location, _ in self._missing}
         why = f"none of {len(paths)} archives is there, like {min(paths)}: is this the archive, and is it mounted?"
-        return [noted(Outcome(None, "", VERB, "later", key=self._place.name, reasons=(why,)))]
+        return [log_outcome(Outcome(None, "", VERB, Result.LATER, key=self._place.name, reasons=(why,)))]
 
     def _good(self, location: ArchiveLocation, export: Export) -> TarMember:
         """Find the member that has the bytes which were sent.
@@ -292,17 +308,22 @@ class _Reading:
             return found, f"{path}: {error}"
         return found, ""
 
-    def _taken_back(self, location: ArchiveLocation, export: Export, reason: str, *, seconds: float) -> Outcome:
-        self._line.catalog.note_misplaced(_ref(location), location.path, reason=reason, at=self._line.catalog.now())
-        return self._told(location, export, "damaged", reason, seconds)
+    def _taken_back(self, location: ArchiveLocation, export: Export, error: Damaged, *, seconds: float) -> Outcome:
+        ledger = self._line.catalog.ledger(_ref(location))
+        record_tape_damage(self._line, ledger, location.path, str(error), error.damage)
+        return self._told(location, export, Result.DAMAGED, str(error), seconds)
 
-    def _told(self, location: ArchiveLocation, export: Export, result: str, reason: str, seconds: float) -> Outcome:
+    def _told(self, location: ArchiveLocation, export: Export, result: Result, reason: str, seconds: float) -> Outcome:
         ref = _ref(location)
         system = self._line.catalog.get(ref).system
         outcome = Outcome(
             ref, system, VERB, result, key=export.key, size=export.size, reasons=(reason,), seconds=seconds
         )
-        return noted(outcome)
+        return log_outcome(outcome)
+
+
+def _no_archive(path: str) -> Damaged:
+    return Damaged(f"{path}: no such archive", damage=Damage.LOST)
 
 
 def _ref(location: ArchiveLocation) -> Ref:

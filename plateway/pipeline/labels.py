@@ -27,6 +27,7 @@ class Label:
     """What was written on an object; None where nothing (sensible) is."""
 
     id: UUID | None = None
+    site: UUID | None = None  # whose object it is
     revision: int | None = None
     digest: str | None = None  # of the announcement
     path: str | None = None
@@ -40,12 +41,13 @@ class Label:
     fingerprint_at: datetime | None = None
 
 
-def write(event: Event) -> dict[str, str]:
-    """Write a label, the most needed first, as far as there is room."""
+def write(event: Event, *, site: UUID) -> dict[str, str]:
+    """Make the metadata of an event's object, the most needed first, as far as there is room."""
     facts: dict[str, str | int | datetime | None] = {
         "event-id": str(event.id),
         "event-revision": event.revision,
         "announcement": event.digest,
+        "site": str(site),
         "image-count": event.image_count,
         "announced-at": event.announced_at,
         "path": event.path,
@@ -82,6 +84,7 @@ def read(metadata: Mapping[str, str]) -> Label:
     first_seen = take("first-seen", _time)
     return Label(
         id=take("event-id", UUID),
+        site=take("site", UUID),
         revision=take("event-revision", _number),
         digest=take("announcement", _hash),
         path=take("path", str),

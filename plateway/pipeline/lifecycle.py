@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plateway.catalog import Account
-from plateway.errors import Denied, NotFound, Unavailable
+from plateway.errors import Damage, Denied, NotFound, Unavailable
 from plateway.events import PREFIXES
 from plateway.pipeline.line import Line
+from plateway.records import Export
 from plateway.store import lifecycle
 
 FILTERS = {"Prefix", "Tag", "Tags", "And", "ObjectSizeGreaterThan", "ObjectSizeLessThan"}
+UNKNOWN = {"NotImplemented", "MethodNotAllowed", "501", "405"}  # what endpoints without such rules answer
 ARCHIVED = ("archived", "true")  # the tag that archivers set; anybody may
 
 
@@ -43,6 +45,33 @@ def policy_warnings(line: Line, *, now: datetime | None = None) -> list[Caution]
     return [caution for bound in line.each_bucket() for caution in _cautions(bound, now)]
 
 
+def announced_expiry(line: Line, export: Export) -> str:
+    """Return which rule of the bucket's own may delete an export, whenever that is; empty: none.
+
+    Rules are read at most every five minutes. A rule that is about tags, or says more than can be understood, counts.
+
+    Raises:
+        Transient: the rules cannot be read now. Denied: the credentials may not read them.
+    """
+    within = line.store.name.partition("/")[2]
+    key = f"{within}/{export.key}" if within else export.key
+    for rule in line.places.rules(f"{line.endpoint}/{line.store.name}", lambda: _rules(line)):
+        if key.startswith(rule.prefix) and rule.larger < export.size < rule.smaller:
+            return rule.spoken()
+    return ""
+
+
+def _rules(line: Line) -> list[_Rule]:
+    """Read the rules of a bucket that delete objects in use; an endpoint that knows no rules has none."""
+    try:
+        told = lifecycle(line.store)
+    except Unavailable as error:
+        if error.code not in UNKNOWN:
+            raise
+        return []
+    return [rule for one in told if (rule := _rule(one)) is not None]
+
+
 def _cautions(line: Line, now: datetime) -> list[Caution]:
     """Warn of the rules of one bucket."""
     of = f"{line.place}: " if line.others else ""
@@ -58,7 +87,7 @@ def _cautions(line: Line, now: datetime) -> list[Caution]:
     for account in line.catalog.accounts(bucket=line.store.name) if rules else ():
         if account.archives or account.expired or account.size is None or account.uploaded_at is None:
             continue
-        if _here(line, account) and not (account.damage or "").startswith("lost"):
+        if _here(line, account) and account.damage_kind != Damage.LOST:
             for rule in rules:
                 rule.count(f"{base}{account.key}", account.size, account.uploaded_at)
     return [replace(caution, text=f"{of}{caution.text}") for caution in (rule.caution(now) for rule in rules)]
@@ -123,12 +152,8 @@ class _Rule:
             goes = late.replace(hour=0, minute=0, second=0, microsecond=0)  # S3 waits for the midnight after
         self.first = min(filter(None, (self.first, goes)), default=None)
 
-    def caution(self, now: datetime) -> Caution:
-        """Say all of it."""
-        after = f"{self.days}d" if self.days is not None else f"from {self.date:%Y-%m-%d}" if self.date else ""
-        return Caution(self.id, self.prefix, after, self.exports, self.first, self._text(now))
-
-    def _text(self, now: datetime) -> str:
+    def spoken(self) -> str:
+        """Describe what it deletes, and when."""
         name = f"rule {self.id!r}" if self.id else "a rule without a name"
         what = f"what begins with {self.prefix!r}" if self.prefix else "everything"
         when = (
@@ -137,7 +162,15 @@ class _Rule:
             else "at a time that cannot be understood"
         )  # fmt: skip
         where = "".join(f", where it is tagged {key}={value}" for key, value in self.tags)
-        parts = [f"{name} deletes {what} {when}{where}"]
+        return f"{name} deletes {what} {when}{where}"
+
+    def caution(self, now: datetime) -> Caution:
+        """Say all of it."""
+        after = f"{self.days}d" if self.days is not None else f"from {self.date:%Y-%m-%d}" if self.date else ""
+        return Caution(self.id, self.prefix, after, self.exports, self.first, self._text(now))
+
+    def _text(self, now: datetime) -> str:
+        parts = [self.spoken()]
         if ARCHIVED in self.tags:
             parts.append("that tag is a hint, which anybody may set, and no protection")
         if not self.understood:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from plateway.archive import Archive, open_archive
 from plateway.catalog import Catalog, Ref
@@ -24,6 +24,8 @@ from plateway.errors import (
     PlatewayError,
     Transient,
 )
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline.identity import Places
 from plateway.records import Export
 from plateway.scattered import Scattered
 from plateway.settings import MAIN, Instrument, Settings, endpoint
@@ -73,6 +75,11 @@ class Line:
     endpoint: str | None = None  # that the store is behind
     others: Mapping[str, Place] = field(default_factory=dict)  # the site's further buckets, by name
     own: Place | None = None  # the site's own bucket, where the line is bound to another
+    places: Places = None  # type: ignore[assignment]  # made from the catalogue
+
+    def __post_init__(self) -> None:
+        if self.places is None:
+            object.__setattr__(self, "places", Places(self.catalog))
 
     def close(self) -> None:
         """Let go of the catalogue's connections."""
@@ -111,8 +118,8 @@ class Line:
             except PlatewayError as error:
                 if not self.others:
                     raise
-                result = "later" if isinstance(error, Transient) else "failed"
-                yield noted(Outcome(None, "", verb, result, reasons=(f"{line.place}: {error}",)))
+                result = Result.LATER if isinstance(error, Transient) else Result.FAILED
+                yield log_outcome(Outcome(None, "", verb, result, reasons=(f"{line.place}: {error}",)))
 
     def to(self, system: str) -> Line:
         """Bind to the bucket that new exports of a system go to.
@@ -172,27 +179,6 @@ class Line:
         if endpoint is not None:
             return f"bucket {bucket} at {endpoint}, and the settings name {known}"
         return f"bucket {bucket}, it was not noted at which endpoint, and the settings name {known}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a verb did to one event."""
-
-    ref: Ref | None  # None: it is about a whole system, or a file that names no event
-    system: str
-    verb: str
-    result: str
-    key: str = ""
-    size: int | None = None
-    reasons: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-def noted(outcome: Outcome) -> Outcome:
-    """Log one line for a fact, the event's id first."""
-    about = "; ".join(outcome.reasons) or outcome.key
-    log.info("%s %s: %s %s: %s", outcome.ref or "-", outcome.system, outcome.verb, outcome.result, about)
-    return outcome
 
 
 def open_line(
@@ -257,20 +243,17 @@ def each(
         yield from pool.map(attempt, refs)
 
 
+noted = log_outcome
+
+
 def failed(line: Line, ref: Ref, verb: str, error: PlatewayError) -> Outcome:
     """Tell of a failure as an outcome: ``later`` where waiting may help."""
     try:
         event = line.catalog.get(ref)
     except NotFound:
-        return Outcome(ref, "", verb, "failed", reasons=(str(error),))
-    result = "later" if isinstance(error, Transient) else "failed"
+        return Outcome(ref, "", verb, Result.FAILED, reasons=(str(error),))
+    result = Result.LATER if isinstance(error, Transient) else Result.FAILED
     return Outcome(ref, event.system, verb, result, key=event.key, reasons=(str(error),))
-
-
-def told(outcome: Outcome) -> dict[str, Any]:
-    """Say an outcome in words that JSON and tables take."""
-    facts = {field: value for field, value in vars(outcome).items() if field != "ref"}
-    return {"id": str(outcome.ref) if outcome.ref else None, **facts}
 
 
 @contextmanager

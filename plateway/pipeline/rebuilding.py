@@ -11,6 +11,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,17 +19,21 @@ from uuid import UUID
 
 from plateway import archive, bundle, events
 from plateway.catalog import Ledger, Ref
-from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Refused, Rejected, Unsettled
+from plateway.errors import Damage, Damaged, Misconfigured, NotFound, PlatewayError, Refused, Rejected, Unsettled
 from plateway.folder import shown
+from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline import inbox
+from plateway.pipeline.adoption import site_of
 from plateway.pipeline.labels import Label
-from plateway.pipeline.line import Line, Outcome, noted
+from plateway.pipeline.line import Line
 from plateway.pipeline.testimony import UNKNOWN, Announced, Found, announced, read, testify, walk
+from plateway.place import OBJECTS, is_marker
 from plateway.store import Stat
 
 if TYPE_CHECKING:
     from plateway.records import ArchiveEntry
 
+SAMPLE = 100  # objects that are asked which site they are of
 BATCH = 64  # objects looked up and worked at together
 PAGE = 500  # events of a catalogue that is not empty, compared at a time
 LOST = {  # tables of which nothing is left
@@ -96,17 +101,20 @@ def rebuild(
     workers: int = 4,
     manifests: Iterable[tuple[str, bytes]] = (),
     beat: Callable[[int], None] | None = None,
+    site: UUID | None = None,
 ) -> Rebuilt:
     """Fill an empty catalogue from the objects in the buckets, each read whole, and from the archive's manifests.
 
     ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after it was cut off.
-    ``beat`` hears of the bytes read so far.
+    ``beat`` hears of the bytes read so far. The catalogue goes on as the site that the objects name, or as ``site``
+    where there are several.
 
     Raises:
         Refused: the catalogue has events that the buckets do not tell of, or a bucket lists nothing while the archive
             names exports in it.
         Unavailable, Denied, NotFound: a bucket or the archive cannot be listed.
     """
+    _take_site(line, site)
     _agree(line, workers)
     told = [*_told(line), *manifests]
     _witness(line, told)
@@ -116,21 +124,46 @@ def rebuild(
     inbox.settle(line)
     from_tape = list(_from_tape(work))
     inbox.settle(line)
-    outcomes += [*from_tape, *(one for one in received if one.result == "quarantined")]
+    outcomes += [*from_tape, *(one for one in received if one.result == Result.QUARANTINED)]
     results = Counter(one.result for one in outcomes)
     return Rebuilt(
-        events=results["taken in"],
-        known=results["known"],
-        from_archive=sum(one.result == "taken in" for one in from_tape),
+        events=results[Result.TAKEN_IN],
+        known=results[Result.KNOWN],
+        from_archive=sum(one.result == Result.TAKEN_IN for one in from_tape),
         manifests=len({content for _, content in told}),
-        refused=tuple(one for one in outcomes if one.result in {"refused", "quarantined"}),
-        gaps=_gaps(work, results["taken in"]),
+        refused=tuple(one for one in outcomes if one.result in {Result.REFUSED, Result.QUARANTINED}),
+        gaps=_gaps(work, results[Result.TAKEN_IN]),
     )
 
 
 def _told(line: Line) -> Iterator[tuple[str, bytes]]:
     if line.archive is not None:
         yield from line.archive.manifests()
+
+
+def _take_site(line: Line, site: UUID | None) -> None:
+    """Go on as the site whose catalogue was lost: by its markers in the buckets, and what their objects say.
+
+    Raises:
+        Refused: the buckets are of several sites, and none was named; or the catalogue is another site's.
+    """
+    found = {site} if site is not None else set(_sites(line))
+    if len(found) > 1:
+        raise Refused(f"the buckets have objects of several sites, name one: {', '.join(map(str, found))}")
+    for one in found:
+        line.catalog.take_site(one, now=line.catalog.now())
+        line.places.forget()
+
+
+def _sites(line: Line) -> Iterator[UUID]:
+    """Yield the sites that the buckets tell of."""
+    for bound in line.every_bucket():
+        for listed in bound.store.list(OBJECTS):
+            with suppress(ValueError):
+                yield UUID(listed.key.removeprefix(OBJECTS).removesuffix(".json"))
+        for listed in itertools.islice(bound.store.list(), SAMPLE):
+            if not is_marker(listed.key) and (whose := site_of(bound.store.stat(listed.key))) is not None:
+                yield whose
 
 
 def _agree(line: Line, workers: int) -> None:
@@ -178,7 +211,7 @@ def _witness(line: Line, told: Iterable[tuple[str, bytes]]) -> None:
     keys = [entry.key for _, content in told for entry in _entries(content)]
     for name, lines in _alike(line).items():
         named = sum(key.startswith(f"{name}/") for key in keys)
-        if named and all(next(iter(bound.store.list()), None) is None for bound in lines):
+        if named and all(all(is_marker(one.key) for one in bound.store.list()) for bound in lines):
             raise Refused(f"bucket {name} lists nothing, and tape names {named} exports in it: an empty listing proves "
                           "nothing")  # fmt: skip
 
@@ -203,7 +236,7 @@ def _entries(content: bytes) -> Sequence[archive.Entry]:
 
 def _objects(work: _Work, line: Line, workers: int) -> Iterator[Outcome]:
     """Take in every object of a bucket, a few at a time."""
-    listing = line.store.list()
+    listing = (one for one in line.store.list() if not is_marker(one.key))
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(itertools.islice(listing, BATCH)):
             keys = [one.key for one in batch]
@@ -219,12 +252,14 @@ def _object(work: _Work, line: Line, listed: Stat, ledger: Ledger | None) -> Out
         if found is None:
             raise Unsettled("vanished since it was listed")
         if ledger is not None and _recorded(ledger, found):
-            return outcome("known")
+            return outcome(Result.KNOWN)
         now = line.catalog.now()
+        if (whose := site_of(found)) not in {None, line.places.site}:
+            raise Refused(f"{listed.key}: belongs to site {whose}")
         taken = read(line, listed.key, bench=work.announced, now=now, through=work.counted)
         return _adopt(work, taken, outcome)
     except PlatewayError as error:
-        return noted(outcome("refused", reasons=(_about(line, listed, error),)))
+        return log_outcome(outcome(Result.REFUSED, reasons=(_about(line, listed, error),)))
 
 
 def _recorded(ledger: Ledger, found: Stat) -> bool:
@@ -251,9 +286,9 @@ def _adopt(work: _Work, taken: Found, outcome: Callable[..., Outcome], **how: An
     if new:
         with work.lock:
             work.made_up.update(taken.made_up)
-    told = outcome("taken in" if new else "known")
+    told = outcome(Result.TAKEN_IN if new else Result.KNOWN)
     ref = Ref(event.id, event.revision)
-    return noted(Outcome(**{**vars(told), "ref": ref, "system": event.system}))
+    return log_outcome(Outcome(**{**vars(told), "ref": ref, "system": event.system}))
 
 
 # ------------------------------------------------------------------------------------------------------------ the tape
@@ -288,11 +323,12 @@ def _taped(work: _Work, lines: Sequence[Line], key: str, entries: Sequence[Archi
             if there is None:
                 return _adopt(work, taken, outcome, gone={"read_from": entry.path, "sha256": taken.export.sha256})
             taken.export.damage = f"changed: {key} is not what tape has of it"
+            taken.export.damage_kind = Damage.CHANGED.value
             taken.export.damaged_at = work.line.catalog.now()
             return _adopt(work, taken, outcome)
         except PlatewayError as error:
             troubles.append(f"{shown(entry.path)}: {error}")
-    return noted(outcome("refused", reasons=tuple(troubles)))
+    return log_outcome(outcome(Result.REFUSED, reasons=tuple(troubles)))
 
 
 def _read(work: _Work, line: Line, key: str, entry: ArchiveEntry) -> Found:

@@ -23,16 +23,20 @@ from typing import IO, NamedTuple, TypeVar
 from uuid import UUID
 
 from plateway import events, folder
+from plateway.bench import EVENT_FILE, EVENTS, TRASH
 from plateway.catalog import DAY, Account, Ledger, Ref
 from plateway.errors import Misconfigured, NotFound, PlatewayError, Refused, Rejected, Transient
-from plateway.pipeline.adoption import adopt
-from plateway.pipeline.discovery import EVENTS
+from plateway.outcome import Outcome, Restored, Result, log_outcome
+from plateway.pipeline.adoption import adopt, site_of
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.exports import export
 from plateway.pipeline.inbox import settle
-from plateway.pipeline.line import Line, Outcome, failed, leased, noted, spoken_place, unnamed
-from plateway.pipeline.purges import EVENT_FILE, TRASH, take_back
+from plateway.pipeline.line import Line, failed, leased, spoken_place, unnamed
+from plateway.pipeline.only_copies import inspect_only_copies
+from plateway.pipeline.places import check_bench, check_bucket
+from plateway.pipeline.purge import take_back
 from plateway.pipeline.testimony import UNKNOWN, Announced, announced
+from plateway.place import is_marker
 from plateway.reconcile import (
     HARMLESS,
     Finding,
@@ -55,10 +59,18 @@ RUN = 100_000  # objects that are sorted at a time
 HINTS = 100  # objects whose tags are asked for
 CHUNK = 500  # keys or refs that the catalogue is asked about at a time
 K = TypeVar("K")
-STUCK = {"later", "failed", "busy", "conflict", "refused", "waits", "parked"}  # the next step would do no better
+STUCK = {
+    Result.LATER,
+    Result.FAILED,
+    Result.BUSY,
+    Result.CONFLICT,
+    Result.REFUSED,
+    Result.WAITS,
+    Result.PARKED,
+}  # the next step would do no better
 ASIDE = (".part", ".old")  # what a copy into staging leaves when it is interrupted
 BACK = ".back"  # in the trash: what a restore to the bench is working on
-OBJECTS = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UPLOAD}
+OBJECTS = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UPLOAD, Kind.FOREIGN}
 AGAIN = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UNPROVEN, Kind.UNTOLD}  # looked at again in bucket and bench
 
 
@@ -94,7 +106,9 @@ def reconcile(
     bench, shares = _Bench(line, systems), _Shares(line)
     runs = (_Run(bound, now=now, repair=repair, within=within, bench=bench, shares=shares) for bound in shares.lines)
     told = [_carry_out(run, fraction) for run in runs]
-    return _whole(told, [noted(one) for one in (*shares.elsewhere(), *bench.unseen())])
+    findings, troubles = inspect_only_copies(line)
+    tape = Reconciled(tuple(findings), tuple(troubles), {Kind.ONLY_COPY.value: len(findings)} if findings else {})
+    return _whole([*told, tape], [log_outcome(one) for one in (*shares.elsewhere(), *bench.unseen())])
 
 
 def _whole(told: Sequence[Reconciled], outcomes: Sequence[Outcome]) -> Reconciled:
@@ -114,14 +128,14 @@ def _carry_out(run: _Run, fraction: float) -> Reconciled:
         survey = run.survey()
         suspects = run.confirm(survey)
     except PlatewayError as error:  # a side that cannot be asked: what was found until then proves nothing
-        return run.stopped("later" if isinstance(error, Transient) else "stopped", str(error))
+        return run.stopped(Result.LATER if isinstance(error, Transient) else Result.STOPPED, str(error))
     doubt = run.doubt(survey, suspects, fraction)
     if doubt is not None:
-        return run.stopped("stopped", doubt, suspects=suspects, survey=survey)
+        return run.stopped(Result.STOPPED, doubt, suspects=suspects, survey=survey)
     try:
         run.mend(suspects, whole=not survey.cut)
     except PlatewayError as error:  # a side went away; what was put right until then is
-        return run.stopped("later" if isinstance(error, Transient) else "stopped", str(error), survey=survey)
+        return run.stopped(Result.LATER if isinstance(error, Transient) else Result.STOPPED, str(error), survey=survey)
     return run.told(survey)
 
 
@@ -183,7 +197,7 @@ class _Bench:
     def unseen(self) -> Iterator[Outcome]:
         """Tell of the disks that could not be looked at."""
         for system, reason in sorted(self.silent.items()):
-            yield Outcome(None, system, "reconcile", "later", reasons=(reason,))
+            yield Outcome(None, system, "reconcile", Result.LATER, reasons=(reason,))
 
     def systems(self) -> Iterator[Instrument]:
         """Give every system whose disk can be looked at."""
@@ -213,6 +227,7 @@ class _Bench:
         try:
             if not folder.exists(instrument.root, EVENTS):
                 return f"{name} shows no {EVENTS} directory at all: is its disk mounted?"
+            check_bench(self._line, instrument)
             if name in self._aside and not folder.exists(instrument.root, TRASH):
                 return f"{name} shows no trash at all: is its disk mounted?"
         except PlatewayError as error:
@@ -284,7 +299,7 @@ class _Shares:
         """Tell of the exports that are in none of the buckets that are known."""
         for where, count in sorted(self._away.items()):
             if count:
-                yield Outcome(None, "", "reconcile", "later", reasons=(unnamed(where, count),))
+                yield Outcome(None, "", "reconcile", Result.LATER, reasons=(unnamed(where, count),))
 
     def _home(self, account: Account) -> Line | None:
         exported = account.export_bucket is not None
@@ -366,7 +381,8 @@ class _Run:
         if self.own:
             self._settle()  # what is parked and fits now is no finding
         with ExitStack() as stack:
-            objects = _in_order(self.line.store.list(), stack)
+            check_bucket(self.line, fresh=True)
+            objects = _in_order((one for one in self.line.store.list() if not is_marker(one.key)), stack)
             accounts = self._counted(self.line.catalog.accounts(bucket=None if self.own else self.bucket), survey)
             listed = self._listed(objects, survey)
             parked = self._named_here(self.line.catalog.parked())
@@ -384,19 +400,19 @@ class _Run:
                 yield entry
 
     def _settle(self) -> None:
-        self.outcomes += [one for one in settle(self.line, now=self.now) if one.result == "archived"]
+        self.outcomes += [one for one in settle(self.line, now=self.now) if one.result == Result.ARCHIVED]
 
     def _counted(self, accounts: Iterable[Account], survey: _Survey) -> Iterator[Account]:
         for account in accounts:
             if self._mine(account):
                 away = self.shares.away(account)
                 survey.exports += account.export_bucket is not None and not (away or account.expired)
-                yield self.bench.seen(self._noted(account))
+                yield self.bench.seen(self._log_outcome(account))
 
     def _mine(self, account: Account) -> bool:
         return self.shares.of(account) is self.line.store
 
-    def _noted(self, account: Account) -> Account:
+    def _log_outcome(self, account: Account) -> Account:
         """Say of an export from before endpoints were noted at which it is taken to be."""
         if account.export_bucket != self.bucket or account.export_endpoint is not None:
             return account
@@ -434,13 +450,16 @@ class _Run:
             return [Finding(Kind.DARK, key, str(error))]
         if found is not None:
             self.stats[key] = found
+        site = site_of(found)
+        if found is not None and site not in {None, self.line.places.site}:
+            return [Finding(Kind.FOREIGN, key, f"{found.size:,} bytes of site {site}")]
         return list(self._judge(key, account, found, within=None))
 
     def _seen_again(self, ledger: Ledger) -> Account:
         """Look at the images anew, for the bucket that they are compared with; for others it does not matter."""
         account = account_of(ledger)
         if self._mine(account):
-            return self.bench.seen_again(self._noted(account), ledger)
+            return self.bench.seen_again(self._log_outcome(account), ledger)
         return account._replace(raw="unknown")
 
     def _ledgers(self, keys: Sequence[str]) -> Iterator[tuple[str, Ledger | None]]:
@@ -486,7 +505,7 @@ class _Run:
         for finding in suspects.others:
             done = self._act(finding)[0] if self._may(finding) else ""
             self.findings.append(self._would(replace(finding, done=done)))
-        if any(one.result in {"adopted", "exported"} for one in self.outcomes):
+        if any(one.result in {Result.ADOPTED, Result.EXPORTED} for one in self.outcomes):
             self._settle()
         self._hint()
         self._strays()
@@ -534,13 +553,12 @@ class _Run:
         try:
             outcomes = list(self._repaired(finding))
         except PlatewayError as error:
-            result = "later" if isinstance(error, Transient) else "failed"
+            result = Result.LATER if isinstance(error, Transient) else Result.FAILED
             outcomes = [self._outcome(finding, result, str(error))]
-        self.outcomes += [noted(one) if one.verb == "reconcile" else one for one in outcomes]
-        results = [one.result for one in outcomes] or ["parked"]
-        if finding.repair is Repair.MARK and results == ["damaged"]:
-            results = ["marked lost"]
-        return ", ".join(results), not STUCK & set(results)
+        self.outcomes += [log_outcome(one) if one.verb == "reconcile" else one for one in outcomes]
+        results = [one.result for one in outcomes] or [Result.PARKED]
+        marked = finding.repair is Repair.MARK and results == [Result.DAMAGED]
+        return "marked lost" if marked else ", ".join(results), not STUCK & set(results)
 
     def _repaired(self, finding: Finding) -> Iterator[Outcome]:
         match finding.repair:
@@ -549,7 +567,7 @@ class _Run:
             case Repair.EXPORT:
                 sent = self._verb(finding, "export")
                 yield sent
-                if sent.result.startswith("exported"):
+                if sent.result in {Result.EXPORTED, Result.EXPORTED_ALREADY}:
                     yield self._verb(finding, "verify")
             case Repair.ADOPT:
                 yield self._adopt(finding)
@@ -562,9 +580,11 @@ class _Run:
         ledger = self.line.catalog.ledger(finding.ref)
         setback = ledger.setback(verb)
         if setback is not None and setback.next_at > self.now:
-            return self._outcome(finding, "later", f"{verb} failed and is tried again {setback.next_at:%Y-%m-%d %H:%M}")
+            return self._outcome(
+                finding, Result.LATER, f"{verb} failed and is tried again {setback.next_at:%Y-%m-%d %H:%M}"
+            )
         if verb == "export" and (reason := self._unfit(ledger)) is not None:
-            return self._outcome(finding, "refused", reason)
+            return self._outcome(finding, Result.REFUSED, reason)
         act = export if verb == "export" else verify
         try:
             return act(self.line, finding.ref)
@@ -587,11 +607,11 @@ class _Run:
         first = self.sighted.get(finding.key)
         if first is None or self.now - first < DAY:
             since = (first or self.now) + DAY
-            return self._outcome(finding, "waits", f"seen first today, adopted from {since:%Y-%m-%d %H:%M}")
+            return self._outcome(finding, Result.WAITS, f"seen first today, adopted from {since:%Y-%m-%d %H:%M}")
         ledger = None if finding.ref is None else self.line.catalog.ledger(finding.ref)
         export = adopt(self.line, finding.key, ledger, bench=self._announced, now=self.now)
         ref = Ref(export.event_id, export.revision)
-        return replace(self._outcome(finding, "adopted"), ref=ref, size=export.size)
+        return replace(self._outcome(finding, Result.ADOPTED), ref=ref, size=export.size)
 
     def _announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
         """Find the event files on the bench that announce an event; they are read once, when first asked for."""
@@ -605,10 +625,17 @@ class _Run:
         ledger = self.line.catalog.ledger(finding.ref)
         purge = ledger.purge("raw")
         if purge is not None and purge.gone_at is None:
-            return take_back(self.line, ledger, purge, reason=f"its bucket copy is {finding.kind.split()[0]}")
+            return take_back(
+                self.line,
+                ledger,
+                purge,
+                reason=f"its bucket copy is {finding.kind.split()[0]}",
+                cause=Restored.UNPROVEN,
+            )
         instrument = self.bench.instrument(ledger.event.system)
         if instrument is None:
             raise Refused(f"{ledger.event.system} cannot be looked at")
+        check_bench(self.line, instrument, owned=True)
         with leased(self.line, finding.ref):
             aside = f"{TRASH}/{finding.ref}"
             home = ledger.event.path
@@ -619,9 +646,9 @@ class _Run:
             if folder.exists(instrument.root, f"{aside}/{EVENT_FILE}"):
                 folder.move(instrument.root, f"{aside}/{EVENT_FILE}", to=f"{EVENTS}/{ledger.event.file}")
             folder.move(instrument.root, source, to=home)  # last: it is the images that are looked for
-        return self._outcome(finding, "restored")
+        return self._outcome(finding, Result.RESTORED)
 
-    def _outcome(self, finding: Finding, result: str, *reasons: str) -> Outcome:
+    def _outcome(self, finding: Finding, result: Result, *reasons: str) -> Outcome:
         return Outcome(
             finding.ref, finding.system, "reconcile", result, key=finding.key, reasons=reasons or (finding.kind.value,)
         )
@@ -654,9 +681,9 @@ class _Run:
                 done = self._act(finding)[0] if self._may(finding) and not finding.done else finding.done
                 self.findings.append(self._would(replace(finding, done=done)))
         except PlatewayError as error:
-            result = "later" if isinstance(error, Transient) else "failed"
+            result = Result.LATER if isinstance(error, Transient) else Result.FAILED
             outcome = Outcome(None, system or self.bucket, "reconcile", result, reasons=(str(error),))
-            self.outcomes.append(noted(outcome))
+            self.outcomes.append(log_outcome(outcome))
 
     def _left(self, instrument: Instrument, place: str, root: Path) -> Iterator[Finding]:
         """Judge what lies in a system's trash, and in its staging."""
@@ -691,20 +718,20 @@ class _Run:
     def _abort(self, upload: Upload, finding: Finding) -> str:
         try:
             self.line.store.abort(upload)
-            outcome = self._outcome(finding, "aborted")
+            outcome = self._outcome(finding, Result.ABORTED)
         except PlatewayError as error:
-            outcome = self._outcome(finding, "failed", str(error))
-        self.outcomes.append(noted(outcome))
+            outcome = self._outcome(finding, Result.FAILED, str(error))
+        self.outcomes.append(log_outcome(outcome))
         return outcome.result
 
     # ---------------------------------------------------------------------------------------------------- telling
 
     def stopped(
-        self, result: str, reason: str, *, suspects: _Suspects | None = None, survey: _Survey | None = None
+        self, result: Result, reason: str, *, suspects: _Suspects | None = None, survey: _Survey | None = None
     ) -> Reconciled:
         """Repair nothing, and say why."""
         reason = f"{self.line.place}: {reason}" if self.line.others else reason
-        self.outcomes.append(noted(Outcome(None, "", "reconcile", result, reasons=(reason,))))
+        self.outcomes.append(log_outcome(Outcome(None, "", "reconcile", result, reasons=(reason,))))
         if suspects is not None:
             self.findings = [*itertools.chain(*suspects.keys.values()), *suspects.others]
         return replace(self.told(survey or _Survey()), stopped=True)

@@ -14,8 +14,9 @@ from itertools import islice
 
 from plateway.catalog import Ledger
 from plateway.errors import Damaged, PlatewayError, Transient
-from plateway.pipeline.evidence import look_at
-from plateway.pipeline.line import Line, Outcome, noted
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline.evidence import Seen, as_seen, difference, inspect_object
+from plateway.pipeline.line import Line
 from plateway.records import Export
 from plateway.store import Store
 
@@ -32,9 +33,9 @@ def relocate(line: Line, *, dry_run: bool = False, workers: int = 4) -> list[Out
     with ThreadPoolExecutor(workers) as pool:
         for ledgers in _strayed(line):
             outcomes += pool.map(partial(_guarded, line, dry_run=dry_run), ledgers)
-            if not any(one.result.endswith("moved") for one in outcomes):
+            if not any(one.result in {Result.MOVED, Result.WOULD_MOVE} for one in outcomes):
                 reason = f"none of the first {len(outcomes)} exports is in {line.place}"
-                return [*outcomes, noted(Outcome(None, "", "relocate", "stopped", reasons=(reason,)))]
+                return [*outcomes, log_outcome(Outcome(None, "", "relocate", Result.STOPPED, reasons=(reason,)))]
     return outcomes
 
 
@@ -58,27 +59,36 @@ def _guarded(line: Line, ledger: Ledger, *, dry_run: bool) -> Outcome:
     about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
     try:
         now = line.catalog.now()
-        kind, etag, read_back_at = _prove(line.store, export, now)
+        seen, read_back_at = _prove(line.store, export, now)
         if dry_run:
-            return about("would be moved", reasons=(kind,))
+            return about(Result.WOULD_MOVE, reasons=(seen.kind,))
         line.catalog.note_place(
-            ledger.ref, export, endpoint=line.endpoint, kind=kind, etag=etag, read_back_at=read_back_at, at=now
+            ledger.ref,
+            export,
+            endpoint=line.endpoint,
+            kind=seen.kind,
+            etag=seen.stat.etag,
+            seen_modified=seen.stat.modified,
+            seen_version=seen.stat.version,
+            read_back_at=read_back_at,
+            at=now,
         )
-        return noted(about("moved", reasons=(f"{kind}, at {line.endpoint}",)))
+        return log_outcome(about(Result.MOVED, reasons=(f"{seen.kind}, at {line.endpoint}",)))
     except Damaged as error:
-        return about("refused", reasons=(str(error),))
+        return about(Result.REFUSED, reasons=(str(error),))
     except PlatewayError as error:
-        return about("later" if isinstance(error, Transient) else "failed", reasons=(str(error),))
+        return about(Result.LATER if isinstance(error, Transient) else Result.FAILED, reasons=(str(error),))
 
 
-def _prove(store: Store, export: Export, now: datetime) -> tuple[str, str, datetime | None]:
-    """Return the kind of evidence that an object gives, its ETag, and when all of it was read.
+def _prove(store: Store, export: Export, now: datetime) -> tuple[Seen, datetime | None]:
+    """Return the evidence that an object gives, and when all of it was read.
 
     Raises:
         Damaged: it is not there, or another.
     """
-    found = store.stat(export.key)
+    then, found = as_seen(export), store.stat(export.key)
     if found is not None and export.evidence and (found.size, found.etag) == (export.size, export.seen_etag):
-        return export.evidence, found.etag, export.read_back_at
-    kind, etag = look_at(store, export, read_back=False)
-    return kind, etag, now if kind == "read-back" else None
+        same = then is not None and not difference(then, found)
+        return Seen(export.evidence if same else "etag", found), export.read_back_at if same else None
+    seen = inspect_object(store, export, read_back=False)
+    return seen, now if seen.kind == "read-back" else None

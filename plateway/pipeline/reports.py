@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from plateway import events, folder, wire
+from plateway.bench import EVENTS
 from plateway.catalog import Ledger, SystemFigures
 from plateway.errors import PlatewayError
-from plateway.pipeline.discovery import EVENTS
 from plateway.pipeline.line import Line
 
 DAYS = 30  # that the report looks back

@@ -18,9 +18,9 @@ from plateway.buckets import Address, compare, landing
 from plateway.bundle import MANIFEST, Member, Parts, Tail, part_size
 from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Transient, Unavailable
 from plateway.folder import Landing, shown
+from plateway.outcome import Outcome, Result
 from plateway.pipeline import labels
 from plateway.pipeline.copies import Copy, home, named, take
-from plateway.pipeline.line import Outcome
 from plateway.scattered import Scattered
 from plateway.store import Stat, Store
 
@@ -158,7 +158,7 @@ def plan(found: Found, *, to: Path) -> Iterator[Outcome]:
         names = list(source.files) if source.tail else [source.place]
         missing = [name for name in names if not (to / name).exists()]
         told = f"{len(missing)} of {len(names)} files in {shown(source.place)}/" if source.tail else shown(source.place)
-        return _outcome(stat, "would restore" if missing else "there already", told)
+        return _outcome(stat, Result.WOULD_RESTORE if missing else Result.THERE_ALREADY, told)
 
     yield from _each(say, found)
 
@@ -183,14 +183,20 @@ def _each(act: Callable[[Stat], Outcome], found: Found) -> Iterator[Outcome]:
         try:
             return act(stat)
         except PlatewayError as error:
-            result = "later" if isinstance(error, Transient) else "damaged" if isinstance(error, Damaged) else "failed"
+            result = (
+                Result.LATER
+                if isinstance(error, Transient)
+                else Result.DAMAGED
+                if isinstance(error, Damaged)
+                else Result.FAILED
+            )
             return _outcome(stat, result, str(error))
 
     with ThreadPoolExecutor(ABREAST) as pool:
         yield from pool.map(attempt, found.objects)
 
 
-def _outcome(stat: Stat, result: str, *reasons: str) -> Outcome:
+def _outcome(stat: Stat, result: Result, *reasons: str) -> Outcome:
     return Outcome(None, "", "restore", result, key=stat.key, size=stat.size, reasons=reasons)
 
 
@@ -210,7 +216,7 @@ class _Bringing:
         there = self._unpacked(source) if source.tail else self._copied(source)
         if there:
             self._told(source.stat.size)
-            return _outcome(source.stat, "restored already")
+            return _outcome(source.stat, Result.RESTORED_ALREADY)
         free = folder.free(self._to)
         if free < source.stat.size:
             raise Unavailable(f"the disk has {free:,} bytes free, {source.stat.size:,} are needed")
@@ -218,7 +224,7 @@ class _Bringing:
             self._unpack(source, source.tail)
         else:
             self._copy(source)
-        return _outcome(source.stat, "restored")
+        return _outcome(source.stat, Result.RESTORED)
 
     def _copied(self, source: Source) -> bool:
         """Tell whether an object is there already, as far as its ETag tells.

@@ -73,6 +73,7 @@ def read(
     sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
     found = testify(line, walked, labels.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
     found.export.evidence, found.export.seen_etag = "read-back", after.etag
+    found.export.seen_modified, found.export.seen_version = after.modified, after.version
     found.export.evidence_at = found.export.read_back_at = now
     return found
 

@@ -1,0 +1,34 @@
+"""The history of an event that outlives what it is about: damage, refusals, failures and repairs, only ever added."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import select
+
+from plateway.catalog.conditions import INCIDENT
+from plateway.catalog.database import Database
+from plateway.catalog.rows import own
+from plateway.outcome import Incidence
+from plateway.records import Incident
+from plateway.ref import Ref
+
+
+class Incidents(Database):
+    """What went wrong with an event, and what was done about it."""
+
+    def record_incident(self, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:
+        """Append to an event's history; the same again only counts up.
+
+        Raises:
+            NotFound: nothing announced the event.
+        """
+        with self._writing() as session:
+            own(session, ref)
+            self._append(session, ref, kind, verb, reason, at=at)
+
+    def incidents(self, ref: Ref) -> list[Incident]:
+        """List an event's history, oldest first."""
+        query = select(Incident).where(INCIDENT.event_id == ref.id, INCIDENT.revision == ref.revision)
+        with self._reading() as session:
+            return list(session.scalars(query.order_by(INCIDENT.at, INCIDENT.id)))

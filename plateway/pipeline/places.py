@@ -1,0 +1,125 @@
+"""Compare each place with what the catalogue recorded of it, before it is written to, believed or emptied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from plateway import events, folder
+from plateway.bench import EVENTS, TRASH
+from plateway.errors import NotFound, PlatewayError
+from plateway.pipeline.line import Line
+from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
+from plateway.settings import Instrument
+
+
+def check_bench(line: Line, instrument: Instrument, *, owned: bool = False) -> None:
+    """Check the bench and an instrument's disk on it. Its marker lies among its event files.
+
+    Raises:
+        Unsettled: it is not mounted, or another one is. Refused: ``owned``, and it belongs to another site.
+    """
+    for name, place in _bench(line, instrument).items():
+        line.places.require(name, lambda place=place: place, owned=owned, fresh=owned)  # type: ignore[misc]
+
+
+def check_aside(line: Line, instrument: Instrument, kind: str) -> None:
+    """Check the directory of an instrument that deletions pass through: ``trash`` or ``staging``; made if need be.
+
+    Raises:
+        Unsettled: it is not mounted, or another one is. Refused: it belongs to another site.
+    """
+    name = f"{kind}/{instrument.name}"
+    line.places.require(name, lambda: _aside(line, instrument, kind), owned=True, fresh=True)
+
+
+def check_bucket(line: Line, *, fresh: bool = False) -> None:
+    """Check the bucket that the line is bound to; memory carries no marker.
+
+    Raises:
+        Unsettled: it is not mounted, or another one is. Refused: it belongs to another site. NotFound: there is none.
+    """
+    if not line.store.durable:
+        return
+
+    def used() -> bool:
+        empty = next(iter(line.store.list()), None) is None
+        return empty and line.catalog.export_count(line.store.name) > 0
+
+    place = BucketPlace(line.store, site=line.places.site, endpoint=line.endpoint)
+    line.places.require(_bucket_name(line), lambda: place, owned=True, fresh=fresh, used=used)
+
+
+def check_archive(line: Line, *, fresh: bool = False) -> None:
+    """Check the archive.
+
+    Raises:
+        Unsettled: it is not mounted, or another one is. NotFound: there is none.
+    """
+    archive = line.archive
+    if archive is None or not archive.durable:
+        return
+
+    def used() -> bool:
+        return next(iter(archive.list()), None) is None and line.catalog.archived_anywhere()
+
+    line.places.require("archive", lambda: ArchivePlace(archive), owned=False, fresh=fresh, used=used)
+
+
+def named(line: Line) -> dict[str, Callable[[], Markable]]:
+    """Name every place that the site has now, and how to reach its marker."""
+    found: dict[str, Callable[[], Markable]] = {}
+    for system in sorted({*line.catalog.systems(), *_systems(line)}):
+        instrument = line.instrument(system)
+        found |= {name: (lambda place=place: place) for name, place in _bench(line, instrument).items()}  # type: ignore[misc]
+        found[f"trash/{system}"] = lambda one=instrument: _aside(line, one, "trash")  # type: ignore[misc]
+        if instrument.staging is not None:
+            found[f"staging/{system}"] = lambda one=instrument: _aside(line, one, "staging")  # type: ignore[misc]
+    for bound in line.every_bucket():
+        if bound.store.durable:
+            found[_bucket_name(bound)] = lambda one=bound: BucketPlace(  # type: ignore[misc]
+                one.store, site=line.places.site, endpoint=one.endpoint
+            )
+    if line.archive is not None and line.archive.durable:
+        archive = line.archive
+        found["archive"] = lambda: ArchivePlace(archive)
+    return found
+
+
+def adopt_place(line: Line, name: str) -> str:
+    """Make a place this site's: a disk that was replaced, or one that another site had; return its identity.
+
+    Raises:
+        NotFound: the site has no such place.
+    """
+    there = named(line)
+    if name not in there:
+        raise NotFound(f"{name}: no such place; there are {', '.join(sorted(there))}")
+    return line.places.adopt(name, there[name]())
+
+
+def _bench(line: Line, instrument: Instrument) -> dict[str, DirectoryPlace]:
+    events = instrument.root / EVENTS
+    return {
+        "bench": DirectoryPlace(line.root, name="bench"),
+        f"bench/{instrument.name}": DirectoryPlace(events, name=f"bench/{instrument.name}"),
+    }
+
+
+def _aside(line: Line, instrument: Instrument, kind: str) -> DirectoryPlace:
+    root = instrument.root / TRASH if kind == "trash" else instrument.staging
+    assert root is not None
+    name = f"{kind}/{instrument.name}"
+    if line.catalog.place(name) is None:
+        folder.make(root)
+    return DirectoryPlace(root, name=name)
+
+
+def _bucket_name(line: Line) -> str:
+    return f"bucket/{line.endpoint or ''}/{line.store.name}"
+
+
+def _systems(line: Line) -> list[str]:
+    with suppress(PlatewayError):
+        return events.systems(line.root)
+    return []

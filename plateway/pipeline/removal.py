@@ -1,0 +1,182 @@
+"""What purge and expiry share: decide for a whole system, begin, and after the grace finish; one event stops no other.
+
+Both delete in the same beats: judge, prove, write the intent, move or mark, wait, judge again, prove on bytes that were
+just read, delete, leave a tombstone. What lies where, and how it goes, is left to ``purge`` and ``expire``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from plateway import retention
+from plateway.catalog import Ledger
+from plateway.errors import Damaged, PlatewayError, Refused, Transient
+from plateway.outcome import Incidence, Outcome, Result, log_outcome
+from plateway.pipeline.line import Line
+from plateway.pipeline.proof import Postponed, bucket_state, read_object, read_tape, tape_state
+from plateway.records import Purge
+from plateway.retention import CopyState, Verdict
+from plateway.settings import Instrument, Policy, bounded_fraction
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where lies what is to go."""
+
+    place: str  # raw | staging | bucket
+    path: str  # relative to the root; in the bucket, the key
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about one event, and why."""
+
+    ledger: Ledger
+    verdict: Verdict
+    location: Location
+
+
+@dataclass
+class Batch:
+    """What was decided about a system."""
+
+    decisions: Sequence[Decision] = ()
+    notes: list[Outcome] = field(default_factory=list)  # about the system as a whole
+
+
+class Verb(Protocol):
+    """A way to delete."""
+
+    name: str
+
+    def decide(self, line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+        """Judge everything that a system has; the batch as a whole may be stopped."""
+
+    def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+        """Prove what can be proven without changing anything."""
+
+    def begin(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+        """Prove, write the intent, and move aside or mark."""
+
+    def pending(self, line: Line, system: str) -> Iterable[tuple[Ledger, Purge]]:
+        """List what was begun and is neither finished nor taken back."""
+
+    def finish(self, line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+        """Take one event the next step: after the grace prove and delete, or take everything back."""
+
+
+def run(
+    line: Line, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
+) -> Iterator[Outcome]:
+    """Delete what may go of these systems; one that fails stops no other."""
+    allowed = None if fraction is None else bounded_fraction(fraction)
+    for system in systems:
+        instrument = line.instrument(system)
+        policy = instrument.policy if allowed is None else replace(instrument.policy, fraction=allowed)
+        try:
+            yield from _run_system(line, verb, instrument, policy, dry_run=dry_run, now=now)
+        except PlatewayError as error:
+            result = Result.LATER if isinstance(error, Transient) else Result.FAILED
+            yield log_outcome(Outcome(None, system, verb.name, result, reasons=(str(error),)))
+
+
+def _run_system(
+    line: Line, verb: Verb, instrument: Instrument, policy: Policy, *, dry_run: bool, now: datetime
+) -> Iterator[Outcome]:
+    batch = verb.decide(line, instrument, policy, now)
+    yield from batch.notes
+    act = verb.rehearse if dry_run else verb.begin
+    for decision in batch.decisions:
+        if decision.verdict.purge:
+            yield _guard(line, verb, decision.ledger, lambda one=decision: act(line, one, policy, now))  # type: ignore[misc]
+        else:
+            yield report(verb.name, decision.ledger, Result.REFUSED, *decision.verdict.reasons)
+    if dry_run:
+        return
+    for ledger, purge in verb.pending(line, instrument.name):
+        yield _guard(line, verb, ledger, lambda one=ledger, mark=purge: verb.finish(line, one, mark, policy, now))  # type: ignore[misc]
+
+
+def _guard(line: Line, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
+    """Turn what one event raises into its outcome; refusals stay in its history."""
+    try:
+        return act()
+    except Postponed as error:
+        return report(verb.name, ledger, Result.WAITS, str(error))
+    except Refused as error:
+        line.catalog.record_incident(ledger.ref, Incidence.REFUSAL, verb.name, str(error), at=line.catalog.now())
+        return report(verb.name, ledger, Result.REFUSED, *error.reasons)
+    except Damaged as error:  # which was recorded where it was found
+        return report(verb.name, ledger, Result.DAMAGED, str(error))
+    except PlatewayError as error:
+        result = Result.LATER if isinstance(error, Transient) else Result.FAILED
+        return report(verb.name, ledger, result, str(error))
+
+
+def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
+    """Make and log the outcome of one event."""
+    event, size = ledger.event, ledger.export.size if ledger.export else None
+    return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
+
+
+def prove_copies(
+    line: Line,
+    ledger: Ledger,
+    policy: Policy,
+    *,
+    needed: Sequence[str],
+    since: datetime,
+    beat: Callable[[], None],
+    now: datetime,
+) -> list[CopyState]:
+    """Read the copies that something is to be deleted because of, and decide by the rule of ``retention.prove``.
+
+    ``needed`` are ``bucket`` and ``archive``. A copy that was read since the deletion began, recently, and has not
+    changed, is not read again. Where a rule of the bucket's own announces that its copy goes, tape is read as well.
+
+    Raises:
+        Refused: with every reason. Damaged: a copy is not what was sent; recorded. Postponed: it has to wait for its
+        turn. Transient: it cannot be said now.
+    """
+    states = []
+    if "bucket" in needed:
+        states.append(_proven_object(line, ledger, policy, since=since, beat=beat, now=now))
+    if "archive" in needed or (states and states[0].expiring and retention.on_tape(ledger)):
+        states.append(_proven_tape(line, ledger, policy, since=since, beat=beat, now=now))
+    verdict = retention.prove(
+        states, policy, line.catalog.now() if now is None else max(now, line.catalog.now()), since=since
+    )
+    if not verdict.purge:
+        raise Refused(*verdict.reasons)
+    return states
+
+
+def _proven_object(
+    line: Line, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+) -> CopyState:
+    """Inspect the bucket copy, and read it unless that was done already."""
+    state = bucket_state(line, ledger)
+    if (
+        policy.proof == "head"
+        or state.doubt
+        or not retention.prove([replace(state, expiring="")], policy, now, since=since).reasons
+    ):
+        return state
+    read_object(line, ledger.ref, policy, beat=beat, now=now)
+    return bucket_state(line, line.catalog.ledger(ledger.ref))
+
+
+def _proven_tape(
+    line: Line, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+) -> CopyState:
+    """Inspect the copy on tape, and read it unless that was done already; one out of reach is only reported."""
+    state = tape_state(line, ledger)
+    if state.reported or state.doubt or not retention.prove([state], policy, now, since=since).reasons:
+        return state
+    copy = read_tape(line, ledger, beat=beat)
+    return tape_state(line, line.catalog.ledger(ledger.ref), copy.place)

@@ -1,0 +1,208 @@
+"""The identity of a location: a marker that tells whether a disk is mounted, is the same one, and is ours.
+
+An empty mount point, a swapped disk and another site's directory look like places to write to, and like proof that
+nothing is there. So each place carries a marker with two random ids: its own, and that of the site that owns it.
+A place that we may only read is identified by its file system and its root instead.
+What a place is compared with lies in the catalogue; how is ``pipeline.places``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID, uuid4, uuid5
+
+from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Unsettled
+from plateway.folder import door
+
+if TYPE_CHECKING:
+    from plateway.archive import Archive
+    from plateway.store import Store
+
+FILE = ".plateway-place"  # in a directory
+OBJECTS = "plateway-site/"  # in a bucket: one marker for each site that uses it
+CAP = 4096  # bytes that are read of a marker
+PART = 8 << 20
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a place says of itself."""
+
+    place: UUID
+    site: UUID
+
+    def dump(self) -> bytes:
+        """Serialize as JSON."""
+        about = "Plateway identifies this place by this file. Keep it."
+        return json.dumps({"about": about, "place": str(self.place), "site": str(self.site)}, indent=1).encode()
+
+    @classmethod
+    def parse(cls, content: bytes, *, name: str) -> Marker:
+        """Read a marker.
+
+        Raises:
+            Refused: it is none.
+        """
+        try:
+            told = json.loads(content)
+            return cls(UUID(told["place"]), UUID(told["site"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise Refused(f"{name}: its marker {FILE} cannot be read") from error
+
+
+class Markable(Protocol):
+    """Somewhere a marker can lie."""
+
+    def read_marker(self) -> Marker | None:
+        """Return the marker, None if there is none.
+
+        Raises:
+            Unsettled: the place itself is not there. Unavailable, Denied: it cannot be read.
+        """
+
+    def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
+        """Write a marker durably; one that is there stays, or is replaced. Return False if it may not be written."""
+
+    def root_identity(self) -> str:
+        """Identify a place without a marker."""
+
+
+class DirectoryPlace:
+    """A directory of this machine."""
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self._path, self._name = path, name
+
+    def read_marker(self) -> Marker | None:
+        with door(self._name):
+            if not self._path.is_dir():
+                raise Unsettled(f"{self._name}: no such directory: is it mounted?")
+            try:
+                descriptor = os.open(self._path / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return None
+            with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+                return Marker.parse(file.read(CAP), name=self._name)
+
+    def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
+        aside = self._path / f"{FILE}.{uuid4().hex[:8]}"
+        try:
+            with aside.open("xb") as file:
+                file.write(marker.dump())
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                aside.replace(self._path / FILE)
+            else:
+                with suppress(FileExistsError):
+                    os.link(aside, self._path / FILE)
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # some network file systems sync no directories
+            os.fsync(descriptor)
+        os.close(descriptor)
+        return True
+
+    def root_identity(self) -> str:
+        with door(self._name):
+            status, system = self._path.stat(), os.statvfs(self._path)
+        return f"{system.f_fsid or status.st_dev:x}:{status.st_ino}"
+
+
+class BucketPlace:
+    """A bucket, or the part of one below a prefix. Several sites may share it: each has a marker object of its own."""
+
+    def __init__(self, store: Store, *, site: UUID, endpoint: str | None) -> None:
+        self._store, self._site, self._endpoint = store, site, endpoint
+        self._key = f"{OBJECTS}{site}.json"
+
+    def read_marker(self) -> Marker | None:
+        try:
+            content = b"".join(self._store.open(self._key, length=CAP))
+        except NotFound:
+            self._store.stat(self._key)  # raises where the bucket itself is missing
+            return None
+        return Marker.parse(content, name=f"bucket {self._store.name}")
+
+    def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
+        content = Marker(uuid5(self._site, f"{self._endpoint}/{self._store.name}"), self._site).dump()
+        try:
+            self._store.put(self._key, [content], size=len(content), part_size=PART, metadata={})
+        except (Denied, Refused):
+            return False
+        return True
+
+    def root_identity(self) -> str:
+        return f"{self._endpoint}/{self._store.name}"
+
+
+class ArchivePlace:
+    """The archive, wherever fsspec reaches it."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def read_marker(self) -> Marker | None:
+        try:
+            if self._archive.size(FILE) is None:
+                return None
+            return Marker.parse(b"".join(self._archive.open(FILE, length=CAP)), name="archive")
+        except NotFound as error:
+            raise Unsettled(f"archive: {error}: is it mounted?") from error
+
+    def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
+        try:
+            if replace:
+                self._archive.remove(FILE)
+            self._archive.write(FILE, [marker.dump()])
+        except (Denied, Refused):
+            return False
+        except Conflict:
+            return True
+        return True
+
+    def root_identity(self) -> str:
+        return self._archive.root_identity()
+
+
+def is_marker(key: str) -> bool:
+    """Return whether an object is a site's marker."""
+    return key.startswith(OBJECTS)
+
+
+def refuse_overlaps(places: Mapping[str, Path], *, home: Path | None = None) -> None:
+    """Refuse places that are the same directory, or lie in each other: what empties one would empty the other.
+
+    The home may hold the others, and is none of them.
+
+    Raises:
+        Misconfigured: names the two settings.
+    """
+    for (name, path), (other, there) in itertools.permutations(places.items(), 2):
+        if _holds(there, path):
+            how = "are the same directory" if _holds(path, there) else "lie in each other"
+            raise Misconfigured(f"{name} and {other} {how}: each needs a directory of its own")
+    for name, path in places.items():
+        if home is not None and _holds(path, home):
+            raise Misconfigured(f"PLATEWAY_HOME lies in {name}, or is the same directory: it needs one of its own")
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    """Return whether a directory is another one or lies in it, by any name, link or mount that leads there."""
+    outer, inner = outer.resolve(), inner.resolve()
+    if inner == outer or outer in inner.parents:
+        return True
+    if not outer.exists():
+        return False
+    return any(one.exists() and one.samefile(outer) for one in (inner, *inner.parents))
