@@ -186,8 +186,6 @@ def _age_of_evidence(ledger: Ledger, lifespan: timedelta, now: datetime) -> list
 
 def _not_on_tape(ledger: Ledger, policy: Policy, readable: bool) -> list[str]:
     """List why tape cannot be shown to have the bytes: it is read before anything is deleted, or trusted by name."""
-    if ledger.export is None:
-        return []
     there = on_tape(ledger)
     if there and (readable or policy.trust_archive):
         return []

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from plateway.catalog import Catalog, Ref, Seen
+from plateway.errors import Damage
 from plateway.events import ImagingEvent
 from plateway.records import Event, Export, Purge
 
@@ -105,7 +106,8 @@ def damage(catalog: Catalog, ref: Ref, what: str = "lost: no such object") -> No
     """Note that the export that is catalogued is damaged."""
     row = catalog.ledger(ref).export
     assert row is not None
-    catalog.note_damage(ref, damage=what, at=NOW, sha256=row.sha256, uploaded_at=row.uploaded_at)
+    kind = Damage.LOST if what.startswith("lost") else Damage.CHANGED
+    catalog.note_damage(ref, damage=what, kind=kind, at=NOW, sha256=row.sha256, uploaded_at=row.uploaded_at)
 
 
 def intent(ref: Ref, place: str = "raw", **other: Any) -> Purge:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from plateway.catalog import Account, Catalog, Day, Ref, SystemFigures
-from plateway.errors import Busy, Conflict
+from plateway.errors import Busy, Conflict, Damage
+from plateway.outcome import Restored
 from plateway.reconcile import account_of
 from plateway.records import ArchiveEntry, ArchiveManifest, Event
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove, rejected, upload
@@ -59,7 +60,7 @@ def world(catalog: Catalog) -> dict[str, Ref]:
     purged(catalog, refs["aside"])
     purged(catalog, refs["aside"], "staging")
     purged(catalog, refs["back"])
-    catalog.note_restored(refs["back"], "raw", at=NOW, reason="on request")
+    catalog.note_restored(refs["back"], "raw", at=NOW, reason="on request", cause=Restored.REQUESTED)
     for name in ("gone", "expired and gone"):
         purged(catalog, refs[name], gone=True)
     for name in ("expired", "expired and gone"):
@@ -180,7 +181,7 @@ def test_an_upload_is_noted_where_it_was_seen(catalog: Catalog) -> None:
     with pytest.raises(Busy):
         catalog.note_place(ref, noted, **told)
     later: dict[str, Any] = {"damage": "lost: x", "at": NOW, "sha256": moved.sha256, "uploaded_at": moved.uploaded_at}
-    catalog.note_damage(ref, **later)
+    catalog.note_damage(ref, kind=Damage.LOST, **later)
     with pytest.raises(Busy):
         catalog.note_place(ref, moved, **told)
 

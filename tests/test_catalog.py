@@ -26,6 +26,7 @@ from plateway.catalog import NETWORK, Catalog, Ledger, Ref, State, network_file_
 from plateway.errors import (
     Busy,
     Conflict,
+    Damage,
     Denied,
     Misconfigured,
     NotFound,
@@ -34,6 +35,7 @@ from plateway.errors import (
     Transient,
     Unavailable,
 )
+from plateway.outcome import Restored
 from plateway.records import ArchiveLocation, Event, Export, Setback
 from tests.databases import processes
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove, rejected, said, seen, upload
@@ -310,7 +312,7 @@ def test_due_export_is_what_may_be_taken_up(catalog: Catalog) -> None:
     assert catalog.due("export", now=NOW) == [free, lost]
     assert catalog.due("export", now=NOW, limit=1) == [free]
     assert catalog.due("export", now=NOW + DAY) == [free, held, late, lost]
-    catalog.note_restored(purging, "raw", at=NOW, reason="the proof failed")
+    catalog.note_restored(purging, "raw", at=NOW, reason="the proof failed", cause=Restored.UNPROVEN)
     assert catalog.due("export", now=NOW) == [free, lost, purging]
     assert unsealed not in catalog.due("export", now=NOW + DAY)
 
@@ -360,7 +362,7 @@ def test_ledger_has_everything(catalog: Catalog) -> None:
     catalog.set_back(ref, "verify", reason="503", now=NOW)
     catalog.set_back(ref, "purge", reason="EIO", now=NOW)
     catalog.intend(intent(ref))
-    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes")
+    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
     catalog.intend(intent(ref, intended_at=NOW + HOUR))
     catalog.quarantine(ref, "a link", now=NOW)
     found = catalog.ledger(ref)
@@ -700,18 +702,20 @@ def test_one_key_holds_one_export(catalog: Catalog) -> None:
 
 
 def test_evidence_dates_from_the_first_time(catalog: Catalog) -> None:
-    """A later look neither makes the evidence younger nor weaker; a read-back outranks a look."""
+    """A later look neither makes the evidence younger nor weaker; a read-back counts for the object that was read."""
     ref = add(catalog)
     export(catalog, ref)
     catalog.set_back(ref, "verify", reason="503", now=NOW)
     facts = []
-    for hour, kind in enumerate(["etag", "crc64nvme", "read-back", "etag", "read-back"]):
-        prove(catalog, ref, at=NOW + hour * HOUR, kind=kind, etag=f"e-{hour}")
+    looks = [("etag", "a"), ("crc64nvme", "b"), ("read-back", "c"), ("etag", "c"), ("etag", "d"), ("read-back", "d")]
+    for hour, (kind, etag) in enumerate(looks):
+        prove(catalog, ref, at=NOW + hour * HOUR, kind=kind, etag=etag)
         row = catalog.ledger(ref).export
         assert row is not None
-        assert (row.evidence_at, row.seen_etag) == (NOW, f"e-{hour}")
+        assert (row.evidence_at, row.seen_etag) == (NOW, etag)
         facts.append((row.evidence, row.read_back_at and (row.read_back_at - NOW) // HOUR))
-    assert facts == [("etag", None), ("crc64nvme", None), ("read-back", 2), ("read-back", 2), ("read-back", 4)]
+    looked, read = [("etag", None), ("crc64nvme", None)], [("read-back", 2), ("read-back", 2)]
+    assert facts == [*looked, *read, ("etag", None), ("read-back", 5)]
     assert catalog.ledger(ref).setbacks == ()
 
 
@@ -734,14 +738,14 @@ def test_findings_about_an_earlier_upload_are_refused(catalog: Catalog) -> None:
     """Who verified an upload while another took its place learns so, and nothing is noted."""
     ref = add(catalog)
     with pytest.raises(Busy, match="exported again meanwhile"):
-        catalog.note_damage(ref, damage="lost", at=NOW, sha256="s" * 64, uploaded_at=NOW)
+        catalog.note_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, sha256="s" * 64, uploaded_at=NOW)
     old = export(catalog, ref)
     export(catalog, ref, uploaded_at=NOW + HOUR)
     upload_of = {"sha256": old.sha256, "uploaded_at": old.uploaded_at}
     with pytest.raises(Busy, match="exported again meanwhile"):
         catalog.note_evidence(ref, kind="etag", at=NOW, seen_etag="e", read_back=False, **upload_of)  # type: ignore[arg-type]
     with pytest.raises(Busy, match="exported again meanwhile"):
-        catalog.note_damage(ref, damage="lost", at=NOW, **upload_of)  # type: ignore[arg-type]
+        catalog.note_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, **upload_of)  # type: ignore[arg-type]
     row = catalog.ledger(ref).export
     assert row is not None
     assert (row.evidence, row.damage) == (None, None)
@@ -848,7 +852,7 @@ def test_candidates_are_what_lies_there(catalog: Catalog) -> None:
     assert refs("raw") == [two]
     assert refs("staging") == []
     for place in ("raw", "staging"):
-        catalog.note_restored(one, place, at=NOW, reason="other bytes")
+        catalog.note_restored(one, place, at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
     assert refs("raw") == [one, two]
     assert refs("staging") == [one]
     for place in ("raw", "staging"):
@@ -887,7 +891,7 @@ def test_purge_taken_back_is_numbered(catalog: Catalog) -> None:
     ref = ready_to_go(catalog)
     catalog.intend(intent(ref))
     catalog.note_trashed(ref, "raw", at=NOW)
-    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes in the bucket")
+    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes in the bucket", cause=Restored.UNPROVEN)
     assert catalog.tally("prince") == 1
     assert catalog.going() == []
     assert catalog.intend(intent(ref)).attempt == 2
@@ -919,7 +923,7 @@ def test_nothing_to_take_back(catalog: Catalog) -> None:
     notes: list[Callable[[], None]] = [
         lambda: catalog.note_trashed(ref, "raw", at=NOW),
         lambda: catalog.note_gone(ref, "raw", at=NOW),
-        lambda: catalog.note_restored(ref, "raw", at=NOW, reason="no"),
+        lambda: catalog.note_restored(ref, "raw", at=NOW, reason="no", cause=Restored.UNPROVEN),
     ]
     for note in notes:
         with pytest.raises(NotFound, match="nothing is being purged from raw"):

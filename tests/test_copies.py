@@ -32,6 +32,7 @@ from plateway.errors import (
     Unsettled,
 )
 from plateway.pipeline import copies, inbox
+from plateway.pipeline.restore import _room, _runs
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import Endpoint, Memory, Store, open_store
@@ -293,9 +294,9 @@ def test_files_far_apart_are_read_apart() -> None:
     sizes = [100, 5 << 20, 100, 100]
     files = [folder.File(f"{n}.tif", size, 0, n, 1) for n, size in enumerate(sizes)]
     members = [bundle.Member(s.name, s.file.size, "", s.offset) for s in bundle.plan(files, {}).slots]
-    runs = [[member.name for member in run] for run in copies._runs([members[3], members[0], members[2]])]
+    runs = [[member.name for member in run] for run in _runs([members[3], members[0], members[2]])]
     assert runs == [["0.tif"], ["2.tif", "3.tif"]]
-    assert [len(run) for run in copies._runs(members)] == [4]
+    assert [len(run) for run in _runs(members)] == [4]
 
 
 def killed(act: Callable[[Callable[[int], None]], object], *, at: int) -> bool:
@@ -346,7 +347,7 @@ def test_other_bytes_in_the_place_are_never_overwritten(lab: Lab) -> None:
 def test_a_damaged_file_is_named_and_the_others_come(lab: Lab) -> None:
     """A byte of one image, its header, the manifest: found each, and mended from tape where there is one."""
     announced, ref = lab.exported()
-    manifest = copies._account(*copies._search(lab.line, lab.ledger(ref), None))
+    manifest = copies.read_manifest(*copies.search_copies(lab.line, lab.ledger(ref), None))
     victim = manifest.members[1]
     key, to = lab.ledger(ref).event.key, lab.home / "to"
     damage(lab, key, victim.offset + 5)
@@ -409,7 +410,7 @@ def test_a_full_disk_leaves_nothing_half(lab: Lab) -> None:
 def test_room_is_looked_at_first(tmp_path: Path) -> None:
     """Not a byte is read for an event that the disk cannot hold."""
     with pytest.raises(Unavailable, match="bytes free, 1,152,921,504,606,846,976 are needed"):
-        copies._room(tmp_path, "event", needed=1 << 60, reserve=0)
+        _room(tmp_path, "event", needed=1 << 60, reserve=0)
 
 
 def plant(lab: Lab, ref: Ref, names: Sequence[str], **wrong: int) -> None:

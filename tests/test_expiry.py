@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from plateway import pipeline
+from plateway import pipeline, retention
 from plateway.archive import open_archive
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Denied, NotFound, Unavailable
 from plateway.pipeline import Outcome
+from plateway.place import is_marker
 from plateway.records import ArchiveLocation, Lease, Purge, Quarantine
-from plateway.retention import judge_bucket
+from plateway.retention import Verdict
 from plateway.settings import Policy
-from plateway.store import Endpoint, Memory, Prefixed, ReadOnly, open_store
+from plateway.store import Endpoint, Memory, Prefixed, ReadOnly, Store, open_store
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Lab, with_policy
 from tests.test_archives import content, exported, flipped, make, replaced, twin
@@ -74,6 +75,11 @@ def test_proven_on_tape_for_long_enough_a_copy_goes() -> None:
     assert judge_bucket(on_tape(), POLICY, NOW).purge
 
 
+def judge_bucket(ledger: Ledger, policy: Policy, now: datetime, *, siblings: Sequence[Ledger] = ()) -> Verdict:
+    """Judge where the archive can be read from here."""
+    return retention.judge_bucket(ledger, policy, now, siblings=siblings, readable=True)
+
+
 def test_the_empty_policy_keeps_bucket_copies() -> None:
     """However old they are."""
     assert judge_bucket(on_tape(), Policy(), NOW).reasons == ("prince keeps its bucket copies",)
@@ -111,7 +117,9 @@ def test_a_copy_that_is_doubted_stays() -> None:
     one = on_tape()
     held = Quarantine(system="prince", name="1.json", reason="11 of 12", content=b"", first_seen=NOW, last_seen=NOW)
     lease = Lease(event_id=one.event.id, revision=1, owner="w", fence=1, expires_at=NOW + timedelta(seconds=1))
-    broken = export(one.event, damage="changed: x", damaged_at=NOW, evidence=None, evidence_at=None)
+    broken = export(
+        one.event, damage="changed: x", damage_kind="changed", damaged_at=NOW, evidence=None, evidence_at=None
+    )
     for doubted in (
         replace(one, export=None),
         replace(one, export=broken),
@@ -159,9 +167,15 @@ def tape(tmp_path: Path) -> Path:
     return tmp_path / "tape"
 
 
+class Lasting(Memory):
+    """A bucket in this process that stands for one that lasts."""
+
+    durable = True
+
+
 @pytest.fixture
 def lab(tmp_path: Path, tape: Path) -> Iterator[Lab]:
-    lab = make(tmp_path, Memory("bucket"), tape)
+    lab = make(tmp_path, Lasting("bucket"), tape)
     with_policy(lab, purge=False, bucket_lifespan=WEEK)
     yield lab
     lab.catalog.close()
@@ -186,6 +200,11 @@ def marked(lab: Lab, count: int = 1) -> list[Ref]:
 
 def results(outcomes: list[Outcome]) -> list[str]:
     return sorted(one.result for one in outcomes)
+
+
+def objects(store: Store) -> list[str]:
+    """List the keys in a bucket, but for the site's own marker."""
+    return [one.key for one in store.list() if not is_marker(one.key)]
 
 
 def there(lab: Lab, ref: Ref) -> bool:
@@ -221,7 +240,7 @@ def test_a_bucket_copy_is_marked_and_then_deleted(lab: Lab) -> None:
     assert results(pipeline.expire(lab.line)) == ["marked", "marked"]
     lab.clock.turn(minutes=1)
     assert results(pipeline.expire(lab.line)) == ["expired", "expired"]
-    assert list(lab.store.list()) == []
+    assert objects(lab.store) == []
     mark = lab.ledger(refs[0]).purge("bucket")
     assert mark and mark.gone_at == lab.clock()
     assert mark.proof["archives"][0]["evidence"] == "checksum"
@@ -279,7 +298,7 @@ def test_a_dry_run_deletes_and_marks_nothing(lab: Lab) -> None:
     """It judges and proves: also that the archive has the event where it is said to be."""
     good, bad = archived(lab, 2)
     replaced(lab, bad, flipped(content(lab, bad)))
-    assert results(pipeline.expire(lab.line, dry_run=True)) == ["refused", "would go"]
+    assert results(pipeline.expire(lab.line, dry_run=True)) == ["damaged", "would go"]
     assert lab.ledger(good).purges == ()
     assert there(lab, good)
 
@@ -314,14 +333,14 @@ def test_a_replaced_object_is_not_deleted(lab: Lab) -> None:
     other = flipped(content(lab, ref))
     replaced(lab, ref, other)
     (outcome, *_) = pipeline.expire(lab.line)
-    assert outcome.result == "restored"
+    assert outcome.result == "damaged"
     assert content(lab, ref) == other
     assert lab.state(ref) == "changed"
     mark = lab.ledger(ref).purges[0]
     assert mark.restored_at == lab.clock() and mark.reason and "not the object" in mark.reason
 
 
-class Swapping(Memory):
+class Swapping(Lasting):
     """A bucket where an object is replaced right before the last look that is taken at it."""
 
     looks = -1
@@ -342,7 +361,7 @@ def test_an_object_replaced_during_the_proof_is_not_deleted(tmp_path: Path, tape
     with_policy(lab, purge=False, bucket_lifespan=WEEK)
     (ref,) = marked(lab)
     store.looks = look
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert {"restored", "damaged"} & set(results(pipeline.expire(lab.line)))
     assert there(lab, ref)
     assert lab.state(ref) == "changed"
     lab.catalog.close()
@@ -352,7 +371,7 @@ def test_an_object_that_somebody_else_deleted_is_lost(lab: Lab) -> None:
     """The mark does not cover for it."""
     (ref,) = marked(lab)
     lab.store.delete(lab.ledger(ref).event.key)
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert "damaged" in results(pipeline.expire(lab.line))
     assert lab.state(ref) == "lost"
 
 
@@ -402,13 +421,25 @@ def test_an_archive_out_of_reach_keeps_the_mark(lab: Lab, tape: Path) -> None:
     safe(lab, ref)
 
 
-def test_without_an_archive_in_reach_its_word_counts(lab: Lab) -> None:
-    """A manifest that tells the checksum is what such a site has."""
+def test_without_an_archive_in_reach_its_word_counts_only_where_the_site_says_so(lab: Lab) -> None:
+    """A manifest that tells the checksum is a word: it keeps the copy, and where it is trusted, that is told."""
     (ref,) = archived(lab)
+    line = replace(lab.line, archive=None)
+    assert results(pipeline.expire(line)) == ["refused"]
+    with_policy(lab, trust_archive=True)
     line = replace(lab.line, archive=None)
     assert results(pipeline.expire(line)) == ["marked"]
     lab.clock.turn(hours=1)
-    assert results(pipeline.expire(line)) == ["expired"]
+    with_policy(lab, trust_archive=False)
+    assert results(pipeline.expire(replace(lab.line, archive=None))) == ["restored"]
+    assert there(lab, ref)
+    with_policy(lab, trust_archive=True)
+    for _ in range(2):
+        pipeline.expire(replace(lab.line, archive=None))
+        lab.clock.turn(hours=1)
+    assert not there(lab, ref)
+    assert lab.ledger(ref).on_word
+    assert any("archive's word" in reason for reason in pipeline.status(lab.line, lab.ledger(ref)).reasons)
     safe(lab, ref)
 
 
@@ -609,7 +640,7 @@ def test_it_works_in_real_buckets(tmp_path: Path, place: str, endpoint: Endpoint
     for near in (f"{key}2", key.removesuffix(".tar"), f"old/{key}"):
         store.put(near, [b"near"], size=4, part_size=1 << 24, metadata={})
     assert results(pipeline.expire(lab.line)) == ["expired"]
-    assert sorted(one.key for one in store.list()) == sorted([f"{key}2", key.removesuffix(".tar"), f"old/{key}"])
+    assert sorted(objects(store)) == sorted([f"{key}2", key.removesuffix(".tar"), f"old/{key}"])
     assert pipeline.restore(lab.line, ref, to=tmp_path / "back").result == "restored"
     lab.catalog.close()
 

@@ -56,6 +56,9 @@ def anywhere(lab: Lab, request: pytest.FixtureRequest) -> Lab:
     return lab
 
 
+SITE = UUID(int=9)
+
+
 def populate(lab: Lab) -> None:
     """Acquire one event of each sort and export them all."""
     lab.acquire("prince")
@@ -339,7 +342,7 @@ def test_what_is_no_bundle_of_ours_is_listed_with_the_reason(lab: Lab) -> None:
     bad, short = lab.ledger(flipped).event.key, lab.ledger(cut).event.key
     damage(lab, bad, 700)
     damage(lab, short, 700, cut=-1024)
-    lie = labels.write(lab.ledger(good).event) | {"event-id": str(UUID(int=7))}
+    lie = labels.write(lab.ledger(good).event, site=lab.line.places.site) | {"event-id": str(UUID(int=7))}
     lab.store.put("images/x/1.tar", [data], size=len(data), part_size=1 << 26, metadata=lie)
     told = rebuilt(lab)
     assert told.events == 1
@@ -506,7 +509,7 @@ def event(**values: Any) -> Event:
 def test_a_label_says_what_was_written(path: str, file: str, announced_at: datetime, waiting_since: datetime) -> None:
     """Whatever the names are: read back as they were, in plain ASCII, within S3's 2 KB."""
     said = event(path=path, file=file, announced_at=announced_at, waiting_since=waiting_since)
-    written = labels.write(said)
+    written = labels.write(said, site=SITE)
     assert all(value.isascii() and value.isprintable() and value == value.strip() for value in written.values())
     assert sum(len(f"x-amz-meta-{name}") + len(value) for name, value in written.items()) <= labels.ROOM
     read = vars(labels.read(written))
@@ -516,7 +519,7 @@ def test_a_label_says_what_was_written(path: str, file: str, announced_at: datet
 
 def test_what_does_not_fit_is_left_out() -> None:
     """A path as long as a disk can have: the facts that identify the event stay."""
-    written = labels.write(event(path="/".join(["é" * 100] * 10)))
+    written = labels.write(event(path="/".join(["é" * 100] * 10)), site=SITE)
     assert "path" not in written
     read = labels.read(written)
     assert (read.id, read.revision, read.digest, read.file) == (UUID(int=7), 2, "d" * 64, "one.json")
@@ -545,4 +548,4 @@ def test_nonsense_on_a_label_is_nothing(name: str, value: str) -> None:
 def test_times_of_a_label_keep_their_microseconds() -> None:
     """The rows they come from have them."""
     moment = datetime(2026, 5, 4, 6, 0, 0, 123456, tzinfo=UTC) + timedelta(microseconds=1)
-    assert labels.read(labels.write(event(announced_at=moment))).announced_at == moment
+    assert labels.read(labels.write(event(announced_at=moment), site=SITE)).announced_at == moment

@@ -1,5 +1,6 @@
 """Each rule about deletion, and an attempt to break it."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -8,7 +9,7 @@ import pytest
 
 from plateway.catalog import Ledger
 from plateway.records import ArchiveLocation, Event, Export, Lease, Quarantine
-from plateway.retention import SMALL, halt, judge, judge_staging
+from plateway.retention import SMALL, CopyState, halt, judge, judge_staging, prove
 from plateway.settings import Policy
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -73,14 +74,16 @@ def ledger(**changes: Any) -> Ledger:
     return Ledger(**{**facts, **changes})
 
 
-def archived(one: Ledger) -> ArchiveLocation:
+def archived(one: Ledger, *, evidence: str = "name") -> ArchiveLocation:
+    assert one.export is not None
     return ArchiveLocation(
+        checksum=one.export.sha256 if evidence == "checksum" else None,
         event_id=one.event.id,
         revision=1,
         path="images/x/2026-05-04.tar",
         member="a.tar",
         job_id="j",
-        evidence="name",
+        evidence=evidence,
         reported_at=NOW,
     )
 
@@ -130,11 +133,17 @@ def test_what_was_never_exported_stays_forever() -> None:
 
 
 def test_the_archive_is_required_where_the_policy_says_so() -> None:
-    """bucket+archive wants tape to name the event."""
+    """bucket+archive wants tape to have the bytes, and us to be able to read them: a name is nothing (A3)."""
     strict = Policy(purge=True, requires="bucket+archive")
     one = ledger()
-    assert judge(one, strict, NOW).reasons == ("no archive location, and the policy requires bucket+archive",)
-    assert judge(ledger(event=one.event, export=one.export, archives=(archived(one),)), strict, NOW).purge
+    named = ledger(event=one.event, export=one.export, archives=(archived(one),))
+    summed = ledger(event=one.event, export=one.export, archives=(archived(one, evidence="checksum"),))
+    assert not judge(one, strict, NOW, readable=True).purge
+    assert not judge(named, strict, NOW, readable=True).purge
+    assert not judge(summed, strict, NOW).purge
+    assert judge(summed, strict, NOW, readable=True).purge
+    assert judge(summed, replace(strict, trust_archive=True), NOW).purge
+    assert not judge(named, replace(strict, trust_archive=True), NOW, readable=True).purge
 
 
 def test_an_archive_alone_is_not_enough() -> None:
@@ -202,3 +211,73 @@ def test_staging_needs_no_permission_but_the_same_proof() -> None:
 def test_a_batch_that_takes_too_much_halts(leaving: int, present: int, fraction: float, halts: bool) -> None:
     """More than the fraction stops the batch; a handful, each proven by itself, does not."""
     assert (halt(leaving, present=present, policy=Policy(fraction=fraction)) is not None) == halts
+
+
+# --------------------------------------------------------------------------------------------------- the rule of proof
+
+
+def read(**changes: Any) -> CopyState:
+    """A copy that is proof."""
+    facts: dict[str, Any] = {"where": "bucket", "name": "k", "read_at": NOW - timedelta(hours=1)}
+    return CopyState(**{**facts, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"read_at": None},
+        {"read_at": NOW - timedelta(hours=24, seconds=1)},
+        {"read_at": NOW + timedelta(seconds=1)},
+        {"read_at": NOW - timedelta(hours=2, seconds=1)},
+        {"doubt": "is kept in memory"},
+        {"changed": "has another ETag"},
+        {"expiring": "a rule deletes it"},
+        {"where": "archive", "reported": True},
+    ],
+)
+def test_a_copy_that_lacks_anything_is_no_proof(changes: dict[str, Any]) -> None:
+    """Never read, read too long ago, in the future or before the deletion began, moved, changed, announced to go."""
+    since = NOW - timedelta(hours=2)
+    assert prove([read()], POLICY, NOW, since=since).purge
+    verdict = prove([read(**changes)], POLICY, NOW, since=since)
+    assert not verdict.purge
+    assert verdict.reasons
+    assert not prove([read(), read(**{**changes, "name": "other"})], POLICY, NOW, since=since).purge or (
+        "expiring" in changes
+    )
+
+
+def test_no_copy_is_no_proof() -> None:
+    """Nothing goes because of nothing."""
+    assert not prove([], POLICY, NOW).purge
+
+
+def test_a_copy_that_a_rule_takes_needs_another_that_stays() -> None:
+    """A bucket rule takes the bucket copy: tape must be proof; where it goes as well, nothing is."""
+    going, tape = read(expiring="a rule deletes it"), read(where="archive", name="t")
+    assert prove([going, tape], POLICY, NOW).purge
+    assert not prove([going, replace(tape, read_at=None)], POLICY, NOW).purge
+    assert not prove([going, replace(tape, expiring="a rule deletes it")], POLICY, NOW).purge
+
+
+def test_the_archives_word_counts_by_name_only() -> None:
+    """It is off by default, and weakens nothing but the reading."""
+    word = read(where="archive", read_at=None, reported=True)
+    assert not prove([word], POLICY, NOW).purge
+    trusting = replace(POLICY, trust_archive=True)
+    assert prove([word], trusting, NOW).purge
+    assert not prove([replace(word, doubt="is kept in memory")], trusting, NOW).purge
+
+
+def test_head_weakens_the_reading_of_the_bucket_only() -> None:
+    """What changed, or lies in memory, is no proof under it either; tape is read all the same."""
+    head = replace(POLICY, proof="head")
+    assert prove([read(read_at=None)], head, NOW).purge
+    for doubt in ({"changed": "has another ETag"}, {"doubt": "is kept in memory"}, {"expiring": "a rule deletes it"}):
+        assert not prove([read(read_at=None, **doubt)], head, NOW).purge
+    assert not prove([read(where="archive", read_at=None)], head, NOW).purge
+
+
+def test_a_misspelt_proof_purges_nothing() -> None:
+    """It is not a weaker one."""
+    assert not judge(ledger(), Policy(purge=True, proof="haed"), NOW).purge

@@ -90,10 +90,10 @@ class Exports(Database):
             export.endpoint = export.endpoint or endpoint
             export.seen_etag, export.seen_modified, export.seen_version = seen
             export.read_back_at = at if read_back else export.read_back_at
-            if export.damage is not None:
-                told = f"found good again ({kind}); it was {export.damage}"
+            damage, export.damage, export.damage_kind, export.damaged_at = export.damage, None, None, None
+            if damage is not None:
+                told = f"found good again ({kind}); it was {damage}"
                 self._append(session, ref, Incidence.REPAIR, "verify", told, at=at)
-            export.damage = export.damage_kind = export.damaged_at = None
             _clear(session, ref, "verify")
 
     def note_place(

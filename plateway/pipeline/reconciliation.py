@@ -36,7 +36,7 @@ from plateway.pipeline.only_copies import inspect_only_copies
 from plateway.pipeline.places import check_bench, check_bucket
 from plateway.pipeline.purge import take_back
 from plateway.pipeline.testimony import UNKNOWN, Announced, announced
-from plateway.place import is_marker
+from plateway.place import FILE, is_marker
 from plateway.reconcile import (
     HARMLESS,
     Finding,
@@ -772,11 +772,11 @@ def _names(root: Path, path: str = "") -> list[str]:
         if not folder.exists(root, path):
             return []
         with folder.enter(root, path) as place:
-            return sorted(entry.name for entry in place.entries())
+            return sorted(entry.name for entry in place.entries() if entry.name != FILE)
     if not root.exists():
         return []
     with folder.door(root.name), os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries)
+        return sorted(entry.name for entry in entries if entry.name != FILE)
 
 
 def _holds_files(root: Path, path: str) -> bool:

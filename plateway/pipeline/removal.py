@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from plateway import retention
-from plateway.catalog import Ledger
-from plateway.errors import Damaged, PlatewayError, Refused, Transient
+from plateway.catalog import Ledger, Ref
+from plateway.errors import Damaged, Misconfigured, PlatewayError, Refused, Transient
 from plateway.outcome import Incidence, Outcome, Result, log_outcome
 from plateway.pipeline.line import Line
 from plateway.pipeline.proof import Postponed, bucket_state, read_object, read_tape, tape_state
@@ -91,15 +92,19 @@ def _run_system(
     batch = verb.decide(line, instrument, policy, now)
     yield from batch.notes
     act = verb.rehearse if dry_run else verb.begin
+    begun: set[tuple[Ref, str]] = set()
     for decision in batch.decisions:
+        ledger, location = decision.ledger, decision.location
         if decision.verdict.purge:
-            yield _guard(line, verb, decision.ledger, lambda one=decision: act(line, one, policy, now))  # type: ignore[misc]
+            begun.add((ledger.ref, location.place))
+            yield _guard(line, verb, ledger, partial(act, line, decision, policy, now))
         else:
-            yield report(verb.name, decision.ledger, Result.REFUSED, *decision.verdict.reasons)
+            yield report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons)
     if dry_run:
         return
     for ledger, purge in verb.pending(line, instrument.name):
-        yield _guard(line, verb, ledger, lambda one=ledger, mark=purge: verb.finish(line, one, mark, policy, now))  # type: ignore[misc]
+        if not policy.grace or (ledger.ref, purge.place) not in begun:  # else its grace has just begun
+            yield _guard(line, verb, ledger, partial(verb.finish, line, ledger, purge, policy, now))
 
 
 def _guard(line: Line, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
@@ -113,6 +118,8 @@ def _guard(line: Line, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -
         return report(verb.name, ledger, Result.REFUSED, *error.reasons)
     except Damaged as error:  # which was recorded where it was found
         return report(verb.name, ledger, Result.DAMAGED, str(error))
+    except Misconfigured as error:  # its copy is where no setting leads
+        return report(verb.name, ledger, Result.REFUSED, str(error))
     except PlatewayError as error:
         result = Result.LATER if isinstance(error, Transient) else Result.FAILED
         return report(verb.name, ledger, result, str(error))
