@@ -14,7 +14,8 @@ from prefect.states import Completed, Failed
 from blocks import line as configured
 from flows import carry, picture, tell
 from plateway import pipeline
-from plateway.pipeline import Line, Outcome, Reconciled
+from plateway.outcome import BAD, UNFINISHED, Outcome
+from plateway.pipeline import Line, Reconciled
 from plateway.reconcile import Finding, Kind
 from plateway.settings import Settings
 
@@ -24,8 +25,8 @@ settle = task(name="settle entries", **once)(pipeline.settle)
 compare = task(name="reconcile", **once)(pipeline.reconcile)
 read = task(name="read the archive", **once)(pipeline.read_archive)
 NEW = {"received", "archived", "quarantined"}  # what makes it worth while to compare everything
-TROUBLE = tell.BAD | {"later"}
-GRAVE = {Kind.LOST, Kind.CHANGED}  # findings that make a run fail, as verify does
+TROUBLE = BAD | UNFINISHED
+GRAVE = {Kind.LOST, Kind.CHANGED, Kind.ONLY_COPY}  # findings that make a run fail, as verify does
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
@@ -68,7 +69,7 @@ async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> S
     rows = [row(finding) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
     troubles = [trouble(outcome) for outcome in outcomes if outcome.result in TROUBLE]
     await tell.table([*troubles, *rows], summary, picture=image)
-    doubtful = found.stopped or any(one.result in tell.BAD for one in outcomes)
+    doubtful = found.stopped or any(one.result in BAD for one in outcomes)
     bad = doubtful or any(found.counts.get(kind) for kind in GRAVE)
     return Failed(message=summary) if bad else Completed(message=summary)
 

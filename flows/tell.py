@@ -24,13 +24,16 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
 from plateway.catalog import Ref
-from plateway.pipeline import Outcome
+from plateway.outcome import BAD, UNFINISHED, Outcome
 
-BAD = {"failed", "damaged", "stopped"}
 EVENTS = {  # by verb and result; a staging copy that goes, or one more look at an export, is nobody else's business
     ("export", "verified"): "exported",
     ("verify", "damaged"): "damaged",
     ("export", "damaged"): "damaged",
+    ("purge", "damaged"): "damaged",
+    ("purge staging", "damaged"): "damaged",
+    ("expire", "damaged"): "damaged",
+    ("archive", "damaged"): "damaged",
     ("purge", "gone"): "purged",
     ("archive", "archived"): "archived",
     ("expire", "expired"): "expired",
@@ -70,13 +73,21 @@ def emit(what: str, ref: Ref | None, outcome: Outcome | None = None) -> None:
 
 
 async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do") -> State[None]:
-    """Leave the table and give the run its last word: Failed when an event failed."""
+    """Leave the table, what is bad first, and end the run: Failed when an event failed, or had to be put off."""
     if not outcomes:
         return Completed(message=nothing)
     summary = ", ".join(tally(outcomes))
-    await table([row(outcome) for outcome in sorted(outcomes, key=lambda one: one.result not in BAD)], summary)
-    bad = any(outcome.result in BAD for outcome in outcomes)
-    return Failed(message=summary) if bad else Completed(message=summary)
+    await table([row(outcome) for outcome in sorted(outcomes, key=_urgency)], summary)
+    if any(outcome.result in BAD for outcome in outcomes):
+        return Failed(message=summary)
+    if any(outcome.result in UNFINISHED for outcome in outcomes):
+        return Failed(name="Incomplete", message=summary)
+    return Completed(message=summary)
+
+
+def _urgency(outcome: Outcome) -> int:
+    """Sort what a person has to look at before what waits, and both before the rest."""
+    return 0 if outcome.result in BAD else 1 if outcome.result in UNFINISHED else 2
 
 
 def tally(outcomes: Sequence[Outcome]) -> list[str]:
@@ -112,10 +123,10 @@ def row(outcome: Outcome) -> dict[str, object]:
     return {
         "event": str(outcome.ref or ""),
         "system": outcome.system,
-        "result": outcome.result,
+        "result": str(outcome.result),
+        "reasons": "; ".join(outcome.reasons),
         "key": outcome.key,
         "size": outcome.size,
-        "reasons": "; ".join(outcome.reasons),
         "seconds": round(outcome.seconds, 2),
     }
 

@@ -59,6 +59,7 @@ class Moment(BaseModel):
     at: datetime | None  # None: it has not happened yet
     where: str | None  # key in the bucket, path of the archive, place that was purged
     why: str | None  # the evidence, or the reason
+    actor: str | None = None  # of damage, refusals, failures and repairs: which worker or person
 
 
 class EventDetail(EventStatus):

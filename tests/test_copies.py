@@ -68,6 +68,7 @@ class Counting:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.durable = store.durable
         self.name, self.put, self.stat, self.list = store.name, store.put, store.stat, store.list
         self.delete, self.sign, self.uploads, self.abort = store.delete, store.sign, store.uploads, store.abort
         self.reads: list[int] = []
@@ -673,9 +674,11 @@ def test_a_removal_that_has_begun_must_finish_first(lab: Lab) -> None:
     with pytest.raises(Unsettled, match="must finish first"):
         pipeline.restore(lab.line, ref, to_bench=True)
     lab.clock.turn(hours=2)
-    purge(lab)
-    pipeline.restore(lab.line, ref, to_bench=True)
-    arrived(announced, announced.images)
+    purge(lab)  # no removal of ours took that one: what is left goes back to its place, and stays
+    assert lab.ledger(ref).purge("raw") is None
+    assert len([path for path in announced.images.rglob("*") if path.is_file()]) == len(announced.files) - 1
+    assert pipeline.restore(lab.line, ref, to=lab.home / "to").result == "restored"
+    arrived(announced, lab.home / "to" / str(ref))
 
 
 def test_a_disk_that_is_away_gets_nothing(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from plateway import pipeline
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Denied, NotFound, PlatewayError, Rejected, Unavailable
 from plateway.pipeline import evidence
+from plateway.place import is_marker
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import Directory, open_store
@@ -73,7 +74,8 @@ class Flipping(Directory):
 
     def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
         content = bytearray(b"".join(chunks))
-        content[-1024 - 600] ^= 1
+        if len(content) > 2000:  # not of a marker
+            content[-1024 - 600] ^= 1
         super().put(key, [bytes(content)], size=size, part_size=part_size, metadata=metadata)
 
 
@@ -274,7 +276,7 @@ def test_d21_two_robots_in_one_second_do_not_overwrite_each_other(lab: Lab) -> N
     events = [lab.catalog.get(Ref(each.id, 1)) for each in (one, two)]
     assert events[0].timestamp == events[1].timestamp
     assert events[0].experiment == events[1].experiment
-    assert {found.key for found in lab.store.list()} == {events[0].key, events[1].key}
+    assert {found.key for found in lab.store.list() if not is_marker(found.key)} == {events[0].key, events[1].key}
     for each in (one, two):
         assert pipeline.verify(lab.line, Ref(each.id, 1), read_back=True).result == "verified"
 

@@ -21,6 +21,7 @@ from plateway.archive import Entry, Inbox, dump, open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.errors import PlatewayError
 from plateway.pipeline import Line
+from plateway.place import FILE
 from plateway.reconcile import Kind
 from plateway.store import Endpoint, open_store
 from tests.databases import furnish
@@ -201,6 +202,7 @@ def test_d10_half_an_archive_is_none(lab: Lab, line: Line) -> None:
     cut.parent.mkdir(parents=True)
     cut.write_bytes(whole.read_bytes()[:-3000])
     other = replace(line, archive=open_archive((lab.home / "second").as_uri()))
+    (lab.home / "second" / FILE).write_bytes((lab.home / "tape" / FILE).read_bytes())  # it even says it is the same
     with_policy(lab, purge=False, bucket_lifespan=timedelta(0), grace=timedelta(0))
     assert {one.result for one in pipeline.expire(replace(other, instrument=lab.instrument))} == {"refused"}
     assert lab.store.stat(lab.ledger(ref).event.key) is not None

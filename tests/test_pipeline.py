@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from plateway import pipeline
+from plateway.bench import TRASH
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Misconfigured, NotFound, Unsettled
 from plateway.pipeline import Outcome, exports
+from plateway.place import FILE
 from plateway.store import open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
@@ -394,7 +396,7 @@ def test_another_bucket_is_not_a_lost_export(lab: Lab, bucket: str) -> None:
     lab.store = own
     with pytest.raises(NotFound):
         pipeline.verify(lab.line, ref)
-    assert results(pipeline.purge(lab.line)) == ["refused"]
+    assert results(pipeline.purge(lab.line)) == ["failed"]
     export = lab.ledger(ref).export
     assert export is not None
     assert (export.damage, export.evidence) == (None, "etag")
@@ -404,14 +406,15 @@ def test_another_bucket_is_not_a_lost_export(lab: Lab, bucket: str) -> None:
 
 
 def everything(path: Path) -> set[str]:
-    return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()}
+    """Name the files below a directory, but for the markers of places."""
+    return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file() and one.name != FILE}
 
 
 def test_purge_moves_aside_waits_and_removes(lab: Lab) -> None:
     """Proof, trash, grace, proof, gone; a tombstone remains, and the event file goes along."""
     announced, ref = lab.exported()
     lab.clock.turn(hours=9)
-    assert results(pipeline.purge(lab.line)) == ["trashed", "trashed"]
+    assert results(pipeline.purge(lab.line)) == ["trashed"]
     assert not announced.images.exists()
     assert not announced.path.exists()
     assert everything(lab.bench / "prince" / ".plateway-trash")
@@ -459,7 +462,7 @@ def test_purge_refuses_when_the_copy_is_not_the_verified_one(lab: Lab, damage: s
         replace_object(lab, key, good[:-512] if damage == "cut" else bytes([good[0] ^ 1]) + good[1:])
     lab.clock.turn(hours=9)
     (outcome,) = pipeline.purge(lab.line)
-    assert outcome.result == "refused"
+    assert outcome.result == "damaged"
     assert key in outcome.reasons[0]
     assert {name: hashlib.sha256((announced.images / name).read_bytes()).hexdigest() for name in announced.files} == (
         announced.files
@@ -520,7 +523,7 @@ def test_a_mount_that_drops_during_the_grace_proves_nothing(lab: Lab) -> None:
     pipeline.purge(lab.line)
     lab.unmount("prince")
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["refused"]
+    assert results(pipeline.purge(lab.line)) == ["later"]
     assert lab.state(ref) == "purged" or lab.ledger(ref).purge("raw").gone_at is None  # type: ignore[union-attr]
     lab.mount("prince")
     assert results(pipeline.purge(lab.line)) == ["gone"]
@@ -533,7 +536,7 @@ def test_what_is_in_the_trash_comes_back_when_the_copy_is_damaged(lab: Lab) -> N
     pipeline.purge(lab.line)
     lab.store.delete(lab.ledger(ref).event.key)
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["restored"]
+    assert results(pipeline.purge(lab.line)) == ["damaged"]
     assert announced.path.exists()
     assert {name for name in announced.files if (announced.images / name).exists()} == set(announced.files)
     assert results(lab.export()) == ["exported", "verified"]
@@ -546,7 +549,7 @@ def test_changes_in_the_trash_stop_the_removal(lab: Lab) -> None:
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
     pipeline.purge(lab.line)
-    image = next((lab.bench / "prince" / ".plateway-trash").rglob("*.tif"))
+    image = next((lab.bench / "prince" / TRASH).rglob("*.tif"))
     with image.open("ab") as still_open:
         still_open.write(b"late pixels")
     lab.clock.turn(hours=2)
@@ -566,7 +569,7 @@ def test_a_purge_that_takes_too_much_stops_and_asks(lab: Lab) -> None:
     (outcome,) = pipeline.purge(lab.line)
     assert outcome.result == "stopped"
     assert "12 of 12 events would go" in outcome.reasons[0]
-    assert results(pipeline.purge(lab.line, fraction=1.0)).count("trashed") == 24
+    assert results(pipeline.purge(lab.line, fraction=1.0)).count("trashed") == 12
 
 
 def test_an_image_directory_shared_with_an_unsafe_event_stays(lab: Lab) -> None:

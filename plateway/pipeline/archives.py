@@ -77,7 +77,7 @@ def archive(
     dry run says what would go where.
 
     Raises:
-        Misconfigured: there is no archive. Unsettled: it is not mounted, or another one is.
+        Misconfigured: there is no archive.
     """
     if line.archive is None:
         raise Misconfigured("there is no archive to write to: PLATEWAY_ARCHIVE_TARGET is not set")
@@ -85,7 +85,10 @@ def archive(
     today = now.astimezone(UTC).date()
     run = _Run(line, line.archive, most=most, dry_run=dry_run)
     if not dry_run:
-        check_archive(line, fresh=True)
+        try:
+            check_archive(line, fresh=True)
+        except Transient as error:
+            return [log_outcome(Outcome(None, "", "archive", Result.LATER, reasons=(str(error),)))]
         run.tidy(now - ABANDONED)
     run.all(datetime.combine(min(before or today, today), time(), UTC))
     return run.outcomes

@@ -10,9 +10,10 @@ from typing import Any
 from plateway import folder, wire
 from plateway.catalog import Ledger
 from plateway.errors import PlatewayError
+from plateway.outcome import Incidence
 from plateway.pipeline.copies import contents
 from plateway.pipeline.line import Line
-from plateway.records import ArchiveLocation, Event, Export, Purge, Setback
+from plateway.records import ArchiveLocation, Event, Export, Incident, Purge
 
 
 def status(line: Line, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
@@ -38,16 +39,20 @@ def detail(line: Line, ledger: Ledger) -> wire.EventDetail:
         "lease": ledger.lease and ledger.lease.model_dump(mode="json"),
     }
     return wire.EventDetail(
-        **_told(line, ledger, now), history=history(ledger, now), manifest=manifest, manifest_error=error, ledger=rows
+        **_told(line, ledger, now),
+        history=history(line, ledger, now),
+        manifest=manifest,
+        manifest_error=error,
+        ledger=rows,
     )
 
 
-def history(ledger: Ledger, now: datetime) -> list[wire.Moment]:
-    """Tell what happened to an event, in order, and what it waits for."""
-    told = [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
+def history(line: Line, ledger: Ledger, now: datetime) -> list[wire.Moment]:
+    """List what happened to an event, in order, and what it waits for; what went wrong stays when it is put right."""
+    told = [moment for incident in line.catalog.incidents(ledger.ref) for moment in _incident(incident)]
+    told += [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
     told += [moment for archive in ledger.archives for moment in _archived(archive)]
     told += [moment for purge in ledger.purges for moment in _purged(purge)]
-    told += [moment for setback in ledger.setbacks for moment in _failed(setback)]
     if ledger.quarantine:
         told.append(_moment("quarantined", ledger.quarantine.first_seen, why=ledger.quarantine.reason))
     done = sorted((one for one in told if one.at is not None), key=lambda one: one.at or now)
@@ -69,7 +74,6 @@ def _went(export: Export) -> Iterator[wire.Moment]:
     yield _moment("exported", export.uploaded_at, where=export.key)
     yield _moment("verified", export.evidence_at, where=export.key, why=export.evidence)
     yield _moment("read back", export.read_back_at, where=export.key)
-    yield _moment("damaged", export.damaged_at, where=export.key, why=export.damage)
 
 
 def _archived(archive: ArchiveLocation) -> Iterator[wire.Moment]:
@@ -84,8 +88,21 @@ def _purged(purge: Purge) -> Iterator[wire.Moment]:
     yield _moment("restored", purge.restored_at, where=purge.place, why=purge.reason)
 
 
-def _failed(setback: Setback) -> Iterator[wire.Moment]:
-    yield _moment(f"{setback.verb} failed", setback.at, why=setback.reason)
+def _incident(incident: Incident) -> Iterator[wire.Moment]:
+    times = f" ({incident.times} times, last {incident.last_at:%Y-%m-%d %H:%M})" if incident.times > 1 else ""
+    what = {
+        Incidence.DAMAGE: "damaged",
+        Incidence.REFUSAL: "refused",
+        Incidence.FAILURE: f"{incident.verb} failed",
+        Incidence.REPAIR: "repaired",
+    }
+    yield wire.Moment(
+        what=what[Incidence(incident.kind)],
+        at=incident.at,
+        where=None,
+        why=f"{incident.reason}{times}",
+        actor=incident.actor,
+    )
 
 
 def _told(line: Line, ledger: Ledger, now: datetime) -> dict[str, Any]:
