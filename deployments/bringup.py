@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from deployments import seaweed
 from deployments.seaweed import PLAIN, Identity
-from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over
+from deployments.supervisor import PRIVATE, Part, Step, Supervisor, claim, replace, take_over
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
 from plateway.settings import EMBEDDED, RUNTIME, Settings, spoken
@@ -188,6 +188,7 @@ def _embedded(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embe
         return None
     data = home / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
+    seaweed.lock_ports(data)
     return Embedded(data, listen, seaweed.enroll(data / seaweed.CONFIG))
 
 
@@ -343,6 +344,7 @@ def storage(s3: Embedded) -> Part:
         ready=lambda _: seaweed.ready(s3.url),
         patience=seaweed.START,
         farewell=seaweed.STOP,
+        umask=PRIVATE,
     )
 
 

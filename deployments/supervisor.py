@@ -36,6 +36,7 @@ ATTEMPTS = 3  # to start a part at first; later it is tried for ever
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each start after the last good one
 STEADY = 60.0  # seconds after which a start counts as good
 LEFTOVERS = 15.0  # seconds that what a killed start left has for ending by itself
+PRIVATE = 0o077  # umask of parts that write for nobody else
 LOG_SIZE = 10 * 2**20  # bytes after which a log is set aside at the next start of its part
 
 Say = Callable[[str], None]
@@ -57,6 +58,7 @@ class Part:
     patience: float = 120.0  # seconds until it must be ready
     farewell: float = 15.0  # seconds it has for ending when asked
     once: bool = False
+    umask: int = -1  # as ours
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,15 @@ def take_over(home: Path, *, patience: float = LEFTOVERS) -> int:
 
 def replace(path: Path, value: object) -> None:
     """Write JSON that only we can read, whole or not at all."""
+    write_private(path, json.dumps(value))
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read (mode 0600), whole or not at all."""
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(value, file)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
@@ -285,6 +292,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=part.umask,
             )
         if part.name not in self._started:
             self._started.append(part.name)
