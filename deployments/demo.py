@@ -220,8 +220,8 @@ class Show:
     def purge(self) -> None:
         """Purge as an operator would, and read the table that it left."""
         self.run("purge")
-        answer = httpx.get(f"{self.parts.prefect_api_url}/artifacts/plateway-purge/latest", timeout=30, trust_env=False)
-        table = json.loads(answer.raise_for_status().json()["data"])
+        with self.parts.prefect_client() as api:
+            table = json.loads(asked(api, "GET", "/artifacts/plateway-purge/latest")["data"])
         self.refusals = [
             {"id": row["event"], "reasons": row["reasons"].split("; ")}
             for row in table
@@ -237,7 +237,7 @@ class Show:
         given = " ".join(f"--param {name}={json.dumps(value)}" for name, value in parameters.items())
         self.console.print(f"prefect deployment run {flow}/plateway {given}", style="dim", markup=False, soft_wrap=True)
         deadline = time.monotonic() + PATIENCE
-        with httpx.Client(base_url=self.parts.prefect_api_url, timeout=60, trust_env=False) as api:
+        with self.parts.prefect_client() as api:
             deployment = asked(api, "GET", f"/deployments/name/{flow}/plateway")["id"]
             wanted = {"parameters": parameters, "idempotency_key": str(uuid4())}
             run = asked(api, "POST", f"/deployments/{deployment}/create_flow_run", json=wanted)["id"]

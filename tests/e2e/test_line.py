@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from deployments import bringup
 from deployments.seaweed import PLAIN
 from plateway import pipeline, settings
 from plateway.settings import RUNTIME
@@ -40,7 +41,13 @@ class Demo:
     @property
     def env(self) -> dict[str, str]:
         api = json.loads((self.home / RUNTIME).read_text())["prefect_api_url"]
-        return {**clean(), "PLATEWAY_HOME": str(self.home), "PREFECT_API_URL": api}
+        auth = bringup.read_auth(self.home)
+        return {
+            **clean(),
+            "PLATEWAY_HOME": str(self.home),
+            "PREFECT_API_URL": api,
+            "PREFECT_API_AUTH_STRING": auth,
+        }
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in another terminal."""
@@ -279,7 +286,8 @@ def test_credentials_are_those_of_the_block(demo: Demo) -> None:
 
 
 def prefect(demo: Demo) -> httpx.Client:
-    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], trust_env=False, verify=PLAIN, timeout=60)
+    auth = bringup.basic(demo.env)
+    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], auth=auth, trust_env=False, verify=PLAIN, timeout=60)
 
 
 def change_secret(api: httpx.Client, secret: str) -> None:
