@@ -33,10 +33,11 @@ from deployments.seaweed import PLAIN, Identity
 from deployments.supervisor import PRIVATE, Part, Step, Supervisor, claim, replace, take_over, write_private
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import EMBEDDED, RUNTIME, Settings, spoken
+from plateway.settings import EMBEDDED, ENV_FILE, RUNTIME, Settings, spoken
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
+DEMO = "demo.txt"  # in homes that `plateway demo` made
 AUTH = "prefect.auth"  # user:password of Prefect's API and UI
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
@@ -110,6 +111,7 @@ def up(settings: Settings, console: Console) -> int:
     """Run everything until Ctrl-C or SIGTERM, and return the exit code."""
     try:
         _unambiguous(settings)
+        adopt(settings.home.absolute())
         with bring_up(settings, console) as parts:
             console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
@@ -124,6 +126,17 @@ def up(settings: Settings, console: Console) -> int:
         console.print(f"[red]✗[/] {escape(str(error))}", soft_wrap=True)
         return 1
     return 0
+
+
+def adopt(home: Path) -> None:
+    """Make a demo's home a site's: what it holds from now on is not for a demo to purge.
+
+    Raises:
+        Busy: another process runs on this home.
+    """
+    if (home / DEMO).exists():
+        with claim(home):
+            (home / DEMO).unlink(missing_ok=True)
 
 
 def _unambiguous(settings: Settings) -> None:
@@ -307,6 +320,7 @@ def environment(settings: Settings, api: str) -> dict[str, str]:
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
         "PLATEWAY_PROJECT": str(PROJECT),
+        ENV_FILE: "",  # what is not set here is not set
         "PYTHONUNBUFFERED": "1",
     }
     return TUNING | inherited | proxies | prefect | exported(settings)

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -177,11 +178,16 @@ def _left(home: Path) -> dict[str, Any]:
         return {}
 
 
+def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
+    """Open the file that adds to the environment: ``.env``, unless PLATEWAY_ENV_FILE names another one, or none."""
+    return DotEnvSettingsSource(settings_cls, env_file=os.environ.get(ENV_FILE, ".env") or None)
+
+
 class Settings(BaseSettings):
     """Every setting, with a default that works on a laptop."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PLATEWAY_", env_file=".env", extra="ignore", populate_by_name=True, validate_default=True
+        env_prefix="PLATEWAY_", extra="ignore", populate_by_name=True, validate_default=True
     )
 
     home: Path = Field(Path(".plateway"), description="where the embedded default keeps everything")
@@ -308,8 +314,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        embedded = Runtime(settings_cls, init_settings, env_settings, dotenv_settings)
-        return init_settings, embedded, env_settings, dotenv_settings
+        file = env_file(settings_cls)
+        return init_settings, Runtime(settings_cls, init_settings, env_settings, file), env_settings, file
 
     @property
     def root(self) -> Path:
@@ -486,7 +492,7 @@ def explain(**flags: Any) -> list[dict[str, Any]]:
         "flag": given,
         "plateway up": runtime(found.home) if found.endpoint_url == runtime(found.home).get("endpoint_url") else {},
         "environment": EnvSettingsSource(Settings)(),
-        ".env": DotEnvSettingsSource(Settings)(),
+        ".env": env_file(Settings)(),
     }
     return [_explained(name, field, found, origins) for name, field in Settings.model_fields.items()]
 
