@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shlex
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -30,14 +31,15 @@ from rich.markup import escape
 
 from deployments import seaweed
 from deployments.seaweed import PLAIN, Identity
-from deployments.supervisor import PRIVATE, Part, Step, Supervisor, claim, replace, take_over, write_private
+from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over, write_private
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import EMBEDDED, ENV_FILE, RUNTIME, Settings, spoken
+from plateway.settings import EMBEDDED, ENV_FILE, OTHERS, RUNTIME, Settings, make_private, spoken
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
 DEMO = "demo.txt"  # in homes that `plateway demo` made
+OURS = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
 AUTH = "prefect.auth"  # user:password of Prefect's API and UI
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
@@ -168,9 +170,10 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
         Unavailable: a part did not start.
     """
     home = settings.home.absolute()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(home)
     say = partial(_say, console)
     with claim(home):
+        close_home(home)
         if left := take_over(home):
             say(f"[yellow]![/] ended {left} processes that an earlier start had left")
         listen = _ports(home, settings)
@@ -180,9 +183,26 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
             say(f"Prefect asks for {read_auth(home)}, which is kept in {AUTH} in the home")
         parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
         env = environment(told, parts.keywords["prefect_api_url"])
-        told.root.mkdir(parents=True, exist_ok=True)
-        with Supervisor(home, plan(told, s3, env), say) as supervisor:
-            yield parts(settings=told, env=env, supervisor=supervisor)
+        make_private(told.root) if told.root.is_relative_to(home) else told.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with Supervisor(home, plan(told, s3, env), say) as supervisor:
+                close_home(home)
+                yield parts(settings=told, env=env, supervisor=supervisor)
+        finally:
+            close_home(home)
+
+
+def close_home(home: Path) -> None:
+    """Take from others what they may read in the home; bench and archive are the site's to share.
+
+    Earlier versions left it to the umask; Prefect copies its UI with modes, SeaweedFS writes ``*.vif`` with its own.
+    """
+    ours = [home, *(path for path in home.iterdir() if path.is_file())]
+    ours += [path for name in OURS for path in ((home / name), *(home / name).rglob("*"))]
+    for path in ours:
+        with suppress(OSError):  # gone meanwhile, or another account's
+            if not path.is_symlink() and (mode := stat.S_IMODE(path.stat().st_mode)) & OTHERS:
+                path.chmod(mode & ~OTHERS)
 
 
 def _say(console: Console, line: str) -> None:
@@ -288,7 +308,7 @@ def read_auth(home: Path) -> str:
     """Read what Prefect's API and UI ask for, ``user:password``; made when it is first read (mode 0600)."""
     file = home / AUTH
     if not file.exists():
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(home)
         write_private(file, f"plateway:{secrets.token_urlsafe(24)}")
     return file.read_text().strip()
 
@@ -385,7 +405,7 @@ def storage(s3: Embedded) -> Part:
         ready=lambda _: seaweed.ready(s3.url),
         patience=seaweed.START,
         farewell=seaweed.STOP,
-        umask=PRIVATE,
+        umask=OTHERS,
     )
 
 
@@ -417,7 +437,7 @@ def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
         where=ui,
         ready=lambda _: _answers(f"{ui}/api/health"),
         patience=FIRST,
-        umask=PRIVATE,
+        umask=OTHERS,
     )
 
 
@@ -431,6 +451,7 @@ def provision(env: Mapping[str, str]) -> Part:
         directory=PROJECT,
         where="pool, blocks, deployments",
         patience=2 * FIRST,
+        umask=OTHERS,
         once=True,
     )
 
@@ -482,6 +503,7 @@ def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -
         where=url,
         ready=lambda _: _answers(f"{url}/health"),  # what it lacks, like a good tokens file, holds nobody else up
         farewell=20,  # half of it for requests that are under way
+        umask=OTHERS,
     )
 
 

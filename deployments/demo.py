@@ -32,13 +32,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments.bringup import DEMO, Parts, bring_up
-from deployments.supervisor import PRIVATE, write_private
+from deployments.supervisor import write_private
 from plateway import bundle, pipeline, simulator
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Misconfigured, PlatewayError, Unavailable
 from plateway.events import tar_name
 from plateway.pipeline import Line, copies
-from plateway.settings import ENV_FILE, Settings, load
+from plateway.settings import ENV_FILE, Settings, load, make_private, private_files
 from plateway.simulator import Announced, Simulated
 
 SYSTEMS = ("prince", "aretha")
@@ -90,7 +90,7 @@ def prepare_home(home: Path) -> None:
         Misconfigured: the directory holds something that no demo put there.
     """
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(home)
         if (home / DEMO).is_file():
             return
         if any(home.iterdir()):
@@ -106,17 +106,17 @@ def isolate(home: Path) -> Iterator[None]:
 
     All files are for their owner only meanwhile.
     """
-    before, mask = dict(os.environ), os.umask(PRIVATE)
+    before = dict(os.environ)
     kept = {name: value for name, value in before.items() if not name.startswith(SITE)}
     database = f"sqlite+aiosqlite:///{home / 'prefect' / 'prefect.db'}"
     try:
         os.environ.clear()
         os.environ.update(kept, **{ENV_FILE: "", "PREFECT_SERVER_DATABASE_CONNECTION_URL": database})
-        yield
+        with private_files():
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-        os.umask(mask)
 
 
 def staged(settings: Settings) -> Settings:

@@ -36,9 +36,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from deployments.supervisor import PRIVATE, write_private
+from deployments.supervisor import write_private
 from deployments.tether import tethered
 from plateway.errors import Misconfigured, Unavailable
+from plateway.settings import OTHERS
 
 SERVICES = ("s3", "filer", "master", "volume", "admin")  # each listens on its port and, for gRPC, 10,000 above
 GRPC = 10_000
@@ -260,7 +261,7 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop it in our own time
-                umask=PRIVATE,
+                umask=OTHERS,
             )
         try:
             if _settled(process, url):

@@ -37,7 +37,6 @@ ATTEMPTS = 3  # to start a part at first; later it is tried for ever
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each start after the last good one
 STEADY = 60.0  # seconds after which a start counts as good
 LEFTOVERS = 15.0  # seconds that what a killed start left has for ending by itself
-PRIVATE = 0o077  # umask of parts that write for nobody else
 
 Say = Callable[[str], None]
 Handler = Callable[[int, FrameType | None], Any] | int | None

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -469,6 +470,27 @@ def _inherited(table: Mapping[str, Any], own: Bucket) -> dict[str, Any]:
 def environment(given: Mapping[str, str | None]) -> dict[str, str]:
     """Make the environment of a command to start: this process's own, with what is given, without what is None."""
     return {name: value for name, value in {**os.environ, **given}.items() if value is not None}
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for their owner only; what is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for one in (*reversed(directory.absolute().parents), directory):
+        if not one.is_dir():
+            one.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Write every file for its owner only, whatever the umask is, until the end of ``with`` or of a function."""
+    before = os.umask(OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def load(**flags: Any) -> Settings:
