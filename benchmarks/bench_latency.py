@@ -118,7 +118,7 @@ def verified(catalog: Catalog, ref: Ref) -> Ledger:
 # Reading the clocks
 
 
-def samples(seen: Sequence[tuple[simulator.Announced, Ledger]], *, api: str) -> list[Sample]:
+def samples(seen: Sequence[tuple[simulator.Announced, Ledger]], *, api: httpx.Client) -> list[Sample]:
     """Put together what the catalogue and Prefect know of each event."""
     hints, runs = said(api, since=seen[0][0].at), ran(api)
     return [sample(announced, ledger, hints=hints, runs=runs) for announced, ledger in seen]
@@ -151,22 +151,22 @@ def behind(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float:
     return max([0.0, *((min(end, started) - created).total_seconds() for end in ends)])
 
 
-def said(api: str, *, since: datetime) -> list[dict[str, Any]]:
+def said(api: httpx.Client, *, since: datetime) -> list[dict[str, Any]]:
     """List what the sensor emitted, oldest first."""
     wanted = {"event": {"name": [ANNOUNCED]}, "occurred": {"since": since.isoformat()}, "order": "ASC"}
-    answer = httpx.post(f"{api}/events/filter", json={"filter": wanted, "limit": 50}, trust_env=False).json()
+    answer = api.post("/events/filter", json={"filter": wanted, "limit": 50}).json()
     events = list(answer["events"])
     while answer.get("next_page"):
-        answer = httpx.get(answer["next_page"], trust_env=False).json()
+        answer = api.get(answer["next_page"]).json()
         events += answer["events"]
     return events
 
 
-def ran(api: str) -> list[dict[str, Any]]:
+def ran(api: httpx.Client) -> list[dict[str, Any]]:
     """List the runs of discover that started, newest first."""
     runs: list[dict[str, Any]] = []
     wanted = {"sort": "START_TIME_DESC", "limit": 200, "flows": {"name": {"any_": ["discover"]}}}
-    while page := httpx.post(f"{api}/flow_runs/filter", json=wanted | {"offset": len(runs)}, trust_env=False).json():
+    while page := api.post("/flow_runs/filter", json=wanted | {"offset": len(runs)}).json():
         runs += page
     return [run for run in runs if run["start_time"] is not None]
 
@@ -233,7 +233,8 @@ def measure(way: Way, *, events: int) -> list[Sample]:
         parts = stack.enter_context(bring_up(settings, Console(stderr=True)))
         seen = list(announce(parts.settings, events=events + 1, seed=len(way.name)))
         time.sleep(1)  # until Prefect has written down the last event
-        return samples(seen, api=parts.prefect_api_url)[1:]
+        with parts.prefect_client() as api:
+            return samples(seen, api=api)[1:]
 
 
 # Telling

@@ -2,8 +2,8 @@
 
 Says which parts there are, what each is told, and when it is ready; ``supervisor`` keeps them running. What the home
 holds afterwards: ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``gateway/``, ``logs/``,
-``ports.json`` (the next start takes the same), and ``runtime.json`` by which commands in other terminals find the S3
-server, Prefect and the gateway.
+``ports.json`` (the next start takes the same), ``prefect.auth``, which Prefect asks for, and ``runtime.json`` by which
+commands in other terminals find the S3 server, Prefect and the gateway.
 Does not import Prefect: that takes seconds.
 """
 
@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shlex
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AliasChoices, SecretStr
@@ -27,13 +31,16 @@ from rich.markup import escape
 
 from deployments import seaweed
 from deployments.seaweed import PLAIN, Identity
-from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over
+from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over, write_private
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import EMBEDDED, RUNTIME, Settings, spoken
+from plateway.settings import EMBEDDED, ENV_FILE, OTHERS, RUNTIME, Settings, make_private, spoken
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
+DEMO = "demo.txt"  # in homes that `plateway demo` made
+OURS = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
+AUTH = "prefect.auth"  # user:password of Prefect's API and UI
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
 OBJECTS = "s3://plateway-objects"  # where the gateway keeps objects, beside our own S3 server
@@ -53,7 +60,6 @@ TUNING = {
 # What would lead the parts to another server than ours.
 FOREIGN = (
     "PREFECT_API_KEY",
-    "PREFECT_API_AUTH_STRING",
     "PREFECT_PROFILE",
     "PREFECT_PROFILES_PATH",
     "AWS_SESSION_TOKEN",
@@ -86,6 +92,10 @@ class Parts:
     endpoint: str | None  # the S3 server, ours or the configured one; None for other kinds of bucket
     supervisor: Supervisor = field(repr=False)
 
+    def prefect_client(self) -> httpx.Client:
+        """Make a client of Prefect's API, with its credentials."""
+        return httpx.Client(base_url=self.prefect_api_url, auth=basic(self.env), timeout=60, trust_env=False)
+
     def alive(self) -> dict[str, bool]:
         """Tell which parts are up and ready."""
         return self.supervisor.alive()
@@ -103,10 +113,13 @@ def up(settings: Settings, console: Console) -> int:
     """Run everything until Ctrl-C or SIGTERM, and return the exit code."""
     try:
         _unambiguous(settings)
+        adopt(settings.home.absolute())
         with bring_up(settings, console) as parts:
             console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
             console.print(f"for others  export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
+            auth = shlex.quote(str(parts.settings.home / AUTH))
+            console.print(f'            export PREFECT_API_AUTH_STRING="$(cat {auth})"', soft_wrap=True)
             console.print("Ctrl-C stops everything.")
             parts.watch()
     except KeyboardInterrupt:
@@ -115,6 +128,17 @@ def up(settings: Settings, console: Console) -> int:
         console.print(f"[red]✗[/] {escape(str(error))}", soft_wrap=True)
         return 1
     return 0
+
+
+def adopt(home: Path) -> None:
+    """Make a demo's home a site's: what it holds from now on is not for a demo to purge.
+
+    Raises:
+        Busy: another process runs on this home.
+    """
+    if (home / DEMO).exists():
+        with claim(home):
+            (home / DEMO).unlink(missing_ok=True)
 
 
 def _unambiguous(settings: Settings) -> None:
@@ -146,19 +170,39 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
         Unavailable: a part did not start.
     """
     home = settings.home.absolute()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(home)
     say = partial(_say, console)
     with claim(home):
+        close_home(home)
         if left := take_over(home):
             say(f"[yellow]![/] ended {left} processes that an earlier start had left")
         listen = _ports(home, settings)
         s3 = _embedded(settings, home, listen["s3"])
         told = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
+        if not (home / AUTH).exists():
+            say(f"Prefect asks for {read_auth(home)}, which is kept in {AUTH} in the home")
         parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
         env = environment(told, parts.keywords["prefect_api_url"])
-        told.root.mkdir(parents=True, exist_ok=True)
-        with Supervisor(home, plan(told, s3, env), say) as supervisor:
-            yield parts(settings=told, env=env, supervisor=supervisor)
+        make_private(told.root) if told.root.is_relative_to(home) else told.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with Supervisor(home, plan(told, s3, env), say) as supervisor:
+                close_home(home)
+                yield parts(settings=told, env=env, supervisor=supervisor)
+        finally:
+            close_home(home)
+
+
+def close_home(home: Path) -> None:
+    """Take from others what they may read in the home; bench and archive are the site's to share.
+
+    Earlier versions left it to the umask; Prefect copies its UI with modes, SeaweedFS writes ``*.vif`` with its own.
+    """
+    ours = [home, *(path for path in home.iterdir() if path.is_file())]
+    ours += [path for name in OURS for path in ((home / name), *(home / name).rglob("*"))]
+    for path in ours:
+        with suppress(OSError):  # gone meanwhile, or another account's
+            if not path.is_symlink() and (mode := stat.S_IMODE(path.stat().st_mode)) & OTHERS:
+                path.chmod(mode & ~OTHERS)
 
 
 def _say(console: Console, line: str) -> None:
@@ -188,6 +232,7 @@ def _embedded(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embe
         return None
     data = home / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
+    seaweed.lock_ports(data)
     return Embedded(data, listen, seaweed.enroll(data / seaweed.CONFIG))
 
 
@@ -259,6 +304,21 @@ def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, An
     return found
 
 
+def read_auth(home: Path) -> str:
+    """Read what Prefect's API and UI ask for, ``user:password``; made when it is first read (mode 0600)."""
+    file = home / AUTH
+    if not file.exists():
+        make_private(home)
+        write_private(file, f"plateway:{secrets.token_urlsafe(24)}")
+    return file.read_text().strip()
+
+
+def basic(env: Mapping[str, str]) -> httpx.BasicAuth:
+    """Read from the environment of the parts what Prefect's API asks for."""
+    user, _, password = env["PREFECT_API_AUTH_STRING"].partition(":")
+    return httpx.BasicAuth(user, password)
+
+
 def _url(settings: Settings) -> str:
     """Say where the gateway is reached from this machine."""
     host = EVERYWHERE.get(settings.serve_host, settings.serve_host)
@@ -272,6 +332,7 @@ def environment(settings: Settings, api: str) -> dict[str, str]:
     proxies = {name: ",".join(filter(None, [os.environ.get(name), LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
     prefect = {
         "PREFECT_API_URL": api,
+        "PREFECT_API_AUTH_STRING": read_auth(settings.home),
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
@@ -279,6 +340,7 @@ def environment(settings: Settings, api: str) -> dict[str, str]:
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
         "PLATEWAY_PROJECT": str(PROJECT),
+        ENV_FILE: "",  # what is not set here is not set
         "PYTHONUNBUFFERED": "1",
     }
     return TUNING | inherited | proxies | prefect | exported(settings)
@@ -343,13 +405,16 @@ def storage(s3: Embedded) -> Part:
         ready=lambda _: seaweed.ready(s3.url),
         patience=seaweed.START,
         farewell=seaweed.STOP,
+        umask=OTHERS,
     )
 
 
 def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
-    """Describe the Prefect server: as ``prefect server start`` runs it, a second sooner."""
+    """Describe the Prefect server: as ``prefect server start`` runs it, a second sooner, and closed to strangers."""
     ui = env["PREFECT_API_URL"].removesuffix("/api")
     port = ui.rpartition(":")[2]
+    named = urlsplit(settings.prefect_ui_url or ui)
+    origins = (ui, f"http://localhost:{port}", f"{named.scheme}://{named.netloc}")
     url = settings.prefect_database_url
     database = url.get_secret_value().replace("postgresql://", "postgresql+asyncpg://") if url else None
     return Part(
@@ -364,12 +429,15 @@ def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
             "PREFECT_CLIENT_MAX_RETRIES": "20",  # soon after each other, see deployments.server
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": port,
+            "PREFECT_SERVER_API_AUTH_STRING": env["PREFECT_API_AUTH_STRING"],
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
             **({"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}),
         },
         directory=PROJECT,
         where=ui,
         ready=lambda _: _answers(f"{ui}/api/health"),
         patience=FIRST,
+        umask=OTHERS,
     )
 
 
@@ -383,6 +451,7 @@ def provision(env: Mapping[str, str]) -> Part:
         directory=PROJECT,
         where="pool, blocks, deployments",
         patience=2 * FIRST,
+        umask=OTHERS,
         once=True,
     )
 
@@ -403,7 +472,7 @@ def worker(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
         directory=PROJECT,
         after=tuple(before) if known else (*before, "provision"),
         where=f"work pool {pool}",
-        ready=lambda since: _polls(workers, since),
+        ready=lambda since: _polls(workers, since, auth=basic(env)),
     )
 
 
@@ -434,6 +503,7 @@ def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -
         where=url,
         ready=lambda _: _answers(f"{url}/health"),  # what it lacks, like a good tokens file, holds nobody else up
         farewell=20,  # half of it for requests that are under way
+        umask=OTHERS,
     )
 
 
@@ -469,10 +539,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _polls(workers: str, since: float) -> bool:
+def _polls(workers: str, since: float, *, auth: httpx.Auth | None = None) -> bool:
     """Tell whether our worker has reported to the pool since then (seconds since the epoch)."""
     try:
-        answer = httpx.post(workers, json={}, timeout=2, trust_env=False, verify=PLAIN)
+        answer = httpx.post(workers, json={}, timeout=2, trust_env=False, verify=PLAIN, auth=auth)
     except httpx.TransportError:
         return False
     if not answer.is_success:

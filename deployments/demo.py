@@ -12,10 +12,12 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -29,19 +31,21 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
-from deployments.bringup import Parts, bring_up
+from deployments.bringup import DEMO, Parts, bring_up
+from deployments.supervisor import write_private
 from plateway import bundle, pipeline, simulator
 from plateway.catalog import Ledger, Ref
-from plateway.errors import PlatewayError, Unavailable
+from plateway.errors import Misconfigured, PlatewayError, Unavailable
 from plateway.events import tar_name
 from plateway.pipeline import Line, copies
-from plateway.settings import Settings
+from plateway.settings import ENV_FILE, Settings, load, make_private, private_files
 from plateway.simulator import Announced, Simulated
 
 SYSTEMS = ("prince", "aretha")
 PATIENCE = 300.0  # seconds for everything to be exported; machines may be busy
 TRIES = 40  # of one request
 LOOK = 0.25  # seconds between two looks at the catalogue
+SITE = ("PLATEWAY_", "AWS_", "PREFECT_", "AUTH_TOKENS_")  # how variables begin that describe a site
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}  # types of states in which a run has ended
 COLOURS = {
     "exported": "green",
@@ -57,7 +61,8 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
     """Play, and return the exit code: 0 when all went as it should."""
     console = console or Console(stderr=as_json)
     try:
-        with bring_up(staged(settings), console) as parts:
+        prepare_home(settings.home.absolute())
+        with isolate(settings.home.absolute()), bring_up(staged(settings), console) as parts:
             show = Show(parts, console, events)
             try:
                 show.play()
@@ -65,7 +70,8 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
                     sys.stdout.write(json.dumps(show.told(), indent=2) + "\n")
                     sys.stdout.flush()
                 if not once:
-                    console.print("Everything stays up: look around, `plateway simulate` brings more. Ctrl-C stops it.")
+                    console.print("Everything stays up: look around. Ctrl-C stops it. More events come with", end=" ")
+                    console.print(f"PLATEWAY_SOURCE_ROOT={parts.settings.root} plateway simulate", soft_wrap=True)
                     parts.watch()
             finally:
                 show.line.close()
@@ -77,23 +83,61 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
         return 1
 
 
+def prepare_home(home: Path) -> None:
+    """Make the home, or use one that a demo made: whatever its bench and bucket hold may be purged.
+
+    Raises:
+        Misconfigured: the directory holds something that no demo put there.
+    """
+    try:
+        make_private(home)
+        if (home / DEMO).is_file():
+            return
+        if any(home.iterdir()):
+            raise Misconfigured(f"{home.name} is the home of no demo: name another directory with --home, or empty it")
+        write_private(home / DEMO, "Made by `plateway demo`, which purges what is in here. It may be deleted.\n")
+    except OSError as error:
+        raise Misconfigured(f"{home.name} cannot be the home of a demo: {error.strerror}") from error
+
+
+@contextmanager
+def isolate(home: Path) -> Iterator[None]:
+    """Hide the site that environment and ``.env`` describe, from this process and its parts, until the end of ``with``.
+
+    All files are for their owner only meanwhile.
+    """
+    before = dict(os.environ)
+    kept = {name: value for name, value in before.items() if not name.startswith(SITE)}
+    database = f"sqlite+aiosqlite:///{home / 'prefect' / 'prefect.db'}"
+    try:
+        os.environ.clear()
+        os.environ.update(kept, **{ENV_FILE: "", "PREFECT_SERVER_DATABASE_CONNECTION_URL": database})
+        with private_files():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def staged(settings: Settings) -> Settings:
-    """Set the scene: an archive in the home, and instruments that may be purged at once and all of it."""
+    """Describe the site of the demo: everything in its home, and instruments that may be purged at once and all of it.
+
+    Of what was set only the home and the layout of exports count.
+    """
     home = settings.home.absolute()
-    quick = {
-        "archive_inbox": str(home / "inbox"),
-        "archive_target": str(home / "tape"),
-        "archive_url": None,
-        "read_archive_budget": 2**30,
-        "amqp_url": None,
-        "redis_url": None,
-        "purge_systems": SYSTEMS,
-        "purge_fraction": 1.0,
-        "raw_lifespan": timedelta(0),
-        "trash_grace": timedelta(0),
-        "settle_seconds": min(settings.settle_seconds, timedelta(seconds=1)),
-    }
-    return settings.model_copy(update=quick)
+    return load(
+        home=home,
+        files_systems=settings.files_systems,
+        buckets_file=Path(os.devnull),
+        archive_inbox=str(home / "inbox"),
+        archive_target=str(home / "tape"),
+        read_archive_budget=2**30,
+        purge_systems=SYSTEMS,
+        purge_fraction=1.0,
+        raw_lifespan=timedelta(0),
+        trash_grace=timedelta(0),
+        settle_seconds=timedelta(seconds=1),
+    )
 
 
 @dataclass
@@ -220,8 +264,8 @@ class Show:
     def purge(self) -> None:
         """Purge as an operator would, and read the table that it left."""
         self.run("purge")
-        answer = httpx.get(f"{self.parts.prefect_api_url}/artifacts/plateway-purge/latest", timeout=30, trust_env=False)
-        table = json.loads(answer.raise_for_status().json()["data"])
+        with self.parts.prefect_client() as api:
+            table = json.loads(asked(api, "GET", "/artifacts/plateway-purge/latest")["data"])
         self.refusals = [
             {"id": row["event"], "reasons": row["reasons"].split("; ")}
             for row in table
@@ -237,7 +281,7 @@ class Show:
         given = " ".join(f"--param {name}={json.dumps(value)}" for name, value in parameters.items())
         self.console.print(f"prefect deployment run {flow}/plateway {given}", style="dim", markup=False, soft_wrap=True)
         deadline = time.monotonic() + PATIENCE
-        with httpx.Client(base_url=self.parts.prefect_api_url, timeout=60, trust_env=False) as api:
+        with self.parts.prefect_client() as api:
             deployment = asked(api, "GET", f"/deployments/name/{flow}/plateway")["id"]
             wanted = {"parameters": parameters, "idempotency_key": str(uuid4())}
             run = asked(api, "POST", f"/deployments/{deployment}/create_flow_run", json=wanted)["id"]

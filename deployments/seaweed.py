@@ -3,10 +3,14 @@
 Owns the flags, ports and keys of ``weed mini`` and how it starts and stops. ``serve`` is for tests and benchmarks;
 ``bringup`` keeps a server running from the same pieces. Its defaults are unsafe (0.0.0.0, telemetry, non-empty buckets
 deleted, buckets created on first use), so every flag is set here.
+
+Of its ports only S3 is for others. The rest (filer, master, volume, admin, and gRPC of each) asks for a client
+certificate that only the server itself has, and filer and volume besides for a signed token: ``security.toml``.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import random
@@ -20,20 +24,36 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 from botocore.config import Config  # type: ignore[import-untyped]  # botocore ships no types
 from botocore.session import get_session  # type: ignore[import-untyped]  # botocore ships no types
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
+from deployments.supervisor import write_private
 from deployments.tether import tethered
 from plateway.errors import Misconfigured, Unavailable
+from plateway.settings import OTHERS
 
 SERVICES = ("s3", "filer", "master", "volume", "admin")  # each listens on its port and, for gRPC, 10,000 above
 GRPC = 10_000
 ADMIN = ("Admin", "Read", "Write", "List", "Tagging")
 READ_ONLY = ("Read", "List")
 CONFIG = "identities.json"
+SECURITY = "security.toml"  # read from the directory where the server runs
+CA, CERTIFICATE, KEY = "ca.pem", "certificate.pem", "key.pem"
+TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client", "msg_broker", "msg_agent", "mq")
+HTTP_PARTS = ("volume", "master", "filer", "admin", "client")
+HOUR = timedelta(hours=1)
+VALID = timedelta(days=36_500)  # of certificates: they are made anew at each start
+TOKEN_SECONDS = 3600  # by default a write that waits for 10 s on a busy disk is refused
 LOG = "weed.log"
 START = 20.0  # seconds; 0.6 to 0.9 on two cores
 STOP = 15.0  # seconds; a graceful stop takes 1.2
@@ -106,12 +126,41 @@ def enroll(config: Path, identities: Sequence[Identity] = ()) -> Identity:
         }
         for who in (admin, *identities)
     ]
-    draft = config.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"identities": known}, file)
-    draft.replace(config)
+    write_private(config, json.dumps({"identities": known}))
     return admin
+
+
+def lock_ports(data: Path) -> None:
+    """Write keys and certificates that only this server has, mode 0600, so that others can use nothing but S3."""
+    authority, certificate, key = make_certificates()
+    for name, content in {CA: authority, CERTIFICATE: certificate, KEY: key}.items():
+        write_private(data / name, content)
+    here = {name: json.dumps(str(data.absolute() / name)) for name in (CA, CERTIFICATE, KEY)}
+    pair = f"cert = {here[CERTIFICATE]}\nkey = {here[KEY]}"
+    tables = ['[cors.allowed_origins]\nvalues = ""', f"[grpc]\nca = {here[CA]}"]
+    tables += [f'[{name}]\nkey = "{secrets.token_hex(32)}"\nexpires_after_seconds = {TOKEN_SECONDS}' for name in TOKENS]
+    tables += [f"[grpc.{part}]\n{pair}" for part in GRPC_PARTS]
+    tables += [f"[https.{part}]\nenabled = true\n{pair}\nca = {here[CA]}" for part in HTTP_PARTS]
+    write_private(data / SECURITY, "\n\n".join(tables) + "\n")
+
+
+def make_certificates() -> tuple[str, str, str]:
+    """Make an authority, and a certificate of it with its key, as PEM; the authority's own key is not kept."""
+    now = datetime.now(UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("plateway-ca", "plateway")]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in names]
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    extensions = (x509.BasicConstraints(ca=True, path_length=0), x509.SubjectAlternativeName([loopback]))
+    authority, certificate = (
+        x509.CertificateBuilder(names[0], name, key.public_key(), x509.random_serial_number(), now - HOUR, now + VALID)
+        .add_extension(extension, critical=True)
+        .sign(keys[0], hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+        .decode()
+        for name, key, extension in zip(names, keys, extensions, strict=True)
+    )
+    private = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return authority, certificate, private.decode()
 
 
 def program() -> str:
@@ -135,6 +184,9 @@ def command(data: Path, config: Path, listen: Mapping[str, int]) -> list[str]:
         f"-s3.config={config.absolute()}",
         *(f"-{service}.port={listen[service]}" for service in SERVICES),
         "-s3.localSocket=s3.sock",  # in the data directory, where it runs; else it stays behind in /tmp
+        "-filer.localSocket=filer.sock",
+        "-s3.allowedOrigins=",
+        "-s3.iam=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.allowDeleteBucketNotEmpty=false",
@@ -183,8 +235,9 @@ def serve(data: Path, *, identities: Sequence[Identity] = (), buckets: Sequence[
     Raises:
         Unavailable: it did not start; its log is ``weed.log`` in the directory.
     """
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     admin = enroll(data / CONFIG, identities)
+    lock_ports(data)
     process, url = _start(data)
     try:
         for bucket in buckets:
@@ -199,7 +252,7 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
     for _ in range(attempts):
         listen = ports()
         url = f"http://127.0.0.1:{listen['s3']}"
-        with (data / LOG).open("ab") as log:
+        with os.fdopen(os.open(data / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
             process = subprocess.Popen(
                 tethered(*command(data, data / CONFIG, listen)),
                 cwd=data,
@@ -208,6 +261,7 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop it in our own time
+                umask=OTHERS,
             )
         try:
             if _settled(process, url):

@@ -1,6 +1,6 @@
 """Processes that belong together: started in order, kept running, stopped in reverse.
 
-Owns the processes, their logs, the lock on a home, and the record by which a second start ends exactly what a killed
+Owns the processes, the lock on a home, and the record by which a second start ends exactly what a killed
 first one left. What the parts are and do is ``bringup``'s to say.
 
 All processes are started from one thread that lives as long as they do: ``tether`` ends them with that thread. Each
@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from deployments.logs import Limits, open_log, rotate
 from deployments.tether import tethered
 from plateway.errors import Busy, Unavailable
 
@@ -36,7 +37,6 @@ ATTEMPTS = 3  # to start a part at first; later it is tried for ever
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each start after the last good one
 STEADY = 60.0  # seconds after which a start counts as good
 LEFTOVERS = 15.0  # seconds that what a killed start left has for ending by itself
-LOG_SIZE = 10 * 2**20  # bytes after which a log is set aside at the next start of its part
 
 Say = Callable[[str], None]
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -57,6 +57,7 @@ class Part:
     patience: float = 120.0  # seconds until it must be ready
     farewell: float = 15.0  # seconds it has for ending when asked
     once: bool = False
+    umask: int = -1  # as ours
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,15 @@ def take_over(home: Path, *, patience: float = LEFTOVERS) -> int:
 
 def replace(path: Path, value: object) -> None:
     """Write JSON that only we can read, whole or not at all."""
+    write_private(path, json.dumps(value))
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read (mode 0600), whole or not at all."""
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(value, file)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
@@ -172,8 +178,9 @@ class Supervisor:
         Unavailable: a part did not start.
     """
 
-    def __init__(self, home: Path, parts: Sequence[Part | Step], say: Say) -> None:
+    def __init__(self, home: Path, parts: Sequence[Part | Step], say: Say, *, logs: Limits | None = None) -> None:
         self._home = home
+        self._logs, self._began = logs or Limits(), time.time()
         self._say = say
         self._children = {part.name: Child(part) for part in parts if isinstance(part, Part)}
         self._steps = [part for part in parts if isinstance(part, Step)]
@@ -261,6 +268,7 @@ class Supervisor:
     def _advance(self) -> None:
         """Look at everything once and do what is due."""
         for child in self._children.values():
+            rotate(self._log(child.part), self._logs, since=self._began, now=time.time())
             if child.process is None:
                 if self._done.issuperset(child.part.after) and time.monotonic() >= child.due:
                     self._start(child)
@@ -276,7 +284,7 @@ class Supervisor:
         part = child.part
         child.began, child.epoch, child.ready = time.monotonic(), time.time(), False
         child.starts += 1
-        with _log(self._home, part.name) as log:
+        with open_log(self._log(part)) as log:
             child.process = subprocess.Popen(
                 tethered(*part.command),
                 cwd=part.directory,
@@ -285,10 +293,14 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=part.umask,
             )
         if part.name not in self._started:
             self._started.append(part.name)
         self._enter(child.process.pid)
+
+    def _log(self, part: Part) -> Path:
+        return self._home / LOGS / f"{part.name}.log"
 
     def _enter(self, pid: int) -> None:
         """Record a session, and forget those that have ended."""
@@ -348,17 +360,3 @@ class Supervisor:
                 child.process.kill()
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(0.1)
-
-
-@contextmanager
-def _log(home: Path, name: str) -> Iterator[int]:
-    """Open a part's log for appending; a long one is set aside first."""
-    path = home / LOGS / f"{name}.log"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if path.exists() and path.stat().st_size > LOG_SIZE:
-        path.replace(path.with_suffix(".log.1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

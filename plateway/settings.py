@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -181,11 +183,16 @@ def _left(home: Path) -> dict[str, Any]:
         return {}
 
 
+def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
+    """Open the file that adds to the environment: ``.env``, unless PLATEWAY_ENV_FILE names another one, or none."""
+    return DotEnvSettingsSource(settings_cls, env_file=os.environ.get(ENV_FILE, ".env") or None)
+
+
 class Settings(BaseSettings):
     """Every setting, with a default that works on a laptop."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PLATEWAY_", env_file=".env", extra="ignore", populate_by_name=True, validate_default=True
+        env_prefix="PLATEWAY_", extra="ignore", populate_by_name=True, validate_default=True
     )
 
     home: Path = Field(Path(".plateway"), description="where the embedded default keeps everything")
@@ -322,8 +329,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        embedded = Runtime(settings_cls, init_settings, env_settings, dotenv_settings)
-        return init_settings, embedded, env_settings, dotenv_settings
+        file = env_file(settings_cls)
+        return init_settings, Runtime(settings_cls, init_settings, env_settings, file), env_settings, file
 
     @property
     def root(self) -> Path:
@@ -494,6 +501,27 @@ def environment(given: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in {**os.environ, **given}.items() if value is not None}
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for their owner only; what is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for one in (*reversed(directory.absolute().parents), directory):
+        if not one.is_dir():
+            one.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Write every file for its owner only, whatever the umask is, until the end of ``with`` or of a function."""
+    before = os.umask(OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def load(**flags: Any) -> Settings:
     """Read the settings; flags that are None count as not given.
 
@@ -515,7 +543,7 @@ def explain(**flags: Any) -> list[dict[str, Any]]:
         "flag": given,
         "plateway up": runtime(found.home) if found.endpoint_url == runtime(found.home).get("endpoint_url") else {},
         "environment": EnvSettingsSource(Settings)(),
-        ".env": DotEnvSettingsSource(Settings)(),
+        ".env": env_file(Settings)(),
     }
     return [_explained(name, field, found, origins) for name, field in Settings.model_fields.items()]
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from plateway.errors import Busy, Conflict, Misconfigured, NotFound, Rejected
+from plateway.settings import make_private
 
 SCOPES = ("read", "write", "delete")
 LOCKED = 10.0  # seconds to wait for somebody else's change
@@ -303,7 +304,7 @@ def _change(path: Path, change: Callable[[list[Token]], tuple[list[Token], T]]) 
     """Change the file while nobody else does."""
     path = path.resolve()  # where the file is a link, what it leads to is replaced
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with _alone(path):
             tokens, result = change(listed(path))
             _replace(path, dump(tokens))

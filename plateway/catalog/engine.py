@@ -5,11 +5,13 @@ On SQLite every transaction begins where we say so, and one that writes by takin
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
+from plateway.settings import OTHERS, make_private
 
 PATIENCE = 5  # seconds that a writer waits for SQLite's lock
 NETWORK = {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "fuse.sshfs"}
@@ -78,6 +81,12 @@ def _sqlite(url: URL, mounts: Mapping[str, str] | None) -> Engine:
     connect = {"timeout": float(str(url.query.get("timeout", PATIENCE))), "check_same_thread": False}
     engine = sa.create_engine(url, hide_parameters=True, connect_args=connect, **pool)
 
+    if not memory:
+
+        @hooks.listens_for(engine, "do_connect")
+        def connecting(*_: Any) -> None:
+            close_files(Path(database))
+
     @hooks.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so
@@ -107,9 +116,23 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             return
 
 
+def close_files(database: Path) -> None:
+    """Make a database's file, and its logs, for the owner only; logs that SQLite makes later get the mode of the file.
+
+    An existing file is not opened: closing it would take the locks of other connections in this process along.
+    """
+    with suppress(OSError):  # SQLite tells what is wrong with the place
+        os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):  # missing, or another account's
+            file = Path(f"{database}{suffix}")
+            if (mode := stat.S_IMODE(file.stat().st_mode)) & OTHERS:
+                file.chmod(mode & ~OTHERS)
+
+
 def make_home(database: Path) -> None:
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
+        make_private(database.parent)
     except OSError as error:
         raise Misconfigured(f"the catalogue's directory cannot be made: {error.strerror}") from error
 

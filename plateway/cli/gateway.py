@@ -30,6 +30,7 @@ Prefix = Annotated[str | None, typer.Option(help="Good for keys that begin with 
 
 
 @app.command()
+@settings.private_files()
 def serve(
     *,
     host: Annotated[str | None, typer.Option(help="Listen here; default: PLATEWAY_SERVE_HOST.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -79,12 +80,16 @@ def simulate(
     """Let instruments that are not there acquire plates on the bench; every other one speaks the older dialect."""
     from plateway import simulator  # noqa: PLC0415  the same: it draws with numpy
 
+    known = settings.load(home=home)
+    bench = known.root
+    shared = not bench.is_relative_to(known.home.absolute())
+    mode = nullcontext() if shared else settings.private_files()
     if serve:
-        return serve_instrument(settings.load(home=home).root, host=host, port=port, size=size, interval=interval)
+        with mode:
+            return serve_instrument(bench, host=host, port=port, size=size, interval=interval)
     unknown = sorted(set(fault or ()) - set(simulator.FAULTS))
     if unknown:
         raise typer.BadParameter(f"no such fault: {', '.join(unknown)}", param_hint="--fault")
-    bench = settings.load(home=home).root
     instruments = [
         simulator.Simulated(
             system=name,
@@ -97,9 +102,10 @@ def simulate(
         for number, name in enumerate(system or ["prince", "aretha"])
     ]
     announced = []
-    for one in simulator.run(instruments, rate=rate, count=events, faults=fault or ()):
-        announced.append({"id": str(one.id), "system": one.system, "file": one.path.name})
-        err.print(f"{one.system} announced {one.id}")
+    with mode:
+        for one in simulator.run(instruments, rate=rate, count=events, faults=fault or ()):
+            announced.append({"id": str(one.id), "system": one.system, "file": one.path.name})
+            err.print(f"{one.system} announced {one.id}")
     if as_json:
         print_json({"events": announced})
     return None

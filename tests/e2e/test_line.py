@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from deployments import bringup
 from deployments.seaweed import PLAIN
-from plateway import pipeline, settings
+from plateway import pipeline, settings, simulator
 from plateway.settings import RUNTIME
 from tests.soak import SOAK
 
@@ -30,17 +32,82 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass
+class Site:
+    """A site with images that are long due to be purged, and variables and a `.env` that describe it."""
+
+    root: Path
+    variables: Mapping[str, str]
+    before: Mapping[str, bytes]
+
+    @classmethod
+    def make(cls, root: Path) -> "Site":
+        for system in ("prince", "aretha"):
+            one = simulator.Simulated(
+                system=system, dialect="timestep", root=root / "bench" / system, images=2, size=32
+            )
+            simulator.acquire(one, now=datetime(2026, 1, 1, tzinfo=UTC), number=1)
+        for name in ("bucket", "tape", "inbox", "staging"):
+            (root / name).mkdir()
+        (root / "bucket" / "export.tar").write_bytes(b"a site's own")
+        (root / "inbox" / "manifest.json").write_text("{}")
+        (root / "buckets.toml").write_text(f'[other]\nurl = "file://{root}/other"\nsystems = ["prince", "aretha"]\n')
+        variables = {
+            "PLATEWAY_SOURCE_ROOT": f"{root}/bench",
+            "PLATEWAY_STAGING_ROOT": f"{root}/staging",
+            "PLATEWAY_BUCKET_URL": f"file://{root}/bucket",
+            "PLATEWAY_OBJECTS_URL": f"file://{root}/bucket",
+            "PLATEWAY_BUCKETS_FILE": f"{root}/buckets.toml",
+            "PLATEWAY_DATABASE_URL": f"sqlite:///{root}/catalogue.db",
+            "PLATEWAY_PREFECT_DATABASE_URL": f"sqlite+aiosqlite:///{root}/prefect.db",
+            "PLATEWAY_ARCHIVE_INBOX": f"{root}/inbox",
+            "PLATEWAY_ARCHIVE_TARGET": f"{root}/tape",
+            "PLATEWAY_ARCHIVE_URL": "http://127.0.0.1:9/manifests",
+            "PLATEWAY_AMQP_URL": "amqp://127.0.0.1:9",
+            "PLATEWAY_REDIS_URL": "redis://127.0.0.1:9",
+            "PLATEWAY_PURGE_SYSTEMS": "prince,aretha",
+            "PLATEWAY_PURGE_REQUIRES": "bucket+archive",
+            "PLATEWAY_RAW_LIFESPAN": "30d",
+            "PLATEWAY_TOKENS_FILE": f"{root}/tokens.json",
+            "PLATEWAY_ACCESS_LOG": f"{root}/access.log",
+            "PLATEWAY_WORK_POOL": "the-site",
+            "PLATEWAY_SERVE_HOST": "0.0.0.0",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{root}/prefect.db",
+            "PREFECT_LOCAL_STORAGE_PATH": f"{root}/storage",
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+            "AWS_ACCESS_KEY_ID": "the-site",
+            "AWS_SECRET_ACCESS_KEY": "the-secret-of-the-site",
+            "AWS_SESSION_TOKEN": "the-session",
+            "AWS_PROFILE": "the-site",
+        }
+        here = cls(root, variables, {})
+        here.before = here.files()
+        return here
+
+    def files(self) -> dict[str, bytes]:
+        """Read every file, and name every directory."""
+        found = sorted(self.root.rglob("*"))
+        return {str(path.relative_to(self.root)): path.read_bytes() if path.is_file() else b"" for path in found}
+
+
+@dataclass
 class Demo:
     """A running demo and what it told when its show was over."""
 
     home: Path
     process: subprocess.Popen[str]
     told: dict[str, Any]
+    site: "Site"
 
     @property
     def env(self) -> dict[str, str]:
         api = json.loads((self.home / RUNTIME).read_text())["prefect_api_url"]
-        return {**clean(), "PLATEWAY_HOME": str(self.home), "PREFECT_API_URL": api}
+        auth = bringup.read_auth(self.home)
+        return {
+            **clean(),
+            "PLATEWAY_HOME": str(self.home),
+            "PREFECT_API_URL": api,
+            "PREFECT_API_AUTH_STRING": auth,
+        }
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in another terminal."""
@@ -91,11 +158,12 @@ def until(reached: Callable[[], bool], what: str) -> None:
         time.sleep(LOOK)
 
 
-def start(home: Path, *words: str) -> subprocess.Popen[str]:
+def start(home: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     with (home.parent / f"{words[0]}.err").open("a") as messages:
         return subprocess.Popen(
             [*PLATEWAY, *words, "--home", str(home)],
-            env=clean(),
+            cwd=home.parent if env else None,
+            env=env or clean(),
             stdout=subprocess.PIPE,
             stderr=messages,
             text=True,
@@ -123,14 +191,16 @@ def stop(process: subprocess.Popen[str]) -> int:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    home = tmp_path_factory.mktemp("demo") / "home"
-    process = start(home, "demo", "--events", "4", "--json")
+    folder = tmp_path_factory.mktemp("demo")
+    home, site = folder / "home", Site.make(folder / "site")
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in site.variables.items()))
+    process = start(home, "demo", "--events", "4", "--json", env={**clean(), **site.variables})
     try:
         told = document(process)
     except AssertionError as error:
         raise AssertionError((home.parent / "demo.err").read_text()) from error
     try:
-        yield Demo(home, process, told)
+        yield Demo(home, process, told, site)
     finally:
         if process.poll() is None:
             stop(process)
@@ -154,6 +224,16 @@ def test_the_show_ends_well(demo: Demo) -> None:
         assert len(one["sha256"]) == 64
     assert {one["system"] for one in told["events"]} == {"prince", "aretha"}
     assert httpx.get(told["prefect_ui"], trust_env=False, verify=PLAIN, timeout=30).status_code == 200
+
+
+def test_a_site_around_the_demo_stays_as_it_is(demo: Demo) -> None:
+    """Whatever environment and `.env` name, nothing of the site was read into the demo, written or removed."""
+    assert demo.site.files() == demo.site.before
+    events = {one["id"] for one in demo.told["events"]}
+    assert set(demo.status()) == events
+    assert {path.name for path in (demo.home / "bench").iterdir()} == {"prince", "aretha"}
+    assert (demo.home / "catalogue.db").stat().st_size > 0
+    assert demo.told["gateway"].startswith("http://127.0.0.1:")
 
 
 def test_the_last_event_came_back_from_tape(demo: Demo) -> None:
@@ -279,7 +359,8 @@ def test_credentials_are_those_of_the_block(demo: Demo) -> None:
 
 
 def prefect(demo: Demo) -> httpx.Client:
-    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], trust_env=False, verify=PLAIN, timeout=60)
+    auth = bringup.basic(demo.env)
+    return httpx.Client(base_url=demo.env["PREFECT_API_URL"], auth=auth, trust_env=False, verify=PLAIN, timeout=60)
 
 
 def change_secret(api: httpx.Client, secret: str) -> None:

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments import bringup, provision
 from plateway.catalog import Catalog
@@ -98,7 +98,7 @@ class Site:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                answer = httpx.post(f"{self.api}/{path}", json=wanted, timeout=60)
+                answer = httpx.post(f"{self.api}/{path}", json=wanted, timeout=60, auth=bringup.basic(self.env))
                 if answer.status_code != 503 or time.monotonic() > deadline:
                     return answer.raise_for_status().json()
             except httpx.TransportError:
@@ -135,9 +135,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     here = Site(home, f"http://127.0.0.1:{free_port()}/api")
     Catalog(here.settings.catalog_url).upgrade()
     server = bringup.prefect(here.settings, here.env)
+    auth = bringup.read_auth(home)
     with (
         here.running(*server.command[2:], **server.environment),
-        temporary_settings({PREFECT_API_URL: here.api, PREFECT_HOME: home / "prefect"}),
+        temporary_settings({PREFECT_API_URL: here.api, PREFECT_API_AUTH_STRING: auth, PREFECT_HOME: home / "prefect"}),
         asking(),
     ):
         until(lambda: answers(f"{here.api}/health"))
