@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 from uuid import UUID, uuid4, uuid5
 
 from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Unsettled
@@ -174,6 +175,16 @@ class ArchivePlace:
 
     def root_identity(self) -> str:
         return self._archive.root_identity()
+
+
+def local_path(url: str | None) -> Path | None:
+    """Return the directory of this machine that a URL or path names; None for anything else."""
+    if not url:
+        return None
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Path(url)
+    return Path(unquote(rest)) if scheme in {"file", "local"} and rest.startswith("/") else None
 
 
 def is_marker(key: str) -> bool:

@@ -26,6 +26,7 @@ from plateway.errors import (
 )
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.identity import Places
+from plateway.place import local_path, refuse_overlaps
 from plateway.records import Export
 from plateway.scattered import Scattered
 from plateway.settings import MAIN, Instrument, Settings, endpoint
@@ -190,13 +191,15 @@ def open_line(
     """Put the line together; ``buckets`` (URL and endpoint, by name) and ``instruments`` go before what settings say.
 
     Raises:
-        Misconfigured: two buckets that exports go to are one.
+        Misconfigured: two buckets that exports go to are one, or two places are or lie in each other.
     """
     named = instruments or {}
     known = {MAIN: settings.bucket, **settings.buckets}
     where = {name: (one.url, endpoint(one)) for name, one in known.items()} | dict(buckets or {})
     receiving = {name for name, one in known.items() if one.systems} | {one.bucket for one in named.values()}
     tape = where[MAIN][1]  # is reached as the site's own bucket is
+    refuse_overlaps(_directories(settings, where, named), home=settings.home)
+    _refuse_inside_bucket(settings, *where[MAIN])
     own, others = _open(*where.pop(MAIN)), {name: _open(*one) for name, one in where.items()}
     return Line(
         catalog=Catalog(settings.catalog_url),
@@ -209,6 +212,43 @@ def open_line(
         endpoint=own.endpoint,
         others=_apart(own, others, receiving),
     )
+
+
+def _directories(
+    settings: Settings, buckets: Mapping[str, tuple[str, Endpoint]], instruments: Mapping[str, Instrument]
+) -> dict[str, Path]:
+    """Name every directory of this machine that a site keeps something in, by its setting."""
+    urls = {
+        "PLATEWAY_ARCHIVE_TARGET": settings.archive_target,
+        "PLATEWAY_ARCHIVE_INBOX": settings.archive_inbox,
+        "PLATEWAY_OBJECTS_URL": settings.objects_url,
+        **{f"bucket {name}": url for name, (url, _) in buckets.items()},
+    }
+    found = {name: path for name, url in urls.items() if (path := local_path(url)) is not None}
+    found["PLATEWAY_SOURCE_ROOT"] = settings.root
+    if settings.staging_root is not None:
+        found["PLATEWAY_STAGING_ROOT"] = settings.staging_root
+    for one in instruments.values():
+        if one.root.parent != settings.root:
+            found[f"the disk of {one.name}"] = one.root
+        if one.staging is not None and one.staging.parent != settings.staging_root:
+            found[f"the staging of {one.name}"] = one.staging
+    return found
+
+
+def _refuse_inside_bucket(settings: Settings, url: str, endpoint: Endpoint) -> None:
+    """Refuse an archive or objects that lie among the exports: what expires there would take them along.
+
+    Raises:
+        Misconfigured: names the setting.
+    """
+    if not url.startswith("s3://"):
+        return
+    bucket = url.rstrip("/") + "/"
+    for name in ("archive_target", "objects_url"):
+        other = f"{getattr(settings, name) or ''}".rstrip("/") + "/"
+        if other.startswith(bucket) or (other.startswith("s3://") and bucket.startswith(other)):
+            raise Misconfigured(f"PLATEWAY_{name.upper()} and the bucket lie in each other: each needs its own prefix")
 
 
 def _open(url: str, endpoint: Endpoint) -> Place:
