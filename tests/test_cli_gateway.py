@@ -195,7 +195,7 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PLATEWAY_OBJECTS_URL", (home / "objects").as_uri())
     with serving(home) as (process, url, lines):
         assert lines[1].split()[-1] == f"{url}/docs"
-        assert lines[2] == "Events   are shown to whoever asks on this machine"
+        assert lines[2] == "Events   ask for a token"
         assert httpx.get(f"{url}/ready", timeout=60, trust_env=False, verify=PLAIN).json()["checks"] == {
             "tokens": "ok",
             "access": "ok",

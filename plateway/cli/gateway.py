@@ -50,7 +50,7 @@ def serve(
         with closing(Catalog(config.catalog_url)) as catalog:
             catalog.upgrade()
 
-    whoever = f"are shown to whoever asks{' on this machine' if parts.straight else ''}"
+    whoever = f"are shown without a token{' to this machine' if parts.straight else ' to anybody'}"
 
     def say(address: str) -> None:
         out.print(f"Gateway  {address}", soft_wrap=True)
@@ -138,6 +138,13 @@ def token_delete(context: typer.Context, name: Name, home: Home = None) -> None:
     with refusing():
         tokens.delete(tokens_file(context, home), name)
     out.print(f"Token {name!r} deleted.", soft_wrap=True)
+
+
+@token_app.command("link")
+def token_link(home: Home = None) -> None:
+    """Print a link that signs one browser in to look at events: good once, for 15 minutes, on the last line."""
+    config = settings.load(home=home)
+    out.print(tokens.sign_in_link(config.home.absolute(), config.gateway, now=datetime.now(UTC)), soft_wrap=True)
 
 
 @token_app.command("list")

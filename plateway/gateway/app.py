@@ -30,7 +30,7 @@ from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly,
 from plateway.gateway.shelf import Shelf
 from plateway.pipeline import Line
 from plateway.store import Endpoint, Objects, open_store
-from plateway.tokens import Tokens
+from plateway.tokens import SESSIONS, Tokens
 
 LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
 PATIENCE = 10.0  # seconds that a part may take to say that it is ready
@@ -55,7 +55,7 @@ class Parts:
     trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
     read_only: bool = False
     line: Callable[[], Line] | None = None  # opens the line that events are read from; None: there are objects only
-    open: bool = False  # events are shown to whoever asks, without a token
+    open: bool = False  # events are shown without a token
     straight: bool = False  # … but only to requests that came straight to this machine's own address
     links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
     prefect_ui: str | None = None  # where people see the runs
@@ -64,6 +64,11 @@ class Parts:
     def place(self) -> Path:
         """What the workers share."""
         return self.home / "gateway"
+
+    @property
+    def sessions(self) -> Path:
+        """The sessions of browsers that a link signed in."""
+        return self.home / SESSIONS
 
     @property
     def log(self) -> Path:
@@ -95,7 +100,9 @@ def create_app(parts: Parts) -> FastAPI:
         ),
     )
     app.state.parts, app.state.line = parts, line
-    app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open, straight=parts.straight)
+    app.state.guard = auth.Guard(
+        tokens, rates, parts.limits, sessions=Tokens(parts.sessions), open_=parts.open, straight=parts.straight
+    )
     app.state.readiness = Readiness(tokens=partial(_sound, tokens), access=partial(_sound, access))
     answers.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
