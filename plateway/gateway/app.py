@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -96,7 +97,10 @@ def create_app(parts: Parts) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere: see reference
         redoc_url=None,
         lifespan=partial(
-            _lifespan, swept=None if parts.read_only else shelf, close=(access.close, *([line.close] if line else []))
+            _lifespan,
+            swept=None if parts.read_only else shelf,
+            close=(access.close, *([line.close] if line else [])),
+            state={"limits": parts.limits, "trusted": trusted},  # for connections
         ),
     )
     app.state.parts, app.state.line = parts, line
@@ -119,7 +123,7 @@ def create_app(parts: Parts) -> FastAPI:
     list(auth.declared(app))
     if parts.read_only:
         app.add_middleware(ReadOnly, whose=app.state.guard.whose)
-    app.add_middleware(Addressed, rates=rates, rate=parts.limits.address, trusted=trusted)
+    app.add_middleware(Addressed, rates=rates, limits=parts.limits, trusted=trusted)
     app.add_middleware(Bounded, limits=parts.limits)
     app.add_middleware(Safe)
     app.add_middleware(Logged, log=access)
@@ -187,9 +191,11 @@ def _place(url: str) -> str:
 
 
 @asynccontextmanager
-async def _lifespan(_app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]]) -> AsyncIterator[None]:
+async def _lifespan(
+    _app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]], state: Mapping[str, Any]
+) -> AsyncIterator[Mapping[str, Any]]:
     sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, swept.store)) if swept else None
-    yield
+    yield state
     if sweeping is not None:
         await sweeping
     for end in close:
