@@ -232,7 +232,7 @@ def test_a_low_limit_of_files_shuts_nobody_out(tmp_path: Path) -> None:
     command = f'ulimit -Sn 256; exec "{sys.executable}" "{tmp_path}/serving.py" "{tmp_path}" {port}'
     with subprocess.Popen(["bash", "-c", command], cwd=Path.cwd()) as process, ExitStack() as stack:
         stack.callback(process.terminate)
-        gateway = Gateway(Parts(home=tmp_path, tokens=tmp_path / "tokens.json"), port, {"all": ""})
+        gateway = Gateway(Parts(home=tmp_path, tokens=tmp_path / "tokens.json"), port, {"all": "x"})
         waited(gateway)
         for number in range(3, 7):
             silent(stack, gateway, 150, source=f"127.0.0.{number}")
