@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected, Un
 from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
-from plateway.gateway.probes import Probe, Probes
+from plateway.gateway.probes import Probe, Probes, run
 from plateway.gateway.shelf import Shelf
 from plateway.pipeline import Line
 from plateway.store import Endpoint, Objects, open_store
@@ -199,10 +200,9 @@ def _place(url: str) -> str:
 async def _lifespan(
     _app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]], state: Mapping[str, Any]
 ) -> AsyncIterator[Mapping[str, Any]]:
-    sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, swept.store)) if swept else None
+    if swept is not None:  # nobody waits for it: what is not done is done at the next start
+        run(partial(_sweep, swept.store), into=Future(), name="sweep")
     yield state
-    if sweeping is not None:
-        await sweeping
     for end in close:
         end()
 
