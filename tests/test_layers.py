@@ -18,6 +18,7 @@ LAYERS = [
         "archive",
         "buckets",
         "pictures",
+        "plain",
         "readonly",
         "scattered",
     },

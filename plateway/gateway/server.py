@@ -37,7 +37,9 @@ SILENT = 60  # seconds after which a worker that says nothing is replaced; one t
 LOGS = {  # of every worker; requests are in the access log
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "formatters": {
+        "line": {"()": "plateway.plain.PlainFormatter", "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s"}
+    },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"plateway": {"level": "INFO"}},
