@@ -34,7 +34,8 @@ from deployments.seaweed import PLAIN, Identity
 from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over, write_private
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import EMBEDDED, ENV_FILE, OTHERS, RUNTIME, Settings, make_private, spoken
+from plateway.settings import EMBEDDED, ENV_FILE, EVERYWHERE, OTHERS, RUNTIME, Settings, make_private, spoken
+from plateway.tokens import sign_in_link
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
@@ -45,7 +46,6 @@ WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
 OBJECTS = "s3://plateway-objects"  # where the gateway keeps objects, beside our own S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
-EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
 FIRST = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 seen on busy ones
 
 # What a site may have set otherwise. Heartbeats: the least that Prefect takes, so that dead runs are found soon.
@@ -104,6 +104,10 @@ class Parts:
         """Tell the processes of the parts that are up."""
         return self.supervisor.pids()
 
+    def sign_in_link(self) -> str:
+        """Create a link that signs one browser in at the gateway."""
+        return sign_in_link(self.settings.home, self.gateway, now=datetime.now(UTC))
+
     def watch(self) -> None:
         """Wait until interrupted; parts that die meanwhile are started again."""
         self.supervisor.watch()
@@ -116,6 +120,7 @@ def up(settings: Settings, console: Console) -> int:
         adopt(settings.home.absolute())
         with bring_up(settings, console) as parts:
             console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
+            console.print(f"Sign in     {parts.sign_in_link()} (once, within 15 minutes)", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
             console.print(f"for others  export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
             auth = shlex.quote(str(parts.settings.home / AUTH))

@@ -177,6 +177,7 @@ class Show:
     def play(self) -> None:
         """Acquire, watch, archive, damage, purge, bring back, show."""
         self.console.print(f"Gateway      {self.parts.gateway}", soft_wrap=True)
+        self.console.print(f"Sign in      {self.parts.sign_in_link()} (once, within 15 minutes)", soft_wrap=True)
         self.console.print(f"Prefect UI   {self.parts.prefect_ui}", soft_wrap=True)
         self.console.print(f"S3 endpoint  {self.parts.endpoint or self.parts.settings.bucket_url}", soft_wrap=True)
         with Live(console=self.console, refresh_per_second=4) as live:

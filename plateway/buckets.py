@@ -67,7 +67,10 @@ class Address(NamedTuple):
         Raises:
             Rejected: it is neither.
         """
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:  # brackets, which it takes for an IPv6 address
+            raise Rejected(f"{text[:200]!r} is not an address like s3://bucket/key") from None
         bucket, key = (parts.netloc, text.partition("://")[2].partition("/")[2]) if parts.scheme else (text, "")
         if parts.scheme not in {"", "s3"} or not NAME.fullmatch(bucket):
             raise Rejected(f"{text[:200]!r} is not an address like s3://bucket/key")

@@ -88,6 +88,7 @@ Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoke
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
 OTHERS = 0o077  # of a file's mode: what anybody but its owner may do
 MAIN = "plateway"  # what the site's own bucket is called among its buckets
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # what may name a bucket, and a block
@@ -260,8 +261,8 @@ class Settings(BaseSettings):
     access_log: Path | None = Field(None, description="who asked the gateway for what; default: in the home")
     trusted_proxies: Names = Field((), description="addresses and networks of proxies that the gateway believes")
     read_only: bool = Field(False, description="the gateway changes nothing")
-    api_needs_token: bool | None = Field(
-        None, description="events are shown to tokens only; default: unless the gateway listens on loopback"
+    open_access: bool = Field(
+        False, description="the gateway shows events to anybody who can reach it, without a token"
     )
     link_lifetime: Duration = Field(timedelta(minutes=15), description="how long a presigned link is good")
     max_object: ByteSize = Field(ByteSize(5 * 2**30), description="size of an object that the object API accepts")
@@ -370,6 +371,13 @@ class Settings(BaseSettings):
     def access_file(self) -> Path:
         """Who asked the gateway for what."""
         return (self.access_log or self.home / "gateway" / "access.log").absolute()
+
+    @property
+    def gateway(self) -> str:
+        """Where people reach the gateway from this machine: that of `plateway up`, else as it is set."""
+        host = EVERYWHERE.get(self.serve_host, self.serve_host)
+        host = f"[{host}]" if ":" in host else host
+        return str(_left(self.home).get("gateway") or f"http://{host}:{self.serve_port}")
 
     @property
     def prefect_ui(self) -> str | None:

@@ -6,6 +6,9 @@ its changes, and the look-up of a token that somebody shows. What a route asks f
 A token is 256 random bits, so a fast hash is the right one; it is shown once and kept nowhere. Changes take a lock,
 are written aside, flushed and renamed: readers see the old file or the new one. A file that cannot be read changes
 nothing: the tokens that were read last stay in force, and `Tokens.problem` says why.
+
+Sessions of browsers are tokens in a file of their own, in the home. Each is created by a code that is good once: codes
+are tokens of that file with the scope `SIGN_IN`, which no route asks for.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from plateway.errors import Busy, Conflict, Misconfigured, NotFound, Rejected
 from plateway.settings import make_private
 
 SCOPES = ("read", "write", "delete")
+SIGN_IN = "sign-in"  # scope of a code that creates one session
+SESSIONS = Path("gateway", "sessions.json")  # in the home
+LINK_LASTS = timedelta(minutes=15)
+SESSION_LASTS = timedelta(days=1)
 LOCKED = 10.0  # seconds to wait for somebody else's change
 SETTLED = 2_000_000_000  # nanoseconds after which a file that looks the same is the same
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
@@ -177,6 +184,37 @@ def delete(path: Path, name: str) -> Token:
     return _change(path, deleted)
 
 
+def sign_in_link(home: Path, gateway: str, *, now: datetime) -> str:
+    """Create a link that signs one browser in at the gateway of a home, once, within `LINK_LASTS`.
+
+    Raises:
+        Misconfigured, Rejected, Busy: as `add`.
+    """
+    code = _named_by_hash("sign-in", SIGN_IN, ttl=LINK_LASTS, now=now)
+    _change(home / SESSIONS, lambda found: ([*_valid(found, now), code.token], None))
+    return f"{gateway}/login?code={code.secret}"
+
+
+def sign_in(path: Path, code: str, *, now: datetime) -> Minted | None:
+    """Exchange a code for a session that may read, for `SESSION_LASTS`; None if it is unknown, used or expired.
+
+    Of several processes that try the same code, one succeeds.
+
+    Raises:
+        Misconfigured, Rejected, Busy: as `add`.
+    """
+
+    def exchanged(found: list[Token]) -> tuple[list[Token], Minted | None]:
+        valid, shown = _valid(found, now), digest(code)
+        left = [one for one in valid if one.hash != shown or SIGN_IN not in one.scopes]
+        if len(left) == len(valid):
+            return valid, None
+        made = _named_by_hash("session", "read", ttl=SESSION_LASTS, now=now)
+        return [*left, made.token], made
+
+    return _change(path, exchanged)
+
+
 class Tokens:
     """The tokens of a file as it is now: it is read again whenever it changed."""
 
@@ -280,6 +318,15 @@ def _scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     if unknown := [scope for scope in wanted if scope not in SCOPES]:
         raise Rejected(f"no such scope: {', '.join(unknown)}; there are {', '.join(SCOPES)}")
     return wanted
+
+
+def _valid(tokens: Iterable[Token], now: datetime) -> list[Token]:
+    return [token for token in tokens if not token.expired(now)]
+
+
+def _named_by_hash(kind: str, scope: str, *, ttl: timedelta, now: datetime) -> Minted:
+    made = _mint(Token("", "", now, now, (scope,)), ttl=ttl, now=now)
+    return replace(made, token=replace(made.token, name=f"{kind} {made.token.hash[:12]}"))
 
 
 def _mint(token: Token, *, ttl: timedelta, now: datetime) -> Minted:

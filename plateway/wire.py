@@ -31,7 +31,7 @@ class EventStatus(BaseModel):
     announced_at: datetime
     verified_at: datetime | None
     seconds: float | None  # from the announcement to the evidence
-    raw_present: bool
+    raw_present: bool | None  # None: the instrument's disk did not answer
 
 
 class Status(BaseModel):

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deployments.seaweed import PLAIN
-from plateway import cli, tokens
+from plateway import cli, settings, tokens
 from plateway.errors import Misconfigured
 from plateway.tokens import Tokens
 
@@ -161,6 +161,21 @@ def test_list_tells_all_but_hashes(home: Path) -> None:
         assert one.hash not in text + json.dumps([bob, past])
 
 
+def test_a_link_is_printed_for_the_gateway_of_the_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the last line, once for each time it is asked for: where it is set to listen, or where `up` runs it."""
+    first, second = (call("token", "link").stdout.splitlines()[-1] for _ in range(2))
+    assert first.startswith("http://127.0.0.1:8000/login?code=") and first != second
+    monkeypatch.setenv("PLATEWAY_SERVE_HOST", "::")
+    assert call("token", "link").stdout.startswith("http://[::1]:8000/login?code=")
+    (home / settings.RUNTIME).write_text(json.dumps({"gateway": "http://127.0.0.1:8123"}))
+    assert call("token", "link").stdout.startswith("http://127.0.0.1:8123/login?code=")
+    codes, now = home / tokens.SESSIONS, datetime.now(UTC)
+    assert [one.scopes for one in tokens.listed(codes)] == [(tokens.SIGN_IN,)] * 4
+    assert tokens.sign_in(codes, first.rpartition("=")[2], now=now)
+    assert not tokens.sign_in(codes, first.rpartition("=")[2], now=now)
+    assert not (home / "tokens.json").exists()
+
+
 def test_delete_revokes(home: Path) -> None:
     """The token is good for nothing, and the name free again."""
     secret = call("token", "add", "bob", "--ttl", "1").stdout.splitlines()[-1]
@@ -195,7 +210,7 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PLATEWAY_OBJECTS_URL", (home / "objects").as_uri())
     with serving(home) as (process, url, lines):
         assert lines[1].split()[-1] == f"{url}/docs"
-        assert lines[2] == "Events   are shown to whoever asks on this machine"
+        assert lines[2] == "Events   ask for a token"
         assert httpx.get(f"{url}/ready", timeout=60, trust_env=False, verify=PLAIN).json()["checks"] == {
             "tokens": "ok",
             "access": "ok",

@@ -21,6 +21,7 @@ LAYERS = [
         "buckets",
         "pictures",
         "place",
+        "plain",
         "readonly",
         "scattered",
     },

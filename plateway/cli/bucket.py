@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from plateway import settings
 from plateway.buckets import Address, Buckets, Done, landing, temporary
 from plateway.cli.attended import attended
-from plateway.cli.shell import Home, Json, app, err, out, print_json, size, when
+from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
 from plateway.errors import NotFound, Refused, Rejected
+from plateway.folder import shown
 from plateway.store import Endpoint, Stat
 
 bucket = typer.Typer(no_args_is_help=True, help="Make, fill, list, copy, empty and remove buckets.")
@@ -83,7 +84,8 @@ class Place:
         if not kept:
             return
         if typed is None and sys.stdin.isatty():
-            typed = typer.prompt(f"The catalogue knows of {kept:,} exports in {name}. Type its name to go on", err=True)
+            asked = f"The catalogue knows of {kept:,} exports in {shown(name)}. Type its name to go on"
+            typed = typer.prompt(asked, err=True)
         if typed != name:
             raise Refused(f"the catalogue knows of {kept:,} exports in {name}: say --name {name} to go on")
 
@@ -320,7 +322,8 @@ def selftest(
     from plateway import selftest as trial  # noqa: PLC0415  it draws with numpy, which others need not wait for
 
     with attended(), err.status("a place to try it") as status:
-        report = trial.run(place.endpoint, within=Address.parse(url) if url else None, tell=status.update)
+        within = Address.parse(url) if url else None
+        report = trial.run(place.endpoint, within=within, tell=lambda text: status.update(Text(text)))
     if as_json:
         print_json({**asdict(report), "good": report.good})
     else:
@@ -399,7 +402,7 @@ class Moved(ProgressColumn):
 
 def finish(buckets: Buckets, what: str, done: Iterable[Done], *, as_json: bool, total: int | None = None) -> None:
     """Show progress, then what came of it; exit 3 where some failed, 1 where all did."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Moved(buckets), TimeElapsedColumn())
+    columns = (label(), BarColumn(), MofNCompleteColumn(), Moved(buckets), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         outcomes = list(progress.track(done, total=total, description=what))
     failed = [one for one in outcomes if one.problem]

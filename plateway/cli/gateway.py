@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from rich.table import Column, Table
 
 from plateway import settings, tokens
 from plateway.catalog import Catalog
-from plateway.cli.shell import Home, Json, app, err, exit_code, out, print_json, utc, when
+from plateway.cli.shell import Home, Json, app, err, exit_code, out, print_json, print_json_list, utc, when
 from plateway.errors import PlatewayError
 from plateway.tokens import SCOPES, Minted, Token
 
@@ -51,7 +49,7 @@ def serve(
         with closing(Catalog(config.catalog_url)) as catalog:
             catalog.upgrade()
 
-    whoever = f"are shown to whoever asks{' on this machine' if parts.straight else ''}"
+    whoever = f"are shown without a token{' to this machine' if parts.straight else ' to anybody'}"
 
     def say(address: str) -> None:
         out.print(f"Gateway  {address}", soft_wrap=True)
@@ -79,22 +77,13 @@ def access(
     file = settings.load(home=home).access_file
     found = log.read(file, token=token, key=key, since=utc(since), until=utc(until))
     if as_json:
-        return write_list(asdict(one) for one in found)
+        return print_json_list(asdict(one) for one in found)
     for one in found:
         who = f"{one.who or '-'} {one.address or '-'}"
         size = f"{one.received:,} > {one.sent:,}"
         took = f"{one.milliseconds:,.1f} ms"
         out.print(f"{one.time[:23]} {one.status} {one.method:6} {size:>20} {took:>12} {who} {one.path}", soft_wrap=True)
     return None
-
-
-def write_list(rows: Iterator[dict[str, Any]]) -> None:
-    """Write one document row by row: an access log may be long."""
-    lead = "["
-    for row in rows:
-        sys.stdout.write(f"{lead}\n  {json.dumps(row)}")
-        lead = ","
-    sys.stdout.write("[]\n" if lead == "[" else "\n]\n")
 
 
 @token_app.callback()
@@ -141,6 +130,13 @@ def token_delete(context: typer.Context, name: Name, home: Home = None) -> None:
     out.print(f"Token {name!r} deleted.", soft_wrap=True)
 
 
+@token_app.command("link")
+def token_link(home: Home = None) -> None:
+    """Print a link that signs one browser in to look at events: good once, for 15 minutes, on the last line."""
+    config = settings.load(home=home)
+    out.print(tokens.sign_in_link(config.home.absolute(), config.gateway, now=datetime.now(UTC)), soft_wrap=True)
+
+
 @token_app.command("list")
 def token_list(context: typer.Context, home: Home = None, as_json: Json = False) -> None:
     """List the tokens: what each may do, and until when."""
@@ -180,7 +176,8 @@ def write_minted(title: str, made: Minted, **facts: object) -> None:
     facts |= {"prefix": token.prefix} if token.prefix else {}
     lines = [title, *(f"  {name + ':':<9} {value}" for name, value in facts.items())]
     notice = "The token, which is shown this once and kept nowhere:"
-    sys.stdout.write("\n".join([*lines, "", notice, made.secret]) + "\n")
+    for line in (*lines, "", notice, made.secret):
+        out.print(line, soft_wrap=True)
 
 
 @contextmanager

@@ -13,7 +13,21 @@ import typer
 
 from plateway import pipeline, settings
 from plateway.catalog import Ref
-from plateway.cli.shell import Experiment, Home, Ids, Json, Since, System, Until, app, err, out, pause, print_json
+from plateway.cli.shell import (
+    Experiment,
+    Home,
+    Ids,
+    Json,
+    Since,
+    System,
+    Until,
+    Writer,
+    app,
+    err,
+    out,
+    pause,
+    print_json,
+)
 from plateway.cli.verbs import chosen, finish, run, working
 from plateway.pipeline import Line, Outcome
 from plateway.settings import MAIN
@@ -46,7 +60,9 @@ def demo(
     """Show the whole line at work: servers, two simulated instruments, export, verification and a purge with proof."""
     from deployments import demo as theatre  # noqa: PLC0415  half a second that other commands need not wait
 
-    raise typer.Exit(theatre.run(settings.load(home=home), events=events, once=once, as_json=as_json))
+    console = Writer(markup=True, stderr=as_json)
+    config = settings.load(home=home)
+    raise typer.Exit(theatre.run(config, events=events, once=once, as_json=as_json, console=console))
 
 
 @app.command()
@@ -54,7 +70,7 @@ def up(home: Home = None) -> None:
     """Bring up Prefect, S3 (unless an endpoint is configured), catalogue, worker and file sensor for a real bench."""
     from deployments import bringup  # noqa: PLC0415  the same
 
-    raise typer.Exit(bringup.up(settings.load(home=home), out))
+    raise typer.Exit(bringup.up(settings.load(home=home), Writer(markup=True)))
 
 
 @app.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -22,11 +24,46 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
+from typer.core import TyperGroup
 
 from plateway import __version__
 from plateway.errors import Damaged, Misconfigured, PlatewayError, Transient
+from plateway.folder import shown
+from plateway.plain import PlainFormatter, plain
+
+
+class Commands(TyperGroup):
+    """The commands; what they say of wrong arguments, which may be names of files, is plain text."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = plain(message)  # type: ignore[attr-defined]  # click's
+            raise
+
+
+class Writer(Console):
+    """A console on which names from elsewhere are text and nothing else: no markup, no emoji, no control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string: one line."""
+        return super().render_str(shown(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render anything; what rich itself writes to steer the terminal stays."""
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=plain(one.text))
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Move imaging events from lab instruments to S3, know where every image is, and free the bench with proof.",
@@ -36,9 +73,8 @@ app = typer.Typer(
 PIPE = 180  # columns of a table that goes into a file or another program
 NARROW = 120  # columns of a terminal that does not hold everything
 
-# what instruments and people named is never markup
-out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else PIPE)
-err = Console(markup=False, highlight=False, stderr=True)
+out = Writer(width=None if sys.stdout.isatty() else PIPE)
+err = Writer(stderr=True)
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded default keeps everything.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -51,6 +87,10 @@ Experiment = Annotated[str | None, typer.Option(help="Only this experiment.")]
 
 def run_app() -> None:
     """Run what was typed; an error of ours becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
+    logging.lastResort = log_handler("%(message)s", level=logging.WARNING)
     try:
         app()
     except PlatewayError as error:
@@ -81,15 +121,44 @@ def utc(moment: datetime | None) -> datetime | None:
 @contextmanager
 def measured(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a bar of bytes on a terminal; what it gives is told how many there are so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (label(), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(what, total=total)
         yield lambda done: progress.update(bar, completed=done)
 
 
+def label() -> TextColumn:
+    """Make the column of a progress bar that says what goes on."""
+    return TextColumn("{task.description}", markup=False)
+
+
 def print_json(value: Any) -> None:
-    text = value.model_dump_json(indent=2) if isinstance(value, BaseModel) else json.dumps(value, indent=2, default=str)
-    sys.stdout.write(text + "\n")
+    """Write one document in ASCII, so that any name can be in it."""
+    found = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+
+
+def print_json_list(rows: Iterable[Any]) -> None:
+    """Write one document row by row, for what may be long."""
+    lead = "["
+    for row in rows:
+        sys.stdout.write(f"{lead}\n  {json.dumps(row, default=str)}")
+        lead = ","
+    sys.stdout.write("[]\n" if lead == "[" else "\n]\n")
+
+
+def print_text(content: str | bytes) -> None:
+    """Write text of several lines, plain; bytes that are not UTF-8 as escapes."""
+    text = content.decode("utf-8", "backslashreplace") if isinstance(content, bytes) else content
+    sys.stdout.write(plain(text) + "\n")
+
+
+def log_handler(line: str, *, level: int) -> logging.Handler:
+    """Make a handler that writes log records to standard error, plain."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter(line))
+    handler.setLevel(level)
+    return handler
 
 
 def when(moment: datetime) -> str:

@@ -20,7 +20,21 @@ from plateway.archive import Inbox, Poll
 from plateway.buckets import Address
 from plateway.catalog import Ref
 from plateway.cli.bucket import Place, placed
-from plateway.cli.shell import Experiment, Home, Json, Since, System, Until, app, measured, out, print_json, when
+from plateway.cli.shell import (
+    Experiment,
+    Home,
+    Json,
+    Since,
+    System,
+    Until,
+    app,
+    log_handler,
+    measured,
+    out,
+    print_json,
+    print_text,
+    when,
+)
 from plateway.cli.verbs import chosen, finish, parsed, show_outcomes, verdict, working
 from plateway.errors import Misconfigured, NotFound, PlatewayError
 from plateway.pipeline import Line, Outcome, sources
@@ -353,8 +367,7 @@ def manifest_show(
     if as_json:
         return print_json({**told_manifest(found[0]), "content": found[0].content.decode("utf-8", "backslashreplace")})
     out.print(f"{found[0].door} {found[0].name}: {found[0].reason or 'accepted'}")
-    sys.stdout.buffer.write(found[0].content + b"\n")
-    return None
+    return print_text(found[0].content)
 
 
 @manifest_app.command("parked")
@@ -449,5 +462,6 @@ def bridge_redis(
 
 def speak() -> None:
     """Show on standard error what a command does that runs until it is told to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    handler = log_handler("%(asctime)s %(name)s %(message)s", level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -10,12 +10,12 @@ from pathlib import Path
 from uuid import UUID
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Column, Table
 
 from plateway import pipeline, settings
 from plateway.catalog import Catalog, Ref
-from plateway.cli.shell import err, out, print_json, size, utc
+from plateway.cli.shell import err, label, out, print_json, size, utc
 from plateway.pipeline import Line, Outcome
 
 
@@ -60,7 +60,7 @@ def run(
     if not refs:
         return []
     what = getattr(verb, "func", verb).__name__
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (label(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         outcomes = pipeline.each(verb, line, refs, workers=config.export_workers)
         return list(progress.track(outcomes, total=len(refs), description=what))

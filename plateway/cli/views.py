@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from datetime import datetime
 from typing import Annotated
@@ -26,6 +25,7 @@ from plateway.cli.shell import (
     app,
     out,
     print_json,
+    print_text,
     size,
     utc,
     when,
@@ -174,8 +174,7 @@ def quarantine_show(id: int, home: Home = None, as_json: Json = False) -> None: 
         return print_json({**told, "content": rows[0].content.decode("utf-8", "backslashreplace")})
     one = rows[0]
     out.print(f"{one.system}/{one.name}: {one.reason}")
-    sys.stdout.buffer.write(one.content + b"\n")
-    return None
+    return print_text(one.content)
 
 
 @quarantine_app.command("replay")
@@ -213,7 +212,7 @@ def config_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="A Bu
         raise NotFound(f"there is no Bucket block {name!r} in Prefect")
     instruments = asyncio.run(blocks.load_instruments())
     systems = tuple(sorted(one.system for one in instruments if one.bucket == name))
-    sys.stdout.write(settings.table(name, found.value(systems)))
+    print_text(settings.table(name, found.value(systems)).removesuffix("\n"))
 
 
 @db_app.command("upgrade")

@@ -36,7 +36,7 @@ class Event:
     announced_at: datetime
     verified_at: datetime | None
     seconds: float | None  # from the announcement to the evidence
-    raw_present: bool
+    raw_present: bool | None  # None: the instrument's disk did not answer
 
     @property
     def ref(self) -> str:

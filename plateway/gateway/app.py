@@ -9,31 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from plateway import __version__, store
-from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected
+from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
 from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
+from plateway.gateway.probes import Probe, Probes, run
 from plateway.gateway.shelf import Shelf
 from plateway.pipeline import Line
 from plateway.store import Endpoint, Objects, open_store
-from plateway.tokens import Tokens
+from plateway.tokens import SESSIONS, Tokens
 
 LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
-PATIENCE = 10.0  # seconds that a part may take to say that it is ready
 HOLDS = 1.0  # seconds for which that is not asked again
 OK = "ok"
 HEALTH = {"status": "healthy", "service": "amplify-object-store", "version": "0.1.0"}  # the words clients know
@@ -55,7 +56,7 @@ class Parts:
     trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
     read_only: bool = False
     line: Callable[[], Line] | None = None  # opens the line that events are read from; None: there are objects only
-    open: bool = False  # events are shown to whoever asks, without a token
+    open: bool = False  # events are shown without a token
     straight: bool = False  # … but only to requests that came straight to this machine's own address
     links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
     prefect_ui: str | None = None  # where people see the runs
@@ -64,6 +65,11 @@ class Parts:
     def place(self) -> Path:
         """What the workers share."""
         return self.home / "gateway"
+
+    @property
+    def sessions(self) -> Path:
+        """The sessions of browsers that a link signed in."""
+        return self.home / SESSIONS
 
     @property
     def log(self) -> Path:
@@ -91,12 +97,18 @@ def create_app(parts: Parts) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere: see reference
         redoc_url=None,
         lifespan=partial(
-            _lifespan, swept=None if parts.read_only else shelf, close=(access.close, *([line.close] if line else []))
+            _lifespan,
+            swept=None if parts.read_only else shelf,
+            close=(access.close, *([line.close] if line else [])),
+            state={"limits": parts.limits, "trusted": trusted},  # for connections
         ),
     )
     app.state.parts, app.state.line = parts, line
-    app.state.guard = auth.Guard(tokens, rates, parts.limits, open_=parts.open, straight=parts.straight)
-    app.state.readiness = Readiness(tokens=partial(_sound, tokens), access=partial(_sound, access))
+    app.state.guard = auth.Guard(
+        tokens, rates, parts.limits, sessions=Tokens(parts.sessions), open_=parts.open, straight=parts.straight
+    )
+    app.state.probes = Probes()
+    app.state.readiness = Readiness(app.state.probes, tokens=partial(_sound, tokens), access=partial(_sound, access))
     answers.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
     app.add_api_route("/ready", ready, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
@@ -112,7 +124,7 @@ def create_app(parts: Parts) -> FastAPI:
     list(auth.declared(app))
     if parts.read_only:
         app.add_middleware(ReadOnly, whose=app.state.guard.whose)
-    app.add_middleware(Addressed, rates=rates, rate=parts.limits.address, trusted=trusted)
+    app.add_middleware(Addressed, rates=rates, limits=parts.limits, trusted=trusted)
     app.add_middleware(Bounded, limits=parts.limits)
     app.add_middleware(Safe)
     app.add_middleware(Logged, log=access)
@@ -135,29 +147,34 @@ async def ready(request: Request) -> Response:
 class Readiness:
     """What has to be there, each told by a call that blocks and raises our errors; an answer holds for a moment."""
 
-    def __init__(self, **checks: Callable[[], None]) -> None:
+    def __init__(self, probes: Probes, **checks: Callable[[], None]) -> None:
         self.checks = checks
-        self._asking = asyncio.Lock()
+        self._probes = probes
+        self._asking, self._limiter = asyncio.Lock(), CapacityLimiter(1)  # no other request keeps it waiting
         self._found: dict[str, str] = {}
         self._until = 0.0
 
     async def look(self) -> dict[str, str]:
-        """Ask each part how it is; in words that anybody may read."""
+        """Ask all parts at a time how they are; in words that anybody may read."""
         async with self._asking:
             if time.monotonic() > self._until:
-                self._found = {name: await self._ask(check) for name, check in self.checks.items()}
+                self._found = await to_thread.run_sync(self._ask_all, limiter=self._limiter)
                 self._until = time.monotonic() + HOLDS
             return self._found
 
-    async def _ask(self, check: Callable[[], None]) -> str:
+    def _ask_all(self) -> dict[str, str]:
+        asked = {name: self._probes.start(f"ready: {name}", check) for name, check in self.checks.items()}
+        return {name: self._answer(probe) for name, probe in asked.items()}
+
+    def _answer(self, probe: Probe[None]) -> str:
         try:
-            with anyio.fail_after(PATIENCE):
-                await to_thread.run_sync(check, abandon_on_cancel=True)
-        except TimeoutError:
-            return "does not answer"
+            probe.result()
         except NotFound as error:  # how a bucket is called is for the log
             log.error("not ready: %s", error)
             return "is not there"
+        except Unavailable as error:
+            log.error("not ready: %s", error)
+            return "does not answer"
         except PlatewayError as error:
             log.error("not ready: %s", error)
             return answers.problem(error).message
@@ -180,11 +197,12 @@ def _place(url: str) -> str:
 
 
 @asynccontextmanager
-async def _lifespan(_app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]]) -> AsyncIterator[None]:
-    sweeping = asyncio.ensure_future(to_thread.run_sync(_sweep, swept.store)) if swept else None
-    yield
-    if sweeping is not None:
-        await sweeping
+async def _lifespan(
+    _app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]], state: Mapping[str, Any]
+) -> AsyncIterator[Mapping[str, Any]]:
+    if swept is not None:  # nobody waits for it: what is not done is done at the next start
+        run(partial(_sweep, swept.store), into=Future(), name="sweep")
+    yield state
     for end in close:
         end()
 

@@ -6,7 +6,7 @@ An application with a route that declares nothing does not start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -33,13 +33,20 @@ class Guard:
     """Looks at tokens, and counts what each may still ask."""
 
     def __init__(
-        self, tokens: Tokens, rates: Rates, limits: Limits, *, open_: bool = False, straight: bool = False
+        self,
+        tokens: Tokens,
+        rates: Rates,
+        limits: Limits,
+        *,
+        sessions: Tokens,
+        open_: bool = False,
+        straight: bool = False,
     ) -> None:
-        self.tokens, self.rates, self.limits = tokens, rates, limits
+        self.tokens, self.sessions, self.rates, self.limits = tokens, sessions, rates, limits
         self._open, self._straight = open_, straight
 
     def opens(self, request: Request) -> bool:
-        """Tell whether this request is shown events without a token."""
+        """Tell whether this request is shown events without a token: only where a setting says so."""
         return self._open and (not self._straight or straight(request))
 
     def admit(self, request: Request, *, cookie: bool = False) -> Token:
@@ -49,23 +56,25 @@ class Guard:
             Problem: 401 without one, 429 when it asks too often, or when too many were shown that are not good.
         """
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        among = [self.tokens]
         if cookie and not kind and request.method in READING:
             kind, secret = "bearer", request.cookies.get(COOKIE, "")
+            among.append(self.sessions)
         if kind.lower() != "bearer" or not secret.strip():
-            raise self._refused(request, "Not authenticated")
-        return self.known(request, secret.strip())
+            raise self.refused(request, "Not authenticated")
+        return self.known(request, secret.strip(), among=among)
 
-    def known(self, request: Request, secret: str) -> Token:
-        """Find the good token that somebody shows, and charge it.
+    def known(self, request: Request, secret: str, *, among: Sequence[Tokens] | None = None) -> Token:
+        """Find the good token that somebody shows among those that count here, and charge it.
 
         Raises:
             Problem: 401 when it is not known or its time is over, 429 when that, or it, came too often.
         """
-        found = self.tokens.find(secret)
+        found = next(filter(None, (one.find(secret) for one in among or [self.tokens])), None)
         if found is None:
-            raise self._refused(request, "Invalid or missing token")
+            raise self.refused(request, "Invalid or missing token")
         if found.expired(datetime.now(UTC)):
-            raise self._refused(request, "Token expired")
+            raise self.refused(request, "Token expired")
         note(request.scope).who = found.name
         if wait := self.rates.take(f"token {found.hash}", self.limits.token):
             raise too_many(wait)
@@ -77,7 +86,8 @@ class Guard:
         found = self.tokens.find(secret.strip()) if kind.lower() == "bearer" else None
         return None if found is None or found.expired(datetime.now(UTC)) else found.name
 
-    def _refused(self, request: Request, why: str) -> Problem:
+    def refused(self, request: Request, why: str) -> Problem:
+        """Count a failed login against the address; return 401, or 429 when there were too many."""
         wait = self.rates.take(f"failed {payer(note(request.scope).address)}", self.limits.failed)
         return too_many(wait) if wait else Problem(401, why)
 
@@ -120,11 +130,11 @@ class Reader(Allowed):
 
 
 def loopback(host: str) -> bool:
-    """Tell whether an address, or ``localhost``, is this machine's own; of other names that cannot be known."""
+    """Return whether a host is this machine's own: a loopback address, ``localhost`` or a name below it (RFC 6761)."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return f".{host.lower().removesuffix('.')}".endswith(".localhost")
 
 
 def straight(request: Request) -> bool:
@@ -132,11 +142,12 @@ def straight(request: Request) -> bool:
 
     Pages of other sites can make a browser ask under a name that they let lead here; under that they are known.
     """
+    told = request.headers.get("host", "")
     try:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        host = urlsplit(f"//{told}").hostname
     except ValueError:
         return False
-    return loopback(host or "") and not any(name in request.headers for name in FORWARDED)
+    return loopback(host or "") and "@" not in told and not any(name in request.headers for name in FORWARDED)
 
 
 async def _anybody() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from anyio import CapacityLimiter, to_thread
@@ -10,12 +14,16 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from plateway import pipeline, wire
-from plateway.catalog import Cursor, Ref
-from plateway.errors import NotFound
+from plateway.catalog import Cursor, Ledger, Ref
+from plateway.errors import NotFound, Unavailable
 from plateway.events import LARGEST, Kind
 from plateway.gateway.access import note
+from plateway.gateway.images import bucket_of
 from plateway.gateway.lifecycle import Instant, Name, Seen
+from plateway.gateway.probes import Probe, Probes
 from plateway.pipeline import Line
+from plateway.settings import Instrument
+from plateway.store import open_store
 
 READS = 8  # looks into bundles of one worker at a time: a bucket that is slow holds up nothing else
 State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
@@ -39,7 +47,7 @@ class EventsAsked(BaseModel):
 
 def install(app: FastAPI, line: Line) -> None:
     """Give an application these routes."""
-    told = Told(line)
+    told = Told(line, app.state.probes)
     app.add_api_route("/api/1/events", told.list_events, tags=["events"])
     app.add_api_route("/api/1/events/{id}", told.read_event, tags=["events"], response_model=wire.EventDetail)
 
@@ -47,8 +55,8 @@ def install(app: FastAPI, line: Line) -> None:
 class Told:
     """Answers out of a line's catalogue."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, line: Line, probes: Probes) -> None:
+        self._line, self._probes = line, probes
         self._reads = CapacityLimiter(READS)
 
     def list_events(self, asked: Annotated[EventsAsked, Query()], seen: Seen) -> wire.Events:
@@ -62,7 +70,7 @@ class Told:
         )
         now, page = self._line.catalog.now(), found[: asked.limit]
         return wire.Events(
-            events=[pipeline.status(self._line, ledger, now=now) for ledger in page],
+            events=statuses(self._line, page, now=now, probes=self._probes),
             next_cursor=str(Cursor.after(page[-1])) if len(found) > len(page) else None,
         )
 
@@ -78,4 +86,62 @@ class Told:
         ledger = self._line.catalog.ledger(Ref(id_, revision) if revision else self._line.catalog.newest(id_))
         if not ledger.event.key.startswith(seen):
             raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
-        return pipeline.detail(self._line, ledger)
+        return detail(self._line, ledger, probes=self._probes)
+
+
+def statuses(line: Line, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
+    """Report where events stand; each instrument's disk is waited for a bounded time, all at a time."""
+    asked: dict[str, list[Ledger]] = {}
+    for one in ledgers:
+        asked.setdefault(one.event.system, []).append(one)
+
+    def read(those: Sequence[Ledger]) -> dict[Ref, wire.EventStatus]:
+        return {one.ref: pipeline.status(line, one, now=now) for one in those}
+
+    reads = [(those, probes.start(f"bench {system}", partial(read, those))) for system, those in asked.items()]
+    found: dict[Ref, wire.EventStatus] = {}
+    for those, probe in reads:
+        try:
+            found |= probe.result()
+        except Unavailable:
+            told = [pipeline.status(_offline(line), one, now=now) for one in those]
+            unseen = [one.model_copy(update={"raw_present": None}) for one in told]
+            found |= dict(zip((one.ref for one in those), unseen, strict=True))
+    return [found[one.ref] for one in ledgers]
+
+
+def detail(line: Line, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
+    """Report all that is known of one event; bucket and bench are waited for a bounded time, both at a time."""
+    bench = start_bench(line, ledger, probes=probes)
+    place = bucket_of(ledger.export) if ledger.export else "catalogue"
+    whole = probes.start(place, partial(pipeline.detail, replace(line, instrument=_no_instrument), ledger))
+    try:
+        told = whole.result()
+    except Unavailable as error:
+        told = pipeline.detail(_offline(line), ledger)
+        if ledger.export is not None:
+            told = told.model_copy(update={"manifest_error": str(error)})
+    return told.model_copy(update={"raw_present": presence(bench)})
+
+
+def start_bench(line: Line, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
+    """Begin to look whether the raw images of an event are on the instrument's disk."""
+    return probes.start(f"bench {ledger.event.system}", partial(pipeline.status, line, ledger))
+
+
+def presence(bench: Probe[wire.EventStatus]) -> bool | None:
+    """Return what was seen there; None if the disk does not answer."""
+    try:
+        return bench.result().raw_present
+    except Unavailable:
+        return None
+
+
+def _offline(line: Line) -> Line:
+    """Return a line that reads the catalogue and nothing else."""
+    nowhere = open_store("memory://")
+    return replace(line, store=nowhere, endpoint=None, own=None, others={}, archive=None, instrument=_no_instrument)
+
+
+def _no_instrument(system: str) -> Instrument:
+    raise Unavailable(f"the disk of {system} is not read")

@@ -37,6 +37,7 @@ from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
 from plateway.gateway.conditions import Span, consider, date, ranged
+from plateway.gateway.probes import SECONDS, Probes
 from plateway.gateway.streams import MEDIA, SMALL, Rest, content, described
 from plateway.gateway.thumbs import Thumbs
 from plateway.pipeline import Line, copies
@@ -51,6 +52,7 @@ HOLDS = 1.0  # seconds for which that is good
 MEMBERS = 100_000  # files whose place in bundles is kept in mind
 DOUBTED = 1000  # large images that were wrong once and are kept in mind
 READS = 16  # reads of one worker at a time
+UNHURRIED = 20.0  # seconds in which tape may tell what is in a bundle
 SAMPLES = 9  # images by which the levels of an event are chosen
 SPREAD = (math.sqrt(5) - 1) / 2  # of the samples over the event: steps of this part of it meet no row twice
 SAMPLED = 64 << 20  # bytes of them after which no more are read
@@ -103,6 +105,11 @@ def thumbnail_url(ref: Ref, name: str, *, size: int = SIZE, levels: Levels = "ow
     return f"{image_url(ref, name)}/thumbnail{f'?{query}' if query else ''}"
 
 
+def bucket_of(export: Export) -> str:
+    """Name the bucket of an export, as a place that is read."""
+    return f"bucket {export.bucket} at {export.endpoint}"
+
+
 def bundle_url(ref: Ref) -> str:
     """Say where the bundle of an event is."""
     return f"/api/1/events/{ref}/bundle"
@@ -145,12 +152,18 @@ class Recall(Generic[T]):
         self._weight = 0
         self._lock = Lock()
 
-    def get(self, key: str, find: Callable[[], T]) -> T:
-        """Remember, or find out: several threads may do so at a time."""
+    def find(self, key: str) -> T | None:
+        """Return what is known; None: nothing."""
         with self._lock:
             if key in self._known and time.monotonic() < self._known[key][1]:
                 self._known.move_to_end(key)
                 return self._known[key][0]
+        return None
+
+    def get(self, key: str, find: Callable[[], T]) -> T:
+        """Remember, or find out: several threads may do so at a time."""
+        if (known := self.find(key)) is not None:
+            return known
         found = find()
         with self._lock:
             self._forget(key)
@@ -168,10 +181,10 @@ class Recall(Generic[T]):
 class Gallery:
     """The images of all events, as routes reach them: from a number of threads. What is in bundles is kept in mind."""
 
-    def __init__(self, line: Line, home: Path, *, links: timedelta) -> None:
+    def __init__(self, line: Line, home: Path, *, links: timedelta, probes: Probes) -> None:
         self.line, self.thumbs = line, Thumbs(home / "thumbs")
-        self._links, self._spool = links, home / "spool"
-        self._reads, self._drawing = CapacityLimiter(READS), CapacityLimiter(DRAWN)
+        self._links, self._spool, self._probes = links, home / "spool", probes
+        self._reads, self._drawing, self._finding = map(CapacityLimiter, (READS, DRAWN, READS))
         self._ledgers = Recall[Ledger](LEDGERS, holds=HOLDS)
         self._contents = Recall[Contents](MEMBERS, weigh=lambda one: len(one.members))
         self._levels = Recall[pictures.Levels | None](LEDGERS)
@@ -179,8 +192,12 @@ class Gallery:
         self._spool.mkdir(parents=True, exist_ok=True)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Call something that blocks."""
+        """Read bytes of images, which may take long."""
         return await to_thread.run_sync(call, limiter=self._reads)
+
+    async def look_up(self, call: Callable[[], T]) -> T:
+        """Look something up, which waits for no place that hangs."""
+        return await to_thread.run_sync(call, limiter=self._finding)
 
     def ledger(self, text: str, seen: str) -> Ledger:
         """Look up an event that may be seen.
@@ -197,15 +214,23 @@ class Gallery:
     def _ledger(self, id_: UUID, revision: int | None) -> Ledger:
         return self.line.catalog.ledger(Ref(id_, revision) if revision else self.line.catalog.newest(id_))
 
-    def contents(self, ledger: Ledger) -> Contents:
-        """Tell what is in an event's bundle.
+    def contents(self, ledger: Ledger, *, seconds: float = UNHURRIED) -> Contents:
+        """Return what is in an event's bundle.
+
+        A copy in the bucket is waited for `probes.SECONDS`, one on tape so many seconds. What comes later is kept.
 
         Raises:
             NotFound: there is no copy to read, and why.
+            Unavailable: it is not known in time.
         """
-        copies.there(self.line, ledger)
-        assert ledger.export is not None
-        return self._contents.get(ledger.export.manifest_sha256, partial(self._listed, ledger))
+        there, export = copies.there(self.line, ledger), ledger.export
+        assert export is not None
+        key = export.manifest_sha256
+        if (known := self._contents.find(key)) is not None:
+            return known
+        place, most = (bucket_of(export), SECONDS) if "bucket" in there else ("tape", seconds)
+        listed = partial(self._contents.get, key, partial(self._listed, ledger))
+        return self._probes.read(place, listed, seconds=most)
 
     def _listed(self, ledger: Ledger) -> Contents:
         members = copies.contents(self.line, ledger).members
@@ -273,7 +298,7 @@ class Gallery:
             Rejected: it is no picture.
         """
         name = _drawn(found, size, levels)
-        kept = await self.run(partial(self.thumbs.find, name))
+        kept = await self.look_up(partial(self.thumbs.find, name))
         if kept is not None:
             return kept
         return await to_thread.run_sync(partial(self._draw, found, size, levels, name), limiter=self._drawing)
@@ -327,13 +352,13 @@ class Gallery:
 async def list_images(id: str, request: Request, seen: Seen) -> Response:  # noqa: A002
     """List the files of an event with their sizes, SHA-256 and addresses."""
     gallery = _gallery(request)
-    return Response(await gallery.run(partial(_listing, gallery, id, seen)), media_type="application/json")
+    return Response(await gallery.look_up(partial(_listing, gallery, id, seen)), media_type="application/json")
 
 
 async def get_image(id: str, name: str, request: Request, seen: Seen) -> Response:  # noqa: A002
     """Read one image, or one range of it, out of whichever copy of the bundle has it."""
     gallery = _gallery(request)
-    return await _image(gallery, request, await gallery.run(partial(gallery.find, id, seen, _name(request))))
+    return await _image(gallery, request, await gallery.look_up(partial(gallery.find, id, seen, _name(request))))
 
 
 async def get_thumbnail(
@@ -347,7 +372,7 @@ async def get_thumbnail(
 ) -> Response:
     """Make a small picture of an image, as PNG; 16-bit grey is stretched between its percentiles, or the event's."""
     gallery, asked = _gallery(request), _name(request)
-    found = await gallery.run(partial(gallery.find, id, seen, asked, asked.removesuffix("/thumbnail")))
+    found = await gallery.look_up(partial(gallery.find, id, seen, asked, asked.removesuffix("/thumbnail")))
     if found.asked == asked:  # a file is called so
         return await _image(gallery, request, found)
     stat = replace(found.stat, etag=_drawn(found, size, levels))
@@ -364,7 +389,7 @@ async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa
     """Fetch the whole bundle: by a link into the bucket where there can be one, or else from here."""
     gallery = _gallery(request)
     wanted = partial(gallery.bundle, id, seen, link=request.method == "GET")
-    ledger, export, link = await gallery.run(wanted)
+    ledger, export, link = await gallery.look_up(wanted)
     note(request.scope).key = export.key
     if link is not None:
         return Response(None, 307, {"Location": link, "Cache-Control": "no-store"})
@@ -386,7 +411,8 @@ def samples(members: Sequence[Member]) -> list[Member]:
 
 def install(app: FastAPI, line: Line) -> None:
     """Give an application these routes."""
-    app.state.gallery = Gallery(line, app.state.parts.place, links=app.state.parts.links)
+    parts = app.state.parts
+    app.state.gallery = Gallery(line, parts.place, links=parts.links, probes=app.state.probes)
     event = "/api/1/events/{id}"
     for method in ("GET", "HEAD"):
         told: dict[str, Any] = {"methods": [method], "response_class": Response, "tags": ["images"]}

@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ LINGER = 2.0  # seconds for which the rest of an unwanted body is taken, so that
 LINGERING = 4 << 20  # bytes of it
 DRAINED = 256 << 10  # bytes of an unwanted body that are taken rather than that the connection is given up
 POLICY = "Content-Security-Policy"
+SPARE = "spare"  # in the state of a request's scope
 UNLIMITED = frozenset({"/health", "/ready"})
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 PEOPLE = frozenset({"/login", "/logout"})  # forms that change only what the browser keeps
@@ -64,10 +66,16 @@ class Limits:
     failed: Rate = Rate(20)  # logins of one address
     object_size: int = 5 << 30
     body_size: int = 1 << 20  # of everything that is no object
-    slowest: int = 1024  # bytes a second, on average, of a body
+    slowest: int = 64 << 10  # bytes a second of a body
     patience: float = 10.0  # before slowness counts
+    slack: float = 30.0  # that a body may have gained by coming faster
     longest: float = 6 * 3600.0  # a body may take
-    uploads: int = 8  # large bodies that one worker stores at a time; each takes up to 25 MiB
+    uploads: int = (
+        8  # large bodies that one worker stores at a time, half of them of one token; each takes up to 25 MiB
+    )
+    connections: int = 1000  # of one worker
+    each: int = 250  # connections, and requests at a time, of one address
+    spare: int = 32  # connections beyond, for health and readiness
 
 
 class Rates:
@@ -141,7 +149,7 @@ def networks(trusted: Sequence[str]) -> tuple[Network, ...]:
 def address(peer: str | None, forwarded: str, trusted: Sequence[Network]) -> str | None:
     """Say who asks: the peer, or the last one before the proxies that are believed, as they tell."""
     for hop in [*reversed([one.strip() for one in forwarded.split(",")]), None]:
-        if peer is None or not _within(peer, trusted) or not hop or _parsed(hop) is None:
+        if peer is None or not within(peer, trusted) or not hop or _parsed(hop) is None:
             return peer
         peer = hop
     return peer
@@ -165,26 +173,48 @@ def _parsed(found: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return told.ipv4_mapped or told if isinstance(told, ipaddress.IPv6Address) else told
 
 
-def _within(found: str, trusted: Sequence[Network]) -> bool:
+def within(found: str, trusted: Sequence[Network]) -> bool:
+    """Return whether an address is a proxy that is believed."""
     told = _parsed(found)
     return told is not None and any(told in network for network in trusted if network.version == told.version)
 
 
 class Addressed:
-    """Note who asks, and let each address ask only so often."""
+    """Record who asks, and answer each address only so often, and so many requests at a time.
 
-    def __init__(self, app: ASGIApp, *, rates: Rates, rate: Rate, trusted: Sequence[Network]) -> None:
-        self.app, self._rates, self._rate, self._trusted = app, rates, rate, trusted
+    Health and readiness are always answered. They alone are on connections that the server marked with `SPARE`.
+    """
+
+    def __init__(self, app: ASGIApp, *, rates: Rates, limits: Limits, trusted: Sequence[Network]) -> None:
+        self.app, self._rates, self._limits, self._trusted = app, rates, limits, trusted
+        self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")) if self._trusted else ""
-            told = note(scope)
-            told.address = address((scope.get("client") or (None,))[0], forwarded, self._trusted)
-            if scope["path"] not in UNLIMITED and (wait := self._rates.take(payer(told.address), self._rate)):
-                await too_many(wait).response()(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")) if self._trusted else ""
+        told = note(scope)
+        told.address = address((scope.get("client") or (None,))[0], forwarded, self._trusted)
+        if scope["path"] in UNLIMITED:
+            await self.app(scope, receive, send)
+            return
+        who = payer(told.address)
+        if problem := self._problem(scope, who):
+            await problem.response()(scope, receive, send)
+            return
+        self._running[who] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= Counter([who])  # which forgets those that have none
+
+    def _problem(self, scope: Scope, who: str) -> Problem | None:
+        full = self._running.total() >= self._limits.connections or self._running[who] >= self._limits.each
+        if full or SPARE in scope.get("state", {}):
+            return Problem(503, "Too many requests at a time", headers={"Retry-After": "1", "Connection": "close"})
+        wait = self._rates.take(who, self._limits.address)
+        return too_many(wait) if wait else None
 
 
 class ReadOnly:
@@ -236,7 +266,7 @@ class Body:
         self.answered = False
         self.waits = headers.get("expect", "").lower() == "100-continue"  # the client sends nothing before it is asked
         self._receive, self._limits, self._size = receive, limits, size
-        self._taken, self._waited, self._began = 0, 0.0, time.monotonic()
+        self._taken, self._left, self._began = 0, limits.patience, time.monotonic()  # seconds that may be waited
         if told.isdecimal() and int(told) > size:
             self.problem = self._too_large()
 
@@ -252,7 +282,9 @@ class Body:
             raise self.problem
         message = await self._timely()
         if message["type"] == "http.request":
-            self._taken += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._taken += size
+            self._left = min(self._left + size / self._limits.slowest, self._limits.slack)
             self.over = not message.get("more_body", False)
             if self._taken > self._size:
                 self.problem = self._too_large()
@@ -273,16 +305,15 @@ class Body:
                     self.over = message["type"] != "http.request" or not message.get("more_body", False)
 
     async def _timely(self) -> Message:
-        limits, began = self._limits, time.monotonic()
-        slow = limits.patience + self._taken / limits.slowest - self._waited
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(min(slow, limits.longest - (began - self._began))):
+            async with asyncio.timeout(min(self._left, self._limits.longest - (began - self._began))):
                 return await self._receive()
         except TimeoutError:
             self.problem = Problem(408, "The body came too slowly")
             raise self.problem from None
         finally:
-            self._waited += time.monotonic() - began
+            self._left -= time.monotonic() - began
 
     def _too_large(self) -> Problem:
         return Problem(413, f"The body has more than {self._size} bytes")

@@ -6,7 +6,6 @@ may ask to ``auth``, how objects are kept to ``shelf``.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Callable, Coroutine
@@ -29,7 +28,7 @@ from plateway.gateway.answers import Problem
 from plateway.gateway.conditions import CONDITIONS, Span, consider, digests, ranged
 from plateway.gateway.limits import Limits
 from plateway.gateway.shelf import Shelf
-from plateway.gateway.streams import MEDIA, SMALL, Rest, beginning, content, described, streamed
+from plateway.gateway.streams import MEDIA, SMALL, Rest, Slots, beginning, content, described, streamed
 from plateway.store import Stat
 from plateway.tokens import Token
 
@@ -92,7 +91,7 @@ class Desk:
 
     def __init__(self, shelf: Shelf, limits: Limits) -> None:
         self.shelf = shelf
-        self.uploads = asyncio.Semaphore(limits.uploads)
+        self.uploads = Slots(limits.uploads)
         self._threads = CapacityLimiter(THREADS)
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -116,7 +115,8 @@ async def put_object(key: str, request: Request, token: Annotated[Token, auth.ne
         call = partial(store, [body], size=len(body))
         etag, sums = await desk.run(call)
     else:
-        etag, sums = await streamed(partial(store, size=size), head, pieces, turns=desk.uploads)
+        async with desk.uploads.slot(token.hash):
+            etag, sums = await streamed(partial(store, size=size), head, pieces)
     told = Kept(key=key, size=sums.size, created_at=datetime.now(UTC))
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(sums.sha256).decode()}:"}
     return Response(told.model_dump_json(), 200, headers | ({"ETag": f'"{etag}"'} if etag else {}), JSON)

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -23,18 +25,21 @@ from uvicorn.supervisors import Multiprocess
 
 from plateway.errors import Misconfigured
 from plateway.gateway.app import Parts, create_app
+from plateway.gateway.limits import SPARE, Limits, payer, within
 
 HEAD = 10.0  # seconds in which the head of a request has to be there
 STALLED = 30.0  # seconds after which slowness in taking an answer counts
 SLOWEST = 1024  # bytes a second, on average, that a client takes
 TICK = 2.0
-MOST = 1000  # connections of one worker; others are answered 503
+FILES = 8192  # open at a time: connections that came at once, before any of them is closed, and what they need
 FINISH = 10  # seconds that requests have at the end
 SILENT = 60  # seconds after which a worker that says nothing is replaced; one that starts on a busy machine takes some
 LOGS = {  # of every worker; requests are in the access log
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "formatters": {
+        "line": {"()": "plateway.plain.PlainFormatter", "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s"}
+    },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"plateway": {"level": "INFO"}},
@@ -44,13 +49,19 @@ log = logging.getLogger(__name__)
 
 
 class Patient(H11Protocol):
-    """A connection that is given up when the head of a request, or the taking of an answer, has no end."""
+    """A connection that is given up when the head of a request, or the taking of an answer, has no end.
+
+    Where there are too many, of one address or together, the one that has waited longest for a request is closed.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
         super().connection_made(transport)
+        self.payer = payer(self.client[0] if self.client else None)
         self._waits = time.monotonic()  # since when a head is waited for
         self._full: tuple[float, int] | None = None  # since when, and how much, waits to be taken
         self._next = self.loop.call_later(TICK, self._tick)
+        if crowd := self._crowd():
+            self._make_room(crowd)
 
     def data_received(self, data: bytes) -> None:
         if self._idle() and self.timeout_keep_alive_task is not None:
@@ -60,6 +71,37 @@ class Patient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._next.cancel()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._waits = time.monotonic()
+        super().on_response_complete()
+
+    def _crowd(self) -> list[Patient]:
+        """List the connections that there are too many of."""
+        limits: Limits = self.app_state["limits"]
+        every = [one for one in self.connections if isinstance(one, Patient)]
+        mine = [one for one in every if one.payer == self.payer]
+        if len(mine) > limits.each and not (self.client and within(self.client[0], self.app_state["trusted"])):
+            return mine
+        if len(every) <= limits.connections:
+            return []
+        ((most, _),) = Counter(one.payer for one in every).most_common(1)
+        return [one for one in every if one.payer == most]
+
+    def _make_room(self, crowd: Sequence[Patient]) -> None:
+        """Close one of them that waits for a request; where none does, keep this one for health and readiness."""
+        idle = [one for one in crowd if one is not self and one._idle()]
+        if idle:
+            min(idle, key=lambda one: one._waits)._drop()
+            return
+        self.app_state = {**self.app_state, SPARE: True}
+        spare = sum(SPARE in one.app_state for one in self.connections)
+        if spare > self.app_state["limits"].spare:
+            self._drop()
+
+    def _drop(self) -> None:
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -91,7 +133,6 @@ def config(parts: Parts, *, workers: int = 1, logs: dict[str, Any] | None = None
         log_config=logs,
         proxy_headers=False,  # whom to believe is a setting of ours
         server_header=False,
-        limit_concurrency=MOST,
         timeout_graceful_shutdown=FINISH,
         timeout_worker_healthcheck=SILENT,
     )
@@ -126,6 +167,7 @@ def serve(
     if workers > 1 and (parts.objects or "").startswith("memory:"):
         raise Misconfigured("objects in memory are one worker's own: use one worker, or another place for them")
     create_app(parts)  # what is wrong is said here, not by each worker
+    _allow_files(FILES)
     told = config(parts, workers=workers, logs=LOGS)
     with listen(host, port) as taken:
         taken.listen(told.backlog)
@@ -135,6 +177,15 @@ def serve(
         else:
             with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is over
                 uvicorn.Server(told).run(sockets=[taken])
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the number of files that this process and its workers may open, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def address(host: str, port: int) -> str:

@@ -40,16 +40,11 @@ def parts(settings: Settings) -> Parts:
         trusted=settings.trusted_proxies,
         read_only=settings.read_only,
         line=partial(reader, settings),
-        open=not asks(settings),
-        straight=settings.api_needs_token is None,
+        open=settings.open_access,
+        straight=_near(settings),
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui if _near(settings) else settings.prefect_ui_url,
     )
-
-
-def asks(settings: Settings) -> bool:
-    """Say whether events are shown to tokens only: as it is set, else wherever others than this machine can ask."""
-    return not _near(settings) if settings.api_needs_token is None else settings.api_needs_token
 
 
 def reader(settings: Settings) -> Line:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -131,26 +132,33 @@ async def beginning(pieces: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
     return head, True
 
 
-async def streamed(
-    store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes], *, turns: asyncio.Semaphore
-) -> T:
-    """Store a body while it comes.
+class Slots:
+    """Large uploads at a time: so many together, and half as many of one token, so that none holds up the others."""
 
-    Raises:
-        Busy: too many others are at it.
-    """
-    try:
-        async with asyncio.timeout(WAIT):
-            await turns.acquire()
-    except TimeoutError:
-        raise Busy("too many uploads at a time") from None
-    try:
-        return await _piped(store, head, pieces)
-    finally:
-        turns.release()
+    def __init__(self, most: int) -> None:
+        self._all, self._each = asyncio.Semaphore(most), max(1, most // 2)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of tokens that upload now
+
+    @asynccontextmanager
+    async def slot(self, token: str) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it.
+
+        Raises:
+            Busy: there was none for too long.
+        """
+        own = self._own.setdefault(token, asyncio.Semaphore(self._each))
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(WAIT):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._all)
+            except TimeoutError:
+                raise Busy("too many uploads at a time") from None
+            yield
 
 
-async def _piped(store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes]) -> T:
+async def streamed(store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes]) -> T:
+    """Store a body while it comes."""
     pipe = Pipe()
 
     def stored() -> T:

@@ -263,6 +263,8 @@ def test_the_gateway_tells_of_the_same(demo: Demo) -> None:
     """Exports, the ledger and an image come over HTTP, and a pipeline fetches the bundle by its link, without a key."""
     with gateway(demo) as http:
         assert http.get("/ready").json()["status"] == "ready"
+        assert http.get("/api/1/exports").status_code == 401
+        assert http.get(demo.call("token", "link").stdout.split()[-1]).status_code == 303
         exports = http.get("/api/1/exports").json()
         last = demo.told["events"][-1]
         found = {one["ref_id"]: one for one in exports["data"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -223,6 +224,22 @@ def test_two_workers_share_budgets(tmp_path: Path) -> None:
             process.wait(20)
 
 
+def test_a_low_limit_of_files_shuts_nobody_out(tmp_path: Path) -> None:
+    """Started by a shell that allows 256 open files, a gateway takes more connections than that."""
+    (tmp_path / "serving.py").write_text(SERVE.replace("workers=2", "workers=1"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = f'ulimit -Sn 256; exec "{sys.executable}" "{tmp_path}/serving.py" "{tmp_path}" {port}'
+    with subprocess.Popen(["bash", "-c", command], cwd=Path.cwd()) as process, ExitStack() as stack:
+        stack.callback(process.terminate)
+        gateway = Gateway(Parts(home=tmp_path, tokens=tmp_path / "tokens.json"), port, {"all": "x"})
+        waited(gateway)
+        for number in range(3, 7):
+            silent(stack, gateway, 150, source=f"127.0.0.{number}")
+        with visitor(gateway, "127.0.0.2") as http:
+            assert seconds(http, "/health")[10] < 0.1
+
+
 def waited(gateway: Gateway) -> None:
     """Wait until it answers."""
     until = time.monotonic() + 60
@@ -350,6 +367,170 @@ def test_heads_without_an_end_are_given_up(start: Start, monkeypatch: pytest.Mon
             assert time.monotonic() < until
             time.sleep(0.05)
         assert ended[0].sent < 32 * MIB
+
+
+# --------------------------------------------------------------------------------------------------------- connections
+
+
+def silent(stack: ExitStack, gateway: Gateway, number: int, *, source: str, said: bytes = b"") -> list[socket.socket]:
+    """Open connections from an address that send nothing, or the beginning of a request."""
+    lines = []
+    for _ in range(number):
+        line = socket.create_connection(("127.0.0.1", gateway.port), timeout=30, source_address=(source, 0))
+        lines.append(stack.enter_context(line))
+        with suppress(OSError):  # it may be closed again already
+            line.sendall(said)
+    return lines
+
+
+def visitor(gateway: Gateway, source: str) -> httpx.Client:
+    """Ask from another address, with a connection for each request."""
+    headers = {"Authorization": f"Bearer {gateway.secrets['all']}", "Connection": "close"}
+    transport = httpx.HTTPTransport(local_address=source, trust_env=False)
+    return httpx.Client(base_url=gateway.url, headers=headers, timeout=30, transport=transport, trust_env=False)
+
+
+def seconds(http: httpx.Client, path: str, *, times: int = 20) -> list[float]:
+    """Ask so many times, and return how long each answer took, in order."""
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        assert http.get(path).status_code == 200, path
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "a byte", "half a head"]
+)
+def test_silent_connections_of_one_address(start: Start, said: bytes) -> None:
+    """1,005 of them: others are served as ever, health within 100 ms, and so is the same address."""
+    gateway = start(limits=Limits(address=LAX, token=LAX))
+    gateway.client().close()
+    with ExitStack() as stack:
+        silent(stack, gateway, 1005, source="127.0.0.1", said=said)
+        for source in ("127.0.0.2", "127.0.0.1"):
+            with visitor(gateway, source) as http:
+                assert seconds(http, "/health")[10] < 0.1
+                assert seconds(http, "/objects", times=5)
+                assert http.get("/ready").status_code == 200
+
+
+def test_silent_connections_of_many_addresses(start: Start) -> None:
+    """However many addresses they come from: the largest crowd gives way to whoever asks."""
+    gateway = start(limits=Limits(address=LAX, token=LAX, connections=60, each=20, spare=4))
+    gateway.client().close()
+    with ExitStack() as stack:
+        for number in range(10, 20):
+            silent(stack, gateway, 20, source=f"127.0.0.{number}")
+        with visitor(gateway, "127.0.0.2") as http:
+            assert seconds(http, "/health")[10] < 0.1
+            assert seconds(http, "/objects", times=5)
+
+
+def uploading(stack: ExitStack, gateway: Gateway, number: int, *, source: str) -> list[socket.socket]:
+    """Begin uploads that go on for as long as their connections live."""
+    head = f"PUT /objects/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.secrets['all']}\r\n"
+    said = f"{head}Content-Length: 100000\r\n\r\nx".encode()
+    return silent(stack, gateway, number, source=source, said=said)
+
+
+def test_health_has_a_reserve(start: Start) -> None:
+    """Where an address, or all together, have as many requests as may be, health and readiness are answered."""
+    limits = Limits(address=LAX, token=LAX, patience=60.0, connections=30, each=10, spare=4)
+    gateway = start(limits=limits)
+    gateway.client().close()
+    with ExitStack() as stack:
+        uploading(stack, gateway, 10, source="127.0.0.1")
+        with visitor(gateway, "127.0.0.1") as same, visitor(gateway, "127.0.0.9") as other:
+            until = time.monotonic() + 10
+            while same.get("/objects").status_code != 503:
+                assert time.monotonic() < until
+            assert seconds(same, "/health")[10] < 0.1
+            assert same.get("/ready").status_code == 200
+            assert other.get("/objects").status_code == 200
+            for number in (3, 4):
+                uploading(stack, gateway, 10, source=f"127.0.0.{number}")
+            until = time.monotonic() + 10
+            while other.get("/objects").status_code != 503:
+                assert time.monotonic() < until
+            for http in (same, other):
+                assert seconds(http, "/health")[10] < 0.1
+                assert http.get("/ready").status_code == 200
+
+
+def test_a_trusted_proxy_may_have_more_connections(start: Start) -> None:
+    """Its clients are told apart by what it says, and not by the connection."""
+    gateway = start(limits=Limits(address=LAX, connections=100, each=10), trusted=("127.0.0.1",))
+    gateway.client().close()
+    with ExitStack() as stack:
+        lines = silent(stack, gateway, 50, source="127.0.0.1")
+        with visitor(gateway, "127.0.0.1") as http:
+            assert http.get("/objects").status_code == 200
+        for line in lines:
+            line.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                line.recv(1)  # none was closed
+
+
+# -------------------------------------------------------------------------------------------------------- slow uploads
+
+
+def drip(gateway: Gateway, secret: str, lines: list[socket.socket], *, first: int) -> None:
+    """Begin a large upload on each connection."""
+    for number, line in enumerate(lines):
+        head = f"PUT /objects/slow{number} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+        line.sendall(f"{head}Content-Length: {first + 10 * MIB}\r\n\r\n".encode() + bytes(first))
+
+
+def test_slow_uploads_of_one_token_block_no_other(start: Start) -> None:
+    """Eight uploads at 1.1 KB/s with one token: another token's goes on, and they are ended within seconds."""
+    gateway = start(limits=Limits(address=LAX, token=LAX, patience=3.0, slack=3.0))
+    gateway.client().close()
+    slow = gateway.token("slow", "write")
+    with ExitStack() as stack:
+        lines = silent(stack, gateway, 8, source="127.0.0.1")
+        drip(gateway, slow, lines, first=2 * MIB)
+        with visitor(gateway, "127.0.0.2") as http:
+            began = time.monotonic()
+            assert http.put("/objects/mine", content=bytes(8 * MIB)).status_code == 200
+            assert time.monotonic() - began < 10
+        ended, until = set[socket.socket](), time.monotonic() + 30
+        while len(ended) < len(lines):
+            assert time.monotonic() < until
+            ready, _, _ = select.select([line for line in lines if line not in ended], [], [], 0.25)
+            ended |= set(ready)
+            for line in set(lines) - ended:
+                with suppress(OSError):
+                    line.send(bytes(275))  # 1.1 KB/s
+        with gateway.client() as http:
+            assert http.get("/objects").json()["keys"] == ["mine"]
+
+
+def test_a_burst_buys_no_hours(start: Start) -> None:
+    """Who sends much at once may not pause for as long as that would last at the lowest rate."""
+    gateway = start(limits=Limits(address=LAX, token=LAX, patience=1.0, slack=2.0, slowest=1024))
+    gateway.client().close()
+    with ExitStack() as stack:
+        (line,) = silent(stack, gateway, 1, source="127.0.0.1")
+        began = time.monotonic()
+        drip(gateway, gateway.secrets["all"], [line], first=20 * MIB)  # five hours at 1 KiB/s
+        assert b"408" in line.recv(100)
+        assert time.monotonic() - began < 20
+
+
+def test_slow_enough_is_not_too_slow(start: Start) -> None:
+    """An upload that keeps to the rate arrives, however long it takes."""
+    gateway = start(limits=Limits(address=LAX, token=LAX, patience=0.5, slack=0.5, slowest=100 << 10))
+
+    def paced() -> Iterator[bytes]:
+        beat = threading.Event()
+        for _ in range(24):
+            yield bytes(50 << 10)
+            beat.wait(0.1)  # 500 KiB/s
+
+    with gateway.client() as http:
+        assert http.put("/objects/paced", content=paced()).status_code == 200
 
 
 def test_large_uploads_take_turns(start: Start) -> None:

@@ -18,7 +18,7 @@ from deployments.seaweed import PLAIN
 from plateway import settings
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, Refused
-from plateway.gateway import Rate, create_app, reference, site
+from plateway.gateway import Rate, auth, create_app, reference, site
 from plateway.gateway.app import overlap
 from plateway.settings import RUNTIME, Settings
 from tests.gateway.conftest import Start
@@ -70,24 +70,48 @@ def test_settings_become_parts(known: Known) -> None:
 @pytest.mark.parametrize(
     ("host", "flags", "open_"),
     [
-        ("127.0.0.1", {}, True),
-        ("127.8.0.1", {}, True),
-        ("::1", {}, True),
-        ("localhost", {}, True),
+        ("127.0.0.1", {}, False),
+        ("127.8.0.1", {}, False),
+        ("::1", {}, False),
+        ("localhost", {}, False),
         ("0.0.0.0", {}, False),
-        ("::", {}, False),
-        ("192.0.2.7", {}, False),
-        ("localhost.example.org", {}, False),
         ("", {}, False),
         ("127.0.0.1", {"trusted_proxies": "127.0.0.1"}, False),
-        ("127.0.0.1", {"api_needs_token": True}, False),
-        ("0.0.0.0", {"api_needs_token": False}, True),
-        ("127.0.0.1", {"api_needs_token": False, "trusted_proxies": "127.0.0.1"}, True),
+        ("127.0.0.1", {"open_access": False}, False),
+        ("127.0.0.1", {"open_access": True}, True),
+        ("0.0.0.0", {"open_access": True}, True),
+        ("127.0.0.1", {"open_access": True, "trusted_proxies": "127.0.0.1"}, True),
     ],
 )
 def test_who_may_look(known: Known, host: str, flags: dict[str, object], *, open_: bool) -> None:
-    """Events are open on loopback without a proxy in front, and nowhere else, unless a setting says so."""
+    """Events are open where a setting says so, and nowhere else; loopback is no reason."""
     assert site.parts(known(serve_host=host, **flags)).open is open_
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.0.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LocalHost.", True),
+        ("plates.localhost", True),
+        ("a.b.localhost", True),
+        ("localhost.example.org", False),
+        ("notlocalhost", False),
+        ("plates-localhost", False),
+        ("127.0.0.1.example.org", False),
+        ("localhost.localdomain", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.7", False),
+        ("", False),
+    ],
+)
+def test_names_of_loopback(host: str, *, ours: bool) -> None:
+    """Loopback addresses, localhost and all names below it (RFC 6761); no other name, however it begins or ends."""
+    assert auth.loopback(host) is ours
 
 
 def test_parts_go_to_workers(known: Known) -> None:
@@ -192,6 +216,9 @@ async def asked(app: FastAPI, path: str, **headers: str) -> httpx.Response:
     [
         ({}, 200),
         ({"host": "localhost"}, 200),
+        ({"host": "plates.localhost:8000"}, 200),
+        ({"host": "localhost.evil.example"}, 401),
+        ({"host": "evil.example@127.0.0.1"}, 401),
         ({"host": "[::1]:8000"}, 200),
         ({"host": "evil.example"}, 401),
         ({"host": "127.0.0.1.evil.example:8000"}, 401),
@@ -206,14 +233,14 @@ async def asked(app: FastAPI, path: str, **headers: str) -> httpx.Response:
     ids=str,
 )
 def test_only_what_comes_straight_is_shown_events(known: Known, headers: dict[str, str], status: int) -> None:
-    """On loopback a page of another site, and a proxy that nobody named, do not get in without a token."""
-    config = known()
+    """With open access on loopback, a page of another site and a proxy that nobody named need a token all the same."""
+    config = known(open_access=True)
     with closing(Catalog(config.catalog_url)) as catalog:
         catalog.upgrade()
     answer = asyncio.run(asked(create_app(site.parts(config)), "/api/1/daily-stats", **headers))
     assert answer.status_code == status
     if headers == {"host": "evil.example"}:
-        to_all = create_app(site.parts(known(api_needs_token=False)))
+        to_all = create_app(site.parts(known(open_access=True, serve_host="0.0.0.0")))
         assert asyncio.run(asked(to_all, "/api/1/daily-stats", **headers)).status_code == 200
 
 

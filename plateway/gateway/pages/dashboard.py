@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,6 +24,7 @@ from plateway.catalog import DailyRow, Ledger, Overview, SystemOverview
 from plateway.gateway import auth
 from plateway.gateway.answers import Problem
 from plateway.gateway.pages import plots, site
+from plateway.gateway.probes import run
 from plateway.pipeline import Line
 from plateway.records import Quarantine
 
@@ -69,8 +70,7 @@ class Kept(Generic[T]):
         self._make, self._seconds = make, seconds
         self._made: dict[str, tuple[float, T]] = {}
         self._making: dict[str, Future[T]] = {}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="figures")
+        self._lock, self._one = threading.Lock(), threading.Lock()
 
     def get(self, key: str, *, patience: float) -> T | None:
         """Give the figures of a key; None: there are none yet, and making them takes longer than that.
@@ -84,7 +84,8 @@ class Kept(Generic[T]):
             if made is not None and age < self._seconds:
                 return made
             if key not in self._making:
-                self._making[key] = self._pool.submit(self._anew, key)
+                self._making[key] = Future()
+                run(partial(self._anew, key), into=self._making[key], name="figures")
             making = self._making[key]
         if made is not None and age < OLD:
             return made
@@ -95,7 +96,8 @@ class Kept(Generic[T]):
 
     def _anew(self, key: str) -> T:
         try:
-            made = self._make(key)
+            with self._one:
+                made = self._make(key)
         except Exception as error:
             log.warning("the figures of the dashboard could not be made: %s", error)
             with self._lock:

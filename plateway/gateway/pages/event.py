@@ -14,12 +14,13 @@ from plateway import pictures
 from plateway.bundle import Member
 from plateway.catalog import Cursor, Ledger, Ref
 from plateway.errors import NotFound, PlatewayError
-from plateway.gateway import answers, auth, images
+from plateway.gateway import answers, auth, events, images
 from plateway.gateway.access import note
 from plateway.gateway.images import Gallery
 from plateway.gateway.pages import site, story
+from plateway.gateway.probes import SECONDS
 from plateway.pictures import Grid
-from plateway.pipeline import Line, copies, views
+from plateway.pipeline import Line, copies
 
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
@@ -59,6 +60,7 @@ def install(app: FastAPI, line: Line) -> None:
         gallery: Gallery = request.app.state.gallery
         ledger, now = gallery.ledger(id, seen), line.catalog.now()
         note(request.scope).key = ledger.event.key
+        bench = events.start_bench(line, ledger, probes=app.state.probes)
         members, problem = _members(gallery, ledger)
         earlier, later = around(line, ledger, seen)
         return site.render(
@@ -72,7 +74,7 @@ def install(app: FastAPI, line: Line) -> None:
             strip=[*earlier, ledger, *later],
             earlier=earlier[-1:],
             later=later[:1],
-            places=story.places(ledger, present=views.status(line, ledger, now=now).raw_present),
+            places=story.places(ledger, present=events.presence(bench)),
             history=story.history(ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,
@@ -85,11 +87,10 @@ def install(app: FastAPI, line: Line) -> None:
         gallery: Gallery = request.app.state.gallery
         ledger, name = gallery.ledger(id, seen), _name(request)
         note(request.scope).key = f"{ledger.event.key}/{name}"
-        members, problem = _members(gallery, ledger)
-        found = [_picture(ledger.ref, member) for member in members]
+        found = [_picture(ledger.ref, member) for member in gallery.contents(ledger, seconds=SECONDS).members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:
-            raise NotFound(problem or "the event has no image of this name")
+            raise NotFound("the event has no image of this name")
         return site.render(
             request,
             "image.html",
@@ -106,7 +107,8 @@ def install(app: FastAPI, line: Line) -> None:
     def cover(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         ledger = gallery.ledger(id, seen)
-        chosen = middle([_picture(ledger.ref, member) for member in _members(gallery, ledger)[0]])
+        members = gallery.contents(ledger, seconds=SECONDS).members
+        chosen = middle([_picture(ledger.ref, member) for member in members])
         if chosen is None or chosen.thumbnail is None:
             raise NotFound("the event has no image to show")
         kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
@@ -167,7 +169,7 @@ def _members(gallery: Gallery, ledger: Ledger) -> tuple[Sequence[Member], str | 
     if ledger.export is None:
         return [], "The images can be seen here as soon as they are in the bucket."
     try:
-        return gallery.contents(ledger).members, None
+        return gallery.contents(ledger, seconds=SECONDS).members, None
     except PlatewayError as error:
         return [], f"The images cannot be read now: {answers.problem(error).message}"
 

@@ -41,6 +41,7 @@ HEADERS = {
     POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "private, no-cache",
+    "Referrer-Policy": "same-origin",  # without a referrer, browsers do not say where a form comes from
     "Vary": "Cookie, Authorization",
 }
 

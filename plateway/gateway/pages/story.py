@@ -67,8 +67,11 @@ def history(ledger: Ledger, now: datetime) -> list[Told]:
     return [*told, Told(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
 
 
-def places(ledger: Ledger, *, present: bool) -> list[Place]:
-    """Tell where it is: on the bench, in the bucket, on tape. ``present``: the raw images were seen just now."""
+def places(ledger: Ledger, *, present: bool | None) -> list[Place]:
+    """Tell where it is: on the bench, in the bucket, on tape.
+
+    ``present`` is whether the raw images were seen just now; None: the disk does not answer.
+    """
     return [_bench(ledger, present=present), _bucket(ledger), _tape(ledger)]
 
 
@@ -89,7 +92,7 @@ def _worded(moment: wire.Moment) -> Told:
     )
 
 
-def _bench(ledger: Ledger, *, present: bool) -> Place:
+def _bench(ledger: Ledger, *, present: bool | None) -> Place:
     event, purge = ledger.event, ledger.purge("raw")
     facts = (("system", event.system), ("path", event.path))
     if purge is not None and purge.gone_at is not None:
@@ -98,7 +101,8 @@ def _bench(ledger: Ledger, *, present: bool) -> Place:
         return Place("Bench", "gone", f"moved aside {purge.trashed_at:%-d %b %Y, %H:%M}", facts)
     if present:
         return Place("Bench", "here", "the raw images are on the instrument's disk", facts)
-    return Place("Bench", "none", "the raw images cannot be seen from here", facts)
+    why = "the instrument's disk does not answer" if present is None else "the raw images cannot be seen from here"
+    return Place("Bench", "none", why, facts)
 
 
 def _bucket(ledger: Ledger) -> Place:

@@ -1,0 +1,98 @@
+"""Reads from places that may not answer: S3, the bench, tape. Each is waited for a bounded time.
+
+A read runs in a thread of its own, because a thread that hangs in a mount or a socket cannot be ended. While `STUCK`
+reads of one place hang, further ones fail at once: threads do not pile up, and the place is read again as soon as one
+of them ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from plateway.errors import Unavailable
+
+SECONDS = 2.0  # that a read may take
+STUCK = 4  # reads of one place that take longer, before others are refused
+MOST = 64  # reads of one place at a time
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Probe(Generic[T]):
+    """A read that was started, or refused."""
+
+    place: str
+    found: Future[T] | None
+    until: float  # by the monotonic clock
+
+    def result(self) -> T:
+        """Return what was read; errors of the read rise.
+
+        Raises:
+            Unavailable: it took too long, or was refused.
+        """
+        with suppress(TimeoutError):
+            if self.found is not None:
+                done = self.found.exception(max(0.0, self.until - time.monotonic()))
+                if done is not None:
+                    raise done
+                return self.found.result()
+        raise Unavailable(f"{self.place} does not answer")
+
+
+class Probes:
+    """The reads that run now, by place."""
+
+    def __init__(self, *, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._running: defaultdict[str, dict[int, float]] = defaultdict(dict)  # until when each may take
+        self._lock = threading.Lock()
+
+    def start(self, place: str, call: Callable[[], T], *, seconds: float | None = None) -> Probe[T]:
+        """Begin to read, so that several places can be read at a time."""
+        now = time.monotonic()
+        until = now + (self._seconds if seconds is None else seconds)
+        found: Future[T] = Future()
+        with self._lock:
+            running = self._running[place]
+            if len(running) >= MOST or sum(end < now for end in running.values()) >= STUCK:
+                return Probe(place, None, now)
+            running[id(found)] = until
+
+        def ended(found: Future[T]) -> None:
+            with self._lock:
+                del running[id(found)]
+
+        found.add_done_callback(ended)
+        run(call, into=found, name=f"read {place}")
+        return Probe(place, found, until)
+
+    def read(self, place: str, call: Callable[[], T], *, seconds: float | None = None) -> T:
+        """Read, and wait for it.
+
+        Raises:
+            Unavailable: it took too long, or earlier reads of this place still hang.
+        """
+        return self.start(place, call, seconds=seconds).result()
+
+
+def run(call: Callable[[], T], *, into: Future[T], name: str) -> None:
+    """Call in a thread that keeps no process from ending."""
+
+    def called() -> None:
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  it rises where the result is asked for
+            into.set_exception(error)
+        else:
+            into.set_result(result)
+
+    threading.Thread(target=called, name=name, daemon=True).start()
