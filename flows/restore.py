@@ -31,6 +31,6 @@ async def restore(
     async with configured.opened() as (line, settings):
         carrier = carry.Carrier(line, settings.export_workers)
         refs = await asyncio.to_thread(carry.named, line, event_ids)
-        place = Path(to) if to else None
+        place = Path(to).resolve() if to else None
         await carrier.all(carrier.fetch(ref, to=place, to_bench=to_bench, source=source) for ref in refs)
     return await tell.close(carrier.outcomes)
