@@ -126,8 +126,8 @@ class Folder:
         self._descriptor = descriptor
         self.only = only  # the one file that was announced, or None
 
-    def files(self) -> list[File]:
-        """List all regular files below, sorted by the bytes of their names.
+    def files(self, *, beat: Callable[[], None] | None = None) -> list[File]:
+        """List all regular files below, sorted by the bytes of their names; ``beat`` is called for each entry.
 
         Raises:
             Rejected: a link, FIFO, socket, device or another file system is among them, named.
@@ -135,16 +135,16 @@ class Folder:
         """
         if self.only is not None:
             return [_file(self.only, _status(self._descriptor, self.only, where=self.only))]
-        found = [file for level in self.levels() for file in level.files]
+        found = [file for level in self.levels(beat=beat) for file in level.files]
         return sorted(found, key=lambda file: os.fsencode(file.name))
 
-    def levels(self) -> Iterator[Level]:
+    def levels(self, *, beat: Callable[[], None] | None = None) -> Iterator[Level]:
         """Yield the directories of the tree, the deepest first, each open until the next is asked for."""
         if self.only is not None:
             yield Level(self._descriptor, "", self.files(), [])
             return
         with _step(self._descriptor, ".", where=".") as here:
-            yield from _levels(here, "", device=os.fstat(here).st_dev)
+            yield from _levels(here, "", device=os.fstat(here).st_dev, beat=beat or (lambda: None))
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
         """Yield what lies directly here, of whatever kind."""
@@ -736,12 +736,13 @@ def _below(top: int, parts: Sequence[str], *, make: bool = False) -> Iterator[in
         os.close(descriptor)
 
 
-def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
+def _levels(descriptor: int, prefix: str, *, device: int, beat: Callable[[], None]) -> Iterator[Level]:
     if prefix.count("/") > DEPTH:
         raise Rejected(f"{shown(prefix)[:80]}: more than {DEPTH} directories below each other")
     files, directories = [], []
     with door(prefix or "."), os.scandir(descriptor) as entries:
         for entry in entries:
+            beat()
             with door(prefix + entry.name):
                 status = entry.stat(follow_symlinks=False)
             if status.st_dev != device:
@@ -752,7 +753,7 @@ def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
                 files.append(_file(prefix + entry.name, status))
     for name in directories:
         with _step(descriptor, name, where=shown(prefix + name)) as below:
-            yield from _levels(below, f"{prefix}{name}/", device=device)
+            yield from _levels(below, f"{prefix}{name}/", device=device, beat=beat)
     yield Level(descriptor, prefix, files, directories)
 
 

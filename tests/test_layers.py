@@ -12,6 +12,7 @@ LAYERS = [
         "settings",
         "records",
         "folder",
+        "isolation",
         "events",
         "bundle",
         "store",
