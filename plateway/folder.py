@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from plateway.errors import Busy, Conflict, Damaged, PlatewayError, Refused, Rejected, Unavailable, Unsettled
+from plateway.errors import Busy, Conflict, Damaged, DiskUnavailable, PlatewayError, Refused, Rejected, Unsettled
 
 DEPTH = 32  # directories below each other; an image directory has one or two
 CHUNK = 1 << 20
@@ -55,12 +55,12 @@ MEANING: dict[int | None, type[PlatewayError]] = {  # everything else is Unsettl
     errno.EEXIST: Refused,
     errno.ENOTEMPTY: Refused,
     errno.EXDEV: Refused,
-    errno.ENOSPC: Unavailable,
-    errno.EDQUOT: Unavailable,
-    errno.EFBIG: Unavailable,
-    errno.EROFS: Unavailable,
-    errno.EMFILE: Unavailable,
-    errno.ENFILE: Unavailable,
+    errno.ENOSPC: DiskUnavailable,
+    errno.EDQUOT: DiskUnavailable,
+    errno.EFBIG: DiskUnavailable,
+    errno.EROFS: DiskUnavailable,
+    errno.EMFILE: DiskUnavailable,
+    errno.ENFILE: DiskUnavailable,
 }
 
 
@@ -406,7 +406,7 @@ def copy(root: Path, path: str, *, target: Path) -> None:
                 if source.files() != files:
                     raise Unsettled(f"{shown(path)}: changed while it was copied")
                 if not _same(place, part, written):
-                    raise Unavailable(f"{shown(path)}: the copy in staging reads back differently")
+                    raise DiskUnavailable(f"{shown(path)}: the copy in staging reads back differently")
                 _exchange(place, part, target.name)
             except BaseException:
                 _discard(place, part)
@@ -646,7 +646,7 @@ def _sync(descriptor: int) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NO_SYNC:
-            raise Unavailable(f"a directory cannot be synced: {os.strerror(error.errno or 0)}") from error
+            raise DiskUnavailable(f"a directory cannot be synced: {os.strerror(error.errno or 0)}") from error
 
 
 def _sync_path(directory: Path) -> None:
