@@ -11,11 +11,12 @@ from prefect.client.schemas.objects import State
 
 from blocks import line as configured
 from flows import carry, tell
+from flows.parameters import NamedEvents
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def restore(
-    event_ids: list[str],
+    event_ids: NamedEvents,
     to: str | None = None,
     to_bench: bool = False,
     source: Literal["bucket", "archive"] | None = None,

@@ -93,9 +93,24 @@ WHO = ("access_key_id", "secret_access_key", "session_token")
 ENDPOINT = ("endpoint_url", "endpoint_name", *WHO, "region", "bypass_proxy")  # told of every bucket
 
 
+def bounded_fraction(value: float) -> float:
+    """Return the share of a system's events that one batch may remove: above 0, at most 1.
+
+    Raises:
+        Misconfigured: it is another number, like 10 for 10 %, or none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise Misconfigured(f"fraction {value!r} is not a share above 0 and up to 1; 10 % is 0.1")
+    return value
+
+
 @dataclass(frozen=True)
 class Policy:
-    """When raw images may go. The default purges nothing."""
+    """When raw images may go. The default purges nothing.
+
+    Raises:
+        Misconfigured: the fraction is no share.
+    """
 
     purge: bool = False
     requires: str = "bucket"  # or bucket+archive
@@ -104,6 +119,9 @@ class Policy:
     grace: timedelta = timedelta(hours=1)  # between moving aside and removing
     staging_lifespan: timedelta = timedelta(days=1)  # age of the evidence before a staging copy may go
     fraction: float = 0.5  # a batch that would remove more of a system's events than this stops and asks
+
+    def __post_init__(self) -> None:
+        bounded_fraction(self.fraction)  # whoever changed it, a batch is judged by a policy
 
 
 @dataclass(frozen=True)
@@ -201,7 +219,7 @@ class Settings(BaseSettings):
     poll_interval: Duration = Field(timedelta(seconds=1), description="pause between two polls of the file sensor")
     purge_systems: Names = Field((), description="systems whose raw images may be purged at all")
     purge_requires: str = Field("bucket", description="bucket, or bucket+archive")
-    purge_fraction: float = Field(0.5, ge=0, le=1, description="a purge of more of a system's events stops and asks")
+    purge_fraction: float = Field(0.5, gt=0, le=1, description="a purge of more of a system's events stops and asks")
     raw_lifespan: Duration = Field(timedelta(hours=8), description="age of the evidence before raw images may go")
     staging_lifespan: Duration = Field(timedelta(days=1), description="the same for staging copies")
     trash_grace: Duration = Field(timedelta(hours=1), description="between moving aside and removing")
@@ -222,7 +240,7 @@ class Settings(BaseSettings):
         None, description="age of the archive's evidence before a bucket copy may go; default: never"
     )
     reconcile_fraction: float = Field(
-        0.1, ge=0, le=1, description="more lost or changed than this part of the exports stops the run"
+        0.1, gt=0, le=1, description="more lost or changed than this part of the exports stops the run"
     )
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ that tells what went to tape, as surf-archiver does")
     redis_url: SecretStr | None = Field(None, description="Redis where instruments of DLM v2 announce their events")

@@ -11,7 +11,7 @@ import pytest
 
 from plateway import events, pipeline
 from plateway.catalog import Catalog, Ref
-from plateway.errors import PlatewayError
+from plateway.errors import Misconfigured, PlatewayError
 from plateway.isolation import Beat
 from plateway.settings import Instrument
 from plateway.store import open_store
@@ -249,3 +249,16 @@ def test_a_swapped_staging_directory_is_not_followed(lab: Lab) -> None:
     (lab.home / "staging" / "prince").symlink_to(elsewhere)
     assert {one.result for one in lab.export()} <= {"failed", "later"}
     assert state_of(elsewhere) == before
+
+
+@pytest.mark.parametrize("fraction", [10, 0, -1, float("nan")])
+@pytest.mark.parametrize("verb", ["purge", "expire"])
+def test_no_verb_takes_a_fraction_that_is_no_share(lab: Lab, verb: str, fraction: float) -> None:
+    """Nothing is judged, moved or removed."""
+    with_policy(lab, purge=True, lifespan=timedelta(0), bucket_lifespan=timedelta(0))
+    announced, ref = lab.exported()
+    lab.clock.turn(hours=9)
+    with pytest.raises(Misconfigured):
+        getattr(pipeline, verb)(lab.line, fraction=fraction)
+    assert announced.images.exists()
+    assert lab.ledger(ref).purges == ()
