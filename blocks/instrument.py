@@ -46,7 +46,7 @@ class Instrument(Block):
     lifespan: Duration = Field(timedelta(hours=8), description="Age of that proof before raw images may go")
     grace: Duration = Field(timedelta(hours=1), description="Time in the trash before they are removed")
     staging_lifespan: Duration = Field(timedelta(days=1), description="Age of the proof before a staging copy may go")
-    fraction: float = Field(0.5, ge=0, le=1, description="A purge of more of the system's events stops and asks")
+    fraction: float = Field(0.5, gt=0, le=1, description="A purge of more of the system's events stops and asks")
     bucket_lifespan: Duration | None = Field(
         None, description="Age of the archive's evidence before a bucket copy may go; empty: never"
     )

@@ -41,7 +41,6 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_WORKER_ENABLE_CANCELLATION, temporary_settings
-from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
@@ -133,9 +132,8 @@ class Running:
 
     async def _run(self) -> None:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-        arguments = parameters_to_args_kwargs(self.flow.fn, self.flow_run.parameters)
-        parameters = get_call_parameters(self.flow.fn, *arguments)
-        engine = ResidentEngine(flow=self.flow, flow_run=self.flow_run, parameters=parameters)
+        # the engine checks them: a run with wrong ones fails with their names
+        engine = ResidentEngine(flow=self.flow, flow_run=self.flow_run, parameters=dict(self.flow_run.parameters))
         engine.cancelled = self.cancelled
         if self.cancelled.is_set():  # before there was a task to cancel
             return

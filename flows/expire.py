@@ -8,19 +8,22 @@ from prefect.client.schemas.objects import State
 
 from blocks import line as configured
 from flows import carry, tell
+from flows.parameters import Fraction, Systems
 from plateway import pipeline
 
 remove = task(name="expire", cache_policy=NO_CACHE, persist_result=False)(pipeline.expire)
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
-async def expire(systems: list[str] | None = None, dry_run: bool = False, fraction: float | None = None) -> State[None]:
+async def expire(
+    systems: Systems | None = None, dry_run: bool = False, fraction: Fraction | None = None
+) -> State[None]:
     """Delete bucket copies whose archive copy has checksum evidence, and show the reason of every refusal.
 
     Args:
-        systems: only these; empty: all whose policy allows it
+        systems: only these; left out: all whose policy allows it
         dry_run: say what would go, and delete nothing
-        fraction: let this batch delete up to this part of a system's exports
+        fraction: largest share (above 0, up to 1) of a system's exports that this run may delete: 0.1 is 10 %
     """
     async with configured.opened() as (line, _):
         outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))

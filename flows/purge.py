@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 
 from blocks import line as configured
 from flows import carry, tell
+from flows.parameters import Fraction, Systems
 from plateway import pipeline
 
 remove = task(name="purge", cache_policy=NO_CACHE, persist_result=False)(pipeline.purge)
@@ -15,13 +16,13 @@ sweep = task(name="sweep", cache_policy=NO_CACHE, persist_result=False)(pipeline
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
-async def purge(systems: list[str] | None = None, dry_run: bool = False, fraction: float | None = None) -> State[None]:
+async def purge(systems: Systems | None = None, dry_run: bool = False, fraction: Fraction | None = None) -> State[None]:
     """Purge raw images and staging copies, and abort uploads that dead exports left open.
 
     Args:
-        systems: only these; empty: all whose policy allows it
+        systems: only these; left out: all whose policy allows it
         dry_run: say what would go, and move nothing
-        fraction: let this batch remove up to this part of a system's events
+        fraction: largest share (above 0, up to 1) of a system's events that this run may remove: 0.1 is 10 %
     """
     async with configured.opened() as (line, _):
         outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))

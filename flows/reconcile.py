@@ -13,6 +13,7 @@ from prefect.states import Completed, Failed
 
 from blocks import line as configured
 from flows import carry, picture, tell
+from flows.parameters import Systems
 from plateway import pipeline
 from plateway.outcome import BAD, UNFINISHED, Outcome
 from plateway.pipeline import Line, Reconciled
@@ -30,13 +31,13 @@ GRAVE = {Kind.LOST, Kind.CHANGED, Kind.ONLY_COPY}  # findings that make a run fa
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
-async def reconcile(quick: bool = False, repair: bool = False, systems: list[str] | None = None) -> State[None]:
+async def reconcile(quick: bool = False, repair: bool = False, systems: Systems | None = None) -> State[None]:
     """Collect archive manifests, settle their entries, and compare what bench, bucket, catalogue and tape say.
 
     Args:
         quick: compare only if a manifest came in
         repair: also do repairs that delete, move or write; without, they are told as `would …`
-        systems: look only at the disks of these; empty: of all
+        systems: look only at the disks of these; left out: of all
     """
     async with configured.opened() as (line, settings):
         came = await taken_in(line, settings)

@@ -11,11 +11,12 @@ from prefect.client.schemas.objects import State
 
 from blocks import line as configured
 from flows import carry, tell
+from flows.parameters import NamedEvents
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
 async def restore(
-    event_ids: list[str],
+    event_ids: NamedEvents,
     to: str | None = None,
     to_bench: bool = False,
     source: Literal["bucket", "archive"] | None = None,
@@ -31,6 +32,6 @@ async def restore(
     async with configured.opened() as (line, settings):
         carrier = carry.Carrier(line, settings.export_workers)
         refs = await asyncio.to_thread(carry.named, line, event_ids)
-        place = Path(to) if to else None
+        place = Path(to).resolve() if to else None
         await carrier.all(carrier.fetch(ref, to=place, to_bench=to_bench, source=source) for ref in refs)
     return await tell.close(carrier.outcomes)

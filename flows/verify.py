@@ -9,11 +9,12 @@ from prefect.client.schemas.objects import State
 
 from blocks import line as configured
 from flows import carry, tell
+from flows.parameters import EventIds
 from plateway import pipeline
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
-async def verify(event_ids: list[str] | None = None, read_back: bool = False) -> State[None]:
+async def verify(event_ids: EventIds | None = None, read_back: bool = False) -> State[None]:
     """Verify exports.
 
     Args:

@@ -7,6 +7,7 @@ afterwards. What may be deleted is decided by whoever calls.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ from uuid import uuid4
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
 
 from plateway.bundle import Parts, part_size
-from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused, Rejected, Unavailable
+from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
 from plateway.folder import confined
 from plateway.store import S3, Endpoint, Stat, door, filesystem
 
@@ -82,6 +83,14 @@ class Bucket(NamedTuple):
 
     name: str
     created: datetime
+
+
+class Version(NamedTuple):
+    """One version of an object in a bucket that keeps versions, or the mark that it was deleted."""
+
+    key: str
+    id: str
+    size: int  # 0 of a mark
 
 
 class Done(NamedTuple):
@@ -149,18 +158,27 @@ class Buckets:
         """
         self._may(f"s3://{bucket}")
         self.vacant(bucket)
-        self._ask("delete_bucket", what=bucket, Bucket=bucket)
+        with door(bucket):
+            try:
+                self._fs.call_s3("delete_bucket", Bucket=bucket)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                raise Refused(f"bucket {bucket} is not empty: it has versions or uploads that are not listed") from None
         if self.there(bucket):
             raise Unavailable(f"bucket {bucket} was deleted and is still there")
 
     def vacant(self, bucket: str) -> None:
-        """Make sure that a bucket is empty.
+        """Make sure that a bucket is empty: no objects, no versions of deleted ones, no marks of their deletion.
 
         Raises:
             Refused: there is something in it. NotFound: there is no such bucket.
         """
         if left := next(iter(self.store(bucket).list()), None):
             raise Refused(f"bucket {bucket} is not empty: {left.key} and perhaps more lies in it")
+        with suppress(Denied, Unavailable):  # not every endpoint lists versions, nor every key may
+            if kept := next(self.versions(Address(bucket)), None):
+                raise Refused(f"bucket {bucket} is not empty: version {kept.id} of {kept.key} and perhaps more is kept")
 
     def lifecycle(self, bucket: str) -> Sequence[dict[str, Any]]:
         """Read the rules by which a bucket deletes objects by itself."""
@@ -176,13 +194,41 @@ class Buckets:
             self._ask("delete_bucket_lifecycle", what=bucket, Bucket=bucket)
 
     def clear(self, bucket: str) -> Iterator[Done]:
-        """Delete all that is in a bucket, and end the uploads that are open, where the endpoint tells which."""
-        yield from self.delete(Address(bucket), self.store(bucket).list())
+        """Delete all that is in a bucket with all versions, and end open uploads, where the endpoint lists them."""
+        if not self.versioned(bucket):  # else this would only add a mark to each
+            yield from self.delete(Address(bucket), self.store(bucket).list())
+        with suppress(Denied, Unavailable):
+            yield from self._clear_versions(Address(bucket))
         with suppress(Unavailable):
             for upload in list(self.store(bucket).uploads()):
                 self.store(bucket).abort(upload)
 
     # ------------------------------------------------------------------------------------------------------- objects
+
+    def versioned(self, bucket: str) -> bool:
+        """Return whether a bucket keeps, or once kept, versions of what is deleted; no where the endpoint refuses."""
+        try:
+            return bool(self._ask("get_bucket_versioning", what=bucket, Bucket=bucket).get("Status"))
+        except (Denied, Unavailable):
+            return False
+
+    def versions(self, where: Address) -> Iterator[Version]:
+        """List all versions and marks of what `find` would list.
+
+        Raises:
+            Denied, Unavailable: this key may not list versions, or the endpoint cannot.
+        """
+        page: dict[str, str] = {}
+        while True:
+            found = self._ask(
+                "list_object_versions", what=str(where), Bucket=where.bucket, Prefix=where.key.rstrip("/"), **page
+            )
+            for one in (*found.get("Versions", ()), *found.get("DeleteMarkers", ())):
+                if where.folder == "" or one["Key"] == where.key or one["Key"].startswith(where.folder):
+                    yield Version(one["Key"], one["VersionId"], one.get("Size", 0))
+            if not found.get("IsTruncated"):
+                return
+            page = {"KeyMarker": found["NextKeyMarker"], "VersionIdMarker": found.get("NextVersionIdMarker", "")}
 
     def store(self, bucket: str) -> S3:
         """Open one bucket."""
@@ -235,7 +281,7 @@ class Buckets:
         self._may(str(where))
         sizes: dict[str, int] = {}
         stats = iter(chosen)
-        batches = iter(lambda: list(islice(stats, AT_ONCE)), [])
+        batches = iter(partial(_taken, stats, AT_ONCE), [])
         for some in self._each(partial(self._delete, where.bucket), batches, abreast=DELETIONS):
             sizes |= {one.address.key: one.size for one in some if not one.problem}
             yield from some
@@ -310,6 +356,32 @@ class Buckets:
             for stat in stats
         ]
 
+    def _clear_versions(self, where: Address) -> Iterator[Done]:
+        """Delete versions and marks; those that came meanwhile as well, those that cannot be deleted once."""
+        failed: set[tuple[str, str]] = set()
+        while True:
+            left = (one for one in self.versions(where) if one[:2] not in failed)
+            batches = iter(partial(_taken, left, AT_ONCE), [])
+            gone = 0
+            for done in self._each(partial(self._delete_versions, where.bucket), batches, abreast=DELETIONS):
+                failed |= {version[:2] for version, problem in done if problem}
+                gone += sum(not problem for _, problem in done)
+                yield from (Done(Address(where.bucket, one.key), one.size, problem) for one, problem in done)
+            if not gone:
+                return
+
+    def _delete_versions(self, bucket: str, versions: Sequence[Version]) -> list[tuple[Version, str]]:
+        told = {"Objects": [{"Key": one.key, "VersionId": one.id} for one in versions], "Quiet": True}
+        try:
+            answer = self._ask("delete_objects", what=bucket, Bucket=bucket, Delete=told)
+        except PlatewayError as error:
+            return [(one, str(error)) for one in versions]
+        failed = {(one["Key"], one.get("VersionId")): one.get("Code", "no code") for one in answer.get("Errors", ())}
+        return [
+            (one, f"version {one.id} of {one.key}: not deleted ({code})" if (code := failed.get(one[:2])) else "")
+            for one in versions
+        ]
+
     def _each(self, act: Callable[[T], U], items: Iterable[T], *, abreast: int | None = None) -> Iterator[U]:
         """Do something to many, some at a time, in their order; no more are taken than can be worked at."""
         abreast = abreast or self._abreast
@@ -341,6 +413,10 @@ class Buckets:
     def _may(self, what: str) -> None:
         if self._endpoint.read_only:
             raise Refused(f"{what}: the endpoint is read-only")
+
+
+def _taken(items: Iterator[T], count: int) -> list[T]:
+    return list(islice(items, count))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
     PlatewayError
     ├── Transient           waiting may help, so it is tried again
     │   ├── Unavailable     a server, disk or network does not answer as it should
+    │   │   └── DiskUnavailable  a disk of this machine is full, read-only or fails
     │   ├── Unsettled       the source changed, vanished or cannot be read right now
     │   └── Busy            somebody else is at it
     └── Permanent           waiting does not help
@@ -33,6 +34,10 @@ class Transient(PlatewayError):
 
 class Unavailable(Transient):
     """A server, disk or network does not answer as it should."""
+
+
+class DiskUnavailable(Unavailable):
+    """A disk of this machine is full, read-only or fails; no endpoint is to blame."""
 
 
 class Unsettled(Transient):

@@ -17,8 +17,9 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from fnmatch import translate
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,11 +30,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from plateway.bundle import MANIFEST
 from plateway.errors import Rejected, Unsettled
 from plateway.folder import KINDS, File, door, enter, segments, shown
+from plateway.isolation import Beat, run_apart
 from plateway.settings import Instrument, Shape
 
 CAP = 1 << 20  # bytes of an event file, or of the images' own metadata.json
 DEPTH = 32  # objects and lists inside each other
 LARGEST = 2**31 - 1  # what every database takes as an integer
+PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
 PREFIXES = {"stitch": "images", "video": "videos", "overview": "overview"}
 
 Kind = Literal["stitch", "video", "overview"]
@@ -81,24 +84,41 @@ class Sighting:
     fault: str | None = None
 
 
-def systems(root: Path) -> list[str]:
+def systems(root: Path, *, patience: timedelta = PATIENCE) -> list[str]:
     """List the systems below a bench: directories that hold an ``events`` directory, links left out.
 
-    One whose disk fails right now is listed all the same: ``scan`` then says what is wrong with it.
+    One whose disk fails right now, or does not answer within ``patience``, is listed all the same: ``scan`` then says
+    what is wrong with it.
     """
+    looks = {entry.name: partial(_announces, root / entry.name) for entry in _entries(root) if not entry.is_symlink()}
+    return [name for name, found in run_apart(f"list {root}", looks, patience=patience).items() if found]
+
+
+def links(root: Path) -> list[str]:
+    """List the links below a bench: where a system was, its directory was swapped."""
+    return [entry.name for entry in _entries(root) if entry.is_symlink()]
+
+
+def _entries(root: Path) -> list[os.DirEntry[str]]:
+    """List what may be a system, by name. Only the bench itself is asked: each may be a disk that hangs."""
     with door(root.name), os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(name for name in names if name[0] != "." and name.isprintable() and _announces(root, name))
+        found = [entry for entry in entries if entry.name[0] != "." and entry.name.isprintable()]
+    return sorted(found, key=attrgetter("name"))
 
 
-def scan(instrument: Instrument) -> list[Sighting]:
-    """List the event files of one system, by name, without reading them.
+def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
+    """List the event files of one system, by name, without reading them; ``beat`` is called for each.
 
     Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
     """
+    found = []
     with enter(instrument.root, "events") as events, door("events"):
-        found = [_sight(entry) for entry in events.entries() if entry.name.endswith(".json")]
-    return sorted((sighting for sighting in found if sighting is not None), key=attrgetter("name"))
+        for entry in events.entries():
+            if beat is not None:
+                beat()
+            if entry.name.endswith(".json") and (sighting := _sight(entry)) is not None:
+                found.append(sighting)
+    return sorted(found, key=attrgetter("name"))
 
 
 def read(instrument: Instrument, sighting: Sighting) -> bytes:
@@ -462,9 +482,13 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _announces(root: Path, name: str) -> bool:
+def _announces(system: Path, _beat: Beat) -> bool:
     try:
-        return stat.S_ISDIR(os.lstat(root / name / "events").st_mode)
+        descriptor = os.open(system, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return stat.S_ISDIR(os.stat("events", dir_fd=descriptor, follow_symlinks=False).st_mode)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
     except OSError:  # its disk fails; scan says how

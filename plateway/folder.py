@@ -2,8 +2,9 @@
 
 Owns every touch of the bench and of staging: look, read, copy, write, move aside, remove. Everything is opened
 relative to a directory descriptor, one component at a time, so that a link put in the way is met and never followed,
-and nothing outside the root is read, written or removed. What the images mean is left to ``events``, whether they may
-go to ``retention``.
+and nothing outside the root is read, written or removed. A root is a directory, too, and no link: what lies above it
+may be links (operators put the bench elsewhere), the directory of a system may not. What the images mean is left to
+``events``, whether they may go to ``retention``.
 
 Errors: what a folder holds and must not hold is ``Rejected`` (``Refused`` where something was to be moved or removed),
 what vanished, changed or cannot be read right now is ``Unsettled``, a full disk is ``Unavailable``. Where files are
@@ -19,14 +20,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from plateway.errors import Busy, Conflict, Damaged, PlatewayError, Refused, Rejected, Unavailable, Unsettled
+from plateway.errors import Busy, Conflict, Damaged, DiskUnavailable, PlatewayError, Refused, Rejected, Unsettled
 
 DEPTH = 32  # directories below each other; an image directory has one or two
 CHUNK = 1 << 20
@@ -35,6 +36,8 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC 
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 LIBC = ctypes.CDLL(None, use_errno=True)
 NOREPLACE = 1  # RENAME_NOREPLACE of renameat2(2)
+NO_EXCLUSIVE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}  # NFS, FUSE, old kernels, some containers
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 NO_SYNC = {errno.EINVAL, errno.ENOTSUP}  # network mounts that cannot fsync a directory
 
 KINDS = {
@@ -52,13 +55,16 @@ MEANING: dict[int | None, type[PlatewayError]] = {  # everything else is Unsettl
     errno.EEXIST: Refused,
     errno.ENOTEMPTY: Refused,
     errno.EXDEV: Refused,
-    errno.ENOSPC: Unavailable,
-    errno.EDQUOT: Unavailable,
-    errno.EFBIG: Unavailable,
-    errno.EROFS: Unavailable,
-    errno.EMFILE: Unavailable,
-    errno.ENFILE: Unavailable,
+    errno.ENOSPC: DiskUnavailable,
+    errno.EDQUOT: DiskUnavailable,
+    errno.EFBIG: DiskUnavailable,
+    errno.EROFS: DiskUnavailable,
+    errno.EMFILE: DiskUnavailable,
+    errno.ENFILE: DiskUnavailable,
 }
+
+
+Rename = Callable[[str, str, int, int], None]  # name, new name, and the directories that give and take it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,8 @@ class Folder:
         self._descriptor = descriptor
         self.only = only  # the one file that was announced, or None
 
-    def files(self) -> list[File]:
-        """List all regular files below, sorted by the bytes of their names.
+    def files(self, *, beat: Callable[[], None] | None = None) -> list[File]:
+        """List all regular files below, sorted by the bytes of their names; ``beat`` is called for each entry.
 
         Raises:
             Rejected: a link, FIFO, socket, device or another file system is among them, named.
@@ -130,16 +136,16 @@ class Folder:
         """
         if self.only is not None:
             return [_file(self.only, _status(self._descriptor, self.only, where=self.only))]
-        found = [file for level in self.levels() for file in level.files]
+        found = [file for level in self.levels(beat=beat) for file in level.files]
         return sorted(found, key=lambda file: os.fsencode(file.name))
 
-    def levels(self) -> Iterator[Level]:
+    def levels(self, *, beat: Callable[[], None] | None = None) -> Iterator[Level]:
         """Yield the directories of the tree, the deepest first, each open until the next is asked for."""
         if self.only is not None:
             yield Level(self._descriptor, "", self.files(), [])
             return
         with _step(self._descriptor, ".", where=".") as here:
-            yield from _levels(here, "", device=os.fstat(here).st_dev)
+            yield from _levels(here, "", device=os.fstat(here).st_dev, beat=beat or (lambda: None))
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
         """Yield what lies directly here, of whatever kind."""
@@ -181,14 +187,20 @@ class Folder:
 def enter(root: Path, path: str) -> Iterator[Folder]:
     """Open the directory, or the one file, at ``path`` below ``root``, following no link and leaving no file system.
 
-    The root itself is the operator's word and may be a link.
+    What lies above the root may be links; the root itself may not.
 
     Raises:
         Rejected: the path leaves the root, meets a link or another file system, or ends at something unsuitable.
         Unsettled: it is missing or cannot be read right now.
     """
+    with _top(root) as top, _enter(top, path) as folder:
+        yield folder
+
+
+@contextmanager
+def _enter(top: int, path: str) -> Iterator[Folder]:
     *above, last = segments(path)
-    with _top(root) as top, _below(top, above) as parent:
+    with _below(top, above) as parent:
         status = _status(parent, last, where=shown(path))
         if stat.S_ISREG(status.st_mode):
             yield Folder(parent, only=last)
@@ -212,8 +224,8 @@ def confined(name: str) -> tuple[str, ...]:
 class Landing:
     """An open directory that files are written into; each is proven before it gets its name. Comes from ``land``."""
 
-    def __init__(self, descriptor: int, aside: int) -> None:
-        self._descriptor, self._aside = descriptor, aside
+    def __init__(self, descriptor: int, aside: int, *, rename: Rename) -> None:
+        self._descriptor, self._aside, self._rename = descriptor, aside, rename
         self._touched: set[tuple[str, ...]] = set()  # directories that got a file
 
     def digest(self, name: str) -> str | None:
@@ -246,7 +258,7 @@ class Landing:
 
         Raises:
             Damaged: other bytes came. Conflict: other bytes lie there. Rejected: as in ``digest``.
-            Unavailable: no space.
+            Unavailable: no space. Refused: the file system cannot name a file without overwriting another.
         """
         parts, part = confined(name), uuid4().hex
         with door(name):
@@ -270,7 +282,7 @@ class Landing:
             return False
         try:
             with _below(self._descriptor, parts[:-1], make=True) as taking, door("/".join(parts)):
-                _rename(part, parts[-1], giving=self._aside, taking=taking)
+                _rename(part, parts[-1], giving=self._aside, taking=taking, rename=self._rename)
         except Refused as error:
             if isinstance(error.__cause__, FileExistsError):
                 return False
@@ -285,12 +297,25 @@ class Landing:
                 _sync(directory)
 
 
+def rename_exclusively(name: str, new: str, giving: int, taking: int) -> None:
+    """Rename from one directory into another, never onto something that has the name: renameat2(2).
+
+    Raises:
+        OSError: EEXIST; or ENOSYS, EINVAL, ENOTSUP, EPERM where kernel, file system or container do not have it.
+    """
+    renameat2 = getattr(LIBC, "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if renameat2(giving, os.fsencode(name), taking, os.fsencode(new), NOREPLACE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 @contextmanager
-def land(root: Path, path: str, *, aside: str) -> Iterator[Landing]:
+def land(root: Path, path: str, *, aside: str, rename: Rename = rename_exclusively) -> Iterator[Landing]:
     """Open the directory at ``path`` below ``root`` to write into it, made if need be; all of it is durable at the end.
 
     An empty path is the root itself. ``aside``, another directory on the same disk, holds what is half written, and
-    goes at the end.
+    goes at the end. ``rename`` is how a file gets its name where the file system can do that exclusively.
 
     Raises:
         Busy: somebody else is writing there.
@@ -304,7 +329,7 @@ def land(root: Path, path: str, *, aside: str) -> Iterator[Landing]:
     ):
         if alone:  # what lies here is of somebody who died
             _clear(parts)
-        landing = Landing(target, parts)
+        landing = Landing(target, parts, rename=rename)
         try:
             yield landing
             landing.sync()
@@ -368,33 +393,37 @@ def copy(root: Path, path: str, *, target: Path) -> None:
         Unsettled: the source changed meanwhile.
         Unavailable: no space, or the copy reads back differently.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = f"{target.name}.part"
     with enter(root, path) as source:
         files = source.files()
         make(target.parent)
-        _discard(part)
-        if _is_directory(target) and _same(target, _digests(source, files)):
-            _settle(target)
-            return
-        try:
-            written = _write(source, files, part=part)
-            if source.files() != files:
-                raise Unsettled(f"{shown(path)}: changed while it was copied")
-            if not _same(part, written):
-                raise Unavailable(f"{shown(path)}: the copy in staging reads back differently")
-            _exchange(part, target)
-        except BaseException:
-            _discard(part)
-            raise
+        with _top(target.parent) as place:
+            _discard(place, part)
+            if _is_directory(place, target.name) and _same(place, target.name, _digests(source, files)):
+                _settle(place, target.name)
+                return
+            try:
+                written = _write(source, files, place=place, part=part)
+                if source.files() != files:
+                    raise Unsettled(f"{shown(path)}: changed while it was copied")
+                if not _same(place, part, written):
+                    raise DiskUnavailable(f"{shown(path)}: the copy in staging reads back differently")
+                _exchange(place, part, target.name)
+            except BaseException:
+                _discard(place, part)
+                raise
 
 
-def move(root: Path, path: str, *, to: str) -> None:
+def move(root: Path, path: str, *, to: str, rename: Rename = rename_exclusively) -> None:
     """Rename the directory or file at ``path`` to ``to`` below the same root, durably; parents of ``to`` are made.
 
-    May be repeated: it is content with what has been moved already.
+    May be repeated: it is content with what has been moved already. Where ``rename`` is not available, a file gets its
+    new name as a link before it loses the old one, and a directory is renamed, which replaces no file and no directory
+    that holds anything.
 
     Raises:
-        Refused: something is at ``to``, it lies on another file system, or a link is in the way; nothing was moved.
+        Refused: something is at ``to``, it lies on another file system, a link is in the way, or the file system has
+            no way to move a file without overwriting; nothing was moved.
         Unsettled: there is nothing, neither at ``path`` nor at ``to``.
     """
     with _refusing(), _top(root) as top:
@@ -404,11 +433,11 @@ def move(root: Path, path: str, *, to: str) -> None:
         here, there = _find(top, source), _find(top, target)
         if here is None and there is None:
             raise Unsettled(f"{shown(path)}: is gone, and not at {shown(to)} either")
-        if here is not None and there is not None:
+        if here is not None and there is not None and not _unlink_twin(top, source, target):
             raise Refused(f"{shown(to)}: is taken, {shown(path)} stays where it is")
-        if here is not None:
+        if here is not None and there is None:
             with _below(top, source[:-1]) as giving, _below(top, target[:-1], make=True) as taking, door(to):
-                _rename(source[-1], target[-1], giving=giving, taking=taking)
+                _rename(source[-1], target[-1], giving=giving, taking=taking, rename=rename)
         _sync_at(top, target[:-1])  # the new name first: after a crash the folder has one name or both, never none
         _sync_at(top, source[:-1])
 
@@ -427,26 +456,70 @@ def remove(root: Path, path: str, *, names: Sequence[str], expected: Sequence[Fi
         parts = segments(path)
         found = _find(top, parts)
         if found is not None:
-            _empty(root, path, names=frozenset(names), expected={file.name: file for file in expected})
+            _empty(top, path, names=frozenset(names), expected={file.name: file for file in expected})
         if found is not None and stat.S_ISDIR(found):
             with _below(top, parts[:-1]) as parent, door(path):
                 os.rmdir(parts[-1], dir_fd=parent)
         _sync_at(top, parts[:-1])
 
 
-def _rename(name: str, new: str, *, giving: int, taking: int) -> None:
-    """Rename, and never onto something that came there just now, where kernel and file system can tell."""
-    renameat2 = getattr(LIBC, "renameat2", None)
-    if renameat2 is not None and renameat2(giving, os.fsencode(name), taking, os.fsencode(new), NOREPLACE) == 0:
-        return
-    code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
-    if code not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}:  # not known here, or kept from containers
-        raise OSError(code, os.strerror(code))
-    os.rename(name, new, src_dir_fd=giving, dst_dir_fd=taking)
+def _rename(name: str, new: str, *, giving: int, taking: int, rename: Rename) -> None:
+    """Rename, and never onto something that came there just now.
+
+    Raises:
+        Refused: a file cannot be linked here either.
+        OSError: something has the name.
+    """
+    try:
+        return rename(name, new, giving, taking)
+    except OSError as error:
+        if error.errno not in NO_EXCLUSIVE:
+            raise
+    if stat.S_ISDIR(os.stat(name, dir_fd=giving, follow_symlinks=False).st_mode):
+        return _rename_directory(name, new, giving=giving, taking=taking)
+    try:
+        os.link(name, new, src_dir_fd=giving, dst_dir_fd=taking, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise Refused(f"{shown(name)}: this file system cannot move a file without overwriting another") from error
+    _sync(taking)  # before the old name goes: after a crash the file has one name or both
+    if _same_file(name, new, giving=giving, taking=taking):  # else another one came to the old name: it stays
+        os.unlink(name, dir_fd=giving)
+    return None
 
 
-def _empty(root: Path, path: str, *, names: frozenset[str], expected: Mapping[str, File]) -> None:
-    with enter(root, path) as folder:
+def _rename_directory(name: str, new: str, *, giving: int, taking: int) -> None:
+    """Rename a directory; whatever came to the new name stays, unless it is a directory that holds nothing."""
+    try:
+        if os.stat(new, dir_fd=taking, follow_symlinks=False):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        pass
+    try:
+        os.rename(name, new, src_dir_fd=giving, dst_dir_fd=taking)
+    except NotADirectoryError:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+
+
+def _unlink_twin(top: int, source: Sequence[str], target: Sequence[str]) -> bool:
+    """Finish a move that ended between the new name of a file and its old one; no if the two are different files."""
+    with _below(top, source[:-1]) as giving, _below(top, target[:-1]) as taking, door(source[-1]):
+        if not _same_file(source[-1], target[-1], giving=giving, taking=taking):
+            return False
+        _sync(taking)
+        os.unlink(source[-1], dir_fd=giving)
+    return True
+
+
+def _same_file(name: str, new: str, *, giving: int, taking: int) -> bool:
+    one = os.stat(name, dir_fd=giving, follow_symlinks=False)
+    other = os.stat(new, dir_fd=taking, follow_symlinks=False)
+    return stat.S_ISREG(one.st_mode) and os.path.samestat(one, other)
+
+
+def _empty(top: int, path: str, *, names: frozenset[str], expected: Mapping[str, File]) -> None:
+    with _enter(top, path) as folder:
         proven = {file.name: file for file in folder.files()}
         strange = [shown(name) for name in proven if name not in names]
         if strange:
@@ -475,24 +548,30 @@ def _touched(now: File, then: File | None) -> bool:
     return now != then or (then.links == 1 and now.ctime_ns != then.ctime_ns)
 
 
-def _write(source: Folder, files: Sequence[File], *, part: Path) -> dict[str, str]:
+def _write(source: Folder, files: Sequence[File], *, place: int, part: str) -> dict[str, str]:
     """Write the files below ``part``, synced, and return the SHA-256 of what was read."""
     written = {}
-    with door(part.name):
-        part.mkdir()
-    for file in files:
-        place = part / file.name
-        with door(file.name):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(place, WRITE, 0o644)
-        try:
-            written[file.name] = _pour(source.read(file), descriptor, file=file)
-        finally:
-            os.close(descriptor)
-    with enter(part.parent, part.name) as copied:
+    with door(part):
+        os.mkdir(part, dir_fd=place)
+    with _step(place, part, where=shown(part)) as whole:
+        for parts in sorted({above[:end] for above in map(_above, files) for end in range(1, len(above) + 1)}):
+            with _below(whole, parts[:-1]) as parent, door("/".join(parts)):
+                os.mkdir(parts[-1], dir_fd=parent)
+        for file in files:
+            with _below(whole, _above(file)) as parent, door(file.name):
+                descriptor = os.open(file.name.rpartition("/")[2], WRITE, 0o644, dir_fd=parent)
+            try:
+                written[file.name] = _pour(source.read(file), descriptor, file=file)
+            finally:
+                os.close(descriptor)
+    with _enter(place, part) as copied:
         for level in copied.levels():
             _sync(level.descriptor)
     return written
+
+
+def _above(file: File) -> tuple[str, ...]:
+    return tuple(file.name.split("/")[:-1])
 
 
 def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:
@@ -510,9 +589,9 @@ def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:
     return seen.hexdigest()
 
 
-def _same(place: Path, digests: dict[str, str]) -> bool:
+def _same(place: int, name: str, digests: dict[str, str]) -> bool:
     """Read a copy back and compare; one with links or devices in it is not the same."""
-    with enter(place.parent, place.name) as folder:
+    with _enter(place, name) as folder:
         try:
             return _digests(folder, folder.files()) == digests
         except Rejected:
@@ -530,27 +609,27 @@ def _digest(chunks: Iterable[bytes]) -> str:
     return seen.hexdigest()
 
 
-def _exchange(part: Path, target: Path) -> None:
+def _exchange(place: int, part: str, name: str) -> None:
     """Put a finished copy in its place; what was there before goes last."""
-    old = target.with_name(f"{target.name}.old")
-    _discard(old)
-    with door(target.name):
-        if _is_directory(target):
-            target.rename(old)
-        part.rename(target)
-    _settle(target)
+    old = f"{name}.old"
+    _discard(place, old)
+    with door(name):
+        if _is_directory(place, name):
+            os.rename(name, old, src_dir_fd=place, dst_dir_fd=place)
+        os.rename(part, name, src_dir_fd=place, dst_dir_fd=place)
+    _settle(place, name)
 
 
-def _settle(target: Path) -> None:
+def _settle(place: int, name: str) -> None:
     """Make the name of a finished copy durable, then clear away the one it replaced."""
-    _sync_path(target.parent)
-    _discard(target.with_name(f"{target.name}.old"))
+    _sync(place)
+    _discard(place, f"{name}.old")
 
 
-def _discard(place: Path) -> None:
+def _discard(place: int, name: str) -> None:
     """Clear away a directory of our own making."""
-    with door(place.name), suppress(FileNotFoundError):
-        shutil.rmtree(place)  # itself works on descriptors and follows no link
+    with door(name), suppress(FileNotFoundError):
+        shutil.rmtree(name, dir_fd=place)  # itself works on descriptors and follows no link
 
 
 def make(directory: Path) -> None:
@@ -563,14 +642,14 @@ def make(directory: Path) -> None:
     _sync_path(directory.parent)
 
 
-def _is_directory(place: Path) -> bool:
-    with door(place.name):
+def _is_directory(place: int, name: str) -> bool:
+    with door(name):
         try:
-            mode = os.lstat(place).st_mode
+            mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return False
     if not stat.S_ISDIR(mode):
-        raise Refused(f"{shown(place.name)}: {KINDS[stat.S_IFMT(mode)]} is in the way")
+        raise Refused(f"{shown(name)}: {KINDS[stat.S_IFMT(mode)]} is in the way")
     return True
 
 
@@ -580,12 +659,17 @@ def _sync(descriptor: int) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NO_SYNC:
-            raise Unavailable(f"a directory cannot be synced: {os.strerror(error.errno or 0)}") from error
+            raise DiskUnavailable(f"a directory cannot be synced: {os.strerror(error.errno or 0)}") from error
 
 
 def _sync_path(directory: Path) -> None:
-    with _top(directory) as descriptor:
+    """Sync a directory that may be a link: it is above a root."""
+    with door(directory.name):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         _sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_at(top: int, parts: Sequence[str]) -> None:
@@ -617,8 +701,14 @@ def _refusing() -> Iterator[None]:
 
 @contextmanager
 def _top(root: Path) -> Iterator[int]:
+    """Open the root, which is no link; what lies above it may be links."""
     with door(root.name):
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(root, DIRECTORY)
+        except NotADirectoryError:
+            if root.is_symlink():
+                raise Rejected(f"{shown(root.name)}: a link where a directory should be") from None
+            raise
     try:
         yield descriptor
     finally:
@@ -659,12 +749,13 @@ def _below(top: int, parts: Sequence[str], *, make: bool = False) -> Iterator[in
         os.close(descriptor)
 
 
-def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
+def _levels(descriptor: int, prefix: str, *, device: int, beat: Callable[[], None]) -> Iterator[Level]:
     if prefix.count("/") > DEPTH:
         raise Rejected(f"{shown(prefix)[:80]}: more than {DEPTH} directories below each other")
     files, directories = [], []
     with door(prefix or "."), os.scandir(descriptor) as entries:
         for entry in entries:
+            beat()
             with door(prefix + entry.name):
                 status = entry.stat(follow_symlinks=False)
             if status.st_dev != device:
@@ -675,7 +766,7 @@ def _levels(descriptor: int, prefix: str, *, device: int) -> Iterator[Level]:
                 files.append(_file(prefix + entry.name, status))
     for name in directories:
         with _step(descriptor, name, where=shown(prefix + name)) as below:
-            yield from _levels(below, f"{prefix}{name}/", device=device)
+            yield from _levels(below, f"{prefix}{name}/", device=device, beat=beat)
     yield Level(descriptor, prefix, files, directories)
 
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from plateway.catalog import Account, Ledger, Ref
 from plateway.errors import Damage, Refused
-from plateway.settings import spoken
+from plateway.settings import bounded_fraction, spoken
 from plateway.store import Upload
 
 PATIENCE = timedelta(hours=1)  # for which an upload may wait for its evidence: the line is at it
@@ -202,7 +202,7 @@ def account_of(ledger: Ledger) -> Account:
 
 def limit(exports: int, fraction: float) -> int:
     """Say how many exports may be found lost or changed at once before the listing is to be doubted."""
-    return max(SMALL, int(exports * fraction))
+    return max(SMALL, int(exports * bounded_fraction(fraction)))
 
 
 def _unrecorded(account: Account, found: Listed | None) -> Iterator[Finding]:

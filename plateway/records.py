@@ -340,13 +340,14 @@ class Quarantine(Record, table=True):
     first_seen: datetime = Field(sa_type=UtcDateTime)
     last_seen: datetime = Field(sa_type=UtcDateTime)
     released_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # replayed, or announced anew
+    versions: int = Field(default=1, sa_column_kwargs={"server_default": "1"})  # of the file so far, this one included
 
 
 class Setback(Record, table=True):
     """This verb failed for this event and will be tried again. Removed when it succeeds."""
 
     __tablename__: ClassVar[Any] = "setback"
-    __table_args__ = (of_event(),)
+    __table_args__ = (of_event(), CheckConstraint("cause IN ('endpoint', 'event')", name="cause"))
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
@@ -356,6 +357,8 @@ class Setback(Record, table=True):
     since: datetime = Field(sa_type=UtcDateTime)
     at: datetime = Field(sa_type=UtcDateTime)
     next_at: datetime = Field(sa_type=UtcDateTime)
+    cause: str = Field(default="event", sa_column_kwargs={"server_default": "event"})  # endpoint | event
+    endpoint: str | None = None  # that did not answer, as an export has it
 
 
 class Lease(Record, table=True):

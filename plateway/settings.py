@@ -96,9 +96,24 @@ WHO = ("access_key_id", "secret_access_key", "session_token")
 ENDPOINT = ("endpoint_url", "endpoint_name", *WHO, "region", "bypass_proxy")  # told of every bucket
 
 
+def bounded_fraction(value: float) -> float:
+    """Return the share of a system's events that one batch may remove: above 0, at most 1.
+
+    Raises:
+        Misconfigured: it is another number, like 10 for 10 %, or none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise Misconfigured(f"fraction {value!r} is not a share above 0 and up to 1; 10 % is 0.1")
+    return value
+
+
 @dataclass(frozen=True)
 class Policy:
-    """When raw images may go. The default purges nothing."""
+    """When raw images may go. The default purges nothing.
+
+    Raises:
+        Misconfigured: the fraction is no share.
+    """
 
     purge: bool = False
     requires: str = "bucket"  # or bucket+archive
@@ -111,6 +126,9 @@ class Policy:
     proof_age: timedelta = timedelta(days=1)  # a reading older than this is no proof
     proof_budget: int | None = None  # bytes a day that are read as proof; None: as many as needed
     trust_archive: bool = False  # what the archive reports by checksum counts although it cannot be read from here
+
+    def __post_init__(self) -> None:
+        bounded_fraction(self.fraction)  # whoever changed it, a batch is judged by a policy
 
 
 @dataclass(frozen=True)
@@ -223,7 +241,7 @@ class Settings(BaseSettings):
     trust_archive: bool = Field(
         False, description="expire and purge on the archive's word where its tape cannot be read from here"
     )
-    purge_fraction: float = Field(0.5, ge=0, le=1, description="a purge of more of a system's events stops and asks")
+    purge_fraction: float = Field(0.5, gt=0, le=1, description="a purge of more of a system's events stops and asks")
     raw_lifespan: Duration = Field(timedelta(hours=8), description="age of the evidence before raw images may go")
     staging_lifespan: Duration = Field(timedelta(days=1), description="the same for staging copies")
     trash_grace: Duration = Field(timedelta(hours=1), description="between moving aside and removing")
@@ -244,7 +262,7 @@ class Settings(BaseSettings):
         None, description="age of the archive's evidence before a bucket copy may go; default: never"
     )
     reconcile_fraction: float = Field(
-        0.1, ge=0, le=1, description="more lost or changed than this part of the exports stops the run"
+        0.1, gt=0, le=1, description="more lost or changed than this part of the exports stops the run"
     )
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ that tells what went to tape, as surf-archiver does")
     redis_url: SecretStr | None = Field(None, description="Redis where instruments of DLM v2 announce their events")
@@ -421,17 +439,6 @@ class Settings(BaseSettings):
             bucket=next((name for name, one in self.buckets.items() if system in one.systems), None),
             layout="files" if system in self.files_systems else "bundle",
         )
-
-
-def bounded_fraction(value: float) -> float:
-    """Return a share of a system's events, if it is one: 10 for 10 % would switch the rule off that stops and asks.
-
-    Raises:
-        Misconfigured: it is not between 0 and 1.
-    """
-    if not 0 <= value <= 1:
-        raise Misconfigured(f"fraction {value:g}: is a share between 0 and 1, like 0.1 for 10 %")
-    return value
 
 
 def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket]:

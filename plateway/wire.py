@@ -82,6 +82,7 @@ class QuarantineEntry(BaseModel):
     first_seen: datetime
     last_seen: datetime
     size: int  # bytes kept of the announcement
+    versions: int  # of the file so far; the first and the newest are kept
     released_at: datetime | None
 
 

@@ -87,7 +87,15 @@ def export(catalog: Catalog, ref: Ref, **other: Any) -> Export:
     return row
 
 
-def prove(catalog: Catalog, ref: Ref, *, at: datetime = NOW, kind: str = "etag", etag: str = "e-1") -> None:
+def prove(
+    catalog: Catalog,
+    ref: Ref,
+    *,
+    at: datetime = NOW,
+    kind: str = "etag",
+    etag: str = "e-1",
+    endpoint: str | None = None,
+) -> None:
     """Note evidence for the export that is catalogued."""
     row = catalog.ledger(ref).export
     assert row is not None
@@ -99,6 +107,7 @@ def prove(catalog: Catalog, ref: Ref, *, at: datetime = NOW, kind: str = "etag",
         sha256=row.sha256,
         uploaded_at=row.uploaded_at,
         read_back=kind == "read-back",
+        endpoint=endpoint,
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plateway import buckets
-from plateway.buckets import Address, Buckets, Done, landing, temporary
+from plateway.buckets import Address, Buckets, Done, Version, landing, sweep, temporary
 from plateway.errors import Conflict, NotFound, PlatewayError, Refused, Rejected
 from plateway.store import Endpoint, Stat
 from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest, with_header
@@ -358,3 +359,140 @@ def test_an_upload_whose_answer_tells_no_etag_is_asked_for_it(endpoint: Endpoint
         proxy.script = other
         assert ["has ETag 000" in one.problem for one in there.put(files)] == [True]
     assert there.moved == 2 * files[0][0].stat().st_size
+
+
+# Versions
+
+
+def versioned(client: Any, bucket: str, status: str = "Enabled") -> None:
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": status})
+
+
+def rewritten(there: Buckets, client: Any, bucket: str, *keys: str, times: int = 3) -> None:
+    """Objects of several versions each, of which every other one is deleted."""
+    versioned(client, bucket)
+    for number in range(times):
+        for key in keys:
+            client.put_object(Bucket=bucket, Key=key, Body=b"%d" % number)
+    for key in keys[::2]:
+        client.delete_object(Bucket=bucket, Key=key)
+
+
+@pytest.fixture
+def other(there: Buckets, bucket: str) -> Iterator[str]:
+    """A bucket that a test removes by itself."""
+    name = f"{bucket}-v"
+    there.make(name)
+    yield name
+    if there.there(name):
+        list(there.clear(name))
+        there.remove(name)
+
+
+@pytest.mark.parametrize("status", ["Enabled", "Suspended"])
+def test_a_bucket_is_cleared_with_all_versions(there: Buckets, client: Any, other: str, status: str) -> None:
+    """Versions and marks of deletion go as well, also after versioning was suspended; then the bucket can go."""
+    rewritten(there, client, other, "a", "b/c", "d é")
+    versioned(client, other, status)
+    client.put_object(Bucket=other, Key="late", Body=b"late")
+    assert {one.key for one in there.versions(Address(other))} == {"a", "b/c", "d é", "late"}
+    assert len(good(there.clear(other))) == 12  # nine versions, two marks, and what came late
+    assert list(there.versions(Address(other))) == []
+    there.remove(other)
+    assert not there.there(other)
+
+
+def test_a_bucket_with_nothing_but_versions_is_not_empty(there: Buckets, client: Any, other: str) -> None:
+    """All objects were deleted, nothing is listed, and the bucket is refused for good, not for now."""
+    rewritten(there, client, other, "a")
+    assert keys(there, other) == []
+    with pytest.raises(Refused):
+        there.remove(other)
+    assert there.there(other)
+
+
+def test_versions_of_more_than_a_page_go(there: Buckets, client: Any, other: str) -> None:
+    """A thousand are listed at a time."""
+    versioned(client, other)
+    with ThreadPoolExecutor(8) as pool:
+        put = lambda n: client.put_object(Bucket=other, Key=f"{n % 2}/{n // 4}", Body=b"")  # noqa: E731
+        list(pool.map(put, range(1100)))
+    assert len(good(there.clear(other))) == 1100
+    there.remove(other)
+
+
+def test_a_version_listing_names_what_find_would(there: Buckets, client: Any, other: str) -> None:
+    """The object and the folder of a name, no sibling."""
+    rewritten(there, client, other, "run", "run/1", "run2", times=1)
+    assert {one.key for one in there.versions(Address(other, "run"))} == {"run", "run/1"}
+    assert {one.key for one in there.versions(Address(other, "run/"))} == {"run/1"}
+    assert all(isinstance(one, Version) for one in there.versions(Address(other)))
+
+
+def test_a_short_lived_bucket_may_keep_versions(there: Buckets, client: Any, bucket: str) -> None:
+    """It goes with them, by itself and in the sweep of what was left."""
+    with temporary(there, bucket) as made:
+        rewritten(there, client, made, "a", "b")
+    assert not there.there(made)
+    left = f"{bucket}-20200101000000-abcdef"
+    there.make(left)
+    rewritten(there, client, left, "a", "b")
+    assert sweep(there, bucket, before=datetime.now(UTC) + timedelta(days=1)) == [left]
+    assert not there.there(left)
+
+
+def test_what_is_locked_is_named_once_and_stays(there: Buckets, client: Any, bucket: str) -> None:
+    """A version under a legal hold is a problem of its own, the others go, and the bucket is refused for good."""
+    name = f"{bucket}-locked"
+    client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+    for key in ("a", "b"):
+        client.put_object(Bucket=name, Key=key, Body=b"1")
+    hold = partial(client.put_object_legal_hold, Bucket=name, Key="a")
+    hold(LegalHold={"Status": "ON"})
+    try:
+        done = list(there.clear(name))
+        assert {one.address.key for one in done if not one.problem} == {"b"}
+        assert [one.address.key for one in done if one.problem] == ["a"]
+        with pytest.raises(Refused):
+            there.remove(name)
+        assert {one.key for one in there.versions(Address(name))} == {"a"}
+    finally:
+        hold(LegalHold={"Status": "OFF"})
+    good(there.clear(name))
+    there.remove(name)
+
+
+def test_versions_that_may_not_be_listed_are_refused_for_good(
+    there: Buckets, endpoint: Endpoint, client: Any, other: str
+) -> None:
+    """Nothing is listed, the endpoint says that the bucket is not empty: waiting does not help."""
+    rewritten(there, client, other, "a")
+    assert endpoint.url
+    with between(endpoint.url) as proxy:
+
+        def script(asked: Message, forward: Forward) -> Message:
+            if "versions" in asked.line.split()[1].partition("?")[2]:
+                return error(403, "AccessDenied")
+            return error(409, "BucketNotEmpty") if asked.name == "delete bucket" else forward(asked)
+
+        proxy.script = script
+        behind = Buckets(replace(endpoint, url=proxy.url))
+        list(behind.clear(other))
+        with pytest.raises(Refused):
+            behind.remove(other)
+    assert there.there(other)
+
+
+@pytest.mark.parametrize("how", ["versioning", "versions"])
+def test_an_endpoint_without_versions_is_cleared(there: Buckets, endpoint: Endpoint, other: str, how: str) -> None:
+    """What it does not know is not needed."""
+    fill(there, other, "a", "b")
+    assert endpoint.url
+    with between(endpoint.url) as proxy:
+        proxy.script = lambda asked, forward: (
+            error(501, "NotImplemented") if how in asked.line.split()[1].partition("?")[2] else forward(asked)
+        )
+        behind = Buckets(replace(endpoint, url=proxy.url))
+        assert len(good(behind.clear(other))) == 2
+        behind.remove(other)
+    assert not there.there(other)

@@ -281,6 +281,43 @@ def test_replay_twice_is_once(catalog: Catalog) -> None:
         catalog.replay(99, now=NOW)
 
 
+def test_a_file_rewritten_without_end_is_kept_twice(catalog: Catalog) -> None:
+    """The first version and the newest, however many there were; their number is counted."""
+    for n in range(50):
+        catalog.register("prince", [rejected(content=b"%d" % n)], now=NOW + n * MINUTE)
+        assert len(catalog.quarantined(include_released=True)) <= 2
+    first, newest = catalog.quarantined(include_released=True)
+    assert (first.content, first.versions, first.released_at) == (b"0", 1, NOW + MINUTE)
+    assert (newest.content, newest.versions, newest.released_at) == (b"49", 50, None)
+    assert [row.id for row in catalog.quarantined()] == [newest.id]
+
+
+def test_a_file_that_is_fine_now_and_then_is_kept_twice(catalog: Catalog) -> None:
+    """Rewritten with what can be accepted in between, or replayed each time: the count goes on, the rows do not."""
+    for n in range(1, 20):
+        catalog.register("prince", [rejected(content=b"%d" % n)], now=NOW)
+        catalog.register("prince", [seen(said(n), file="bad.json")], now=NOW)
+        assert catalog.quarantined() == []
+    catalog.register("prince", [rejected(content=b"last")], now=NOW)
+    first, newest = catalog.quarantined(include_released=True)
+    assert (first.content, newest.content, newest.versions) == (b"1", b"last", 20)
+    for _ in range(5):
+        (row,) = catalog.quarantined()
+        catalog.replay(row.id or 0, now=NOW)
+        catalog.register("prince", [rejected(content=b"last")], now=NOW)
+    assert [one.versions for one in catalog.quarantined(include_released=True)] == [1, 20]
+
+
+def test_versions_of_one_file_are_no_other_files(catalog: Catalog) -> None:
+    """Neither another file of the system nor the same name in another system is counted or removed."""
+    for n in range(5):
+        catalog.register("prince", [rejected(content=b"%d" % n)], now=NOW)
+    catalog.register("aretha", [rejected(content=b"0")], now=NOW)
+    catalog.register("prince", [rejected(content=b"0", file="other.json")], now=NOW)
+    told = [(row.system, row.name, row.versions) for row in catalog.quarantined()]
+    assert told == [("prince", "bad.json", 5), ("aretha", "bad.json", 1), ("prince", "other.json", 1)]
+
+
 def test_known_scales(catalog: Catalog, record_property: Callable[[str, object], None]) -> None:
     """100,000 known files are told without opening any; how fast is reported."""
     rows = [{"system": "prince", "name": f"{n:08}.json", "size": n, "mtime_ns": n << 40} for n in range(100_000)]
@@ -462,8 +499,8 @@ def worlds(catalog: Catalog) -> Iterator[tuple[Ref, str, tuple[str, ...]]]:
     catalog.lease(expired, owner="me", ttl=HOUR, now=NOW - DAY)
     yield expired, "ready", ()
     failed = new()
-    catalog.set_back(failed, "export", reason="503", now=NOW - timedelta(seconds=5 * 60))
-    yield failed, "waiting", ("export failed (attempt 1, next 12:05): 503",)
+    catalog.set_back(failed, "export", reason="503", now=NOW - timedelta(seconds=10))
+    yield failed, "waiting", ("export failed (attempt 1, next 12:00): 503",)
     due = new()
     catalog.set_back(due, "export", reason="503", now=NOW - DAY)
     yield due, "waiting", ("export failed (attempt 1, due): 503",)
@@ -789,19 +826,70 @@ def test_other_key_where_strangers_lie(catalog: Catalog) -> None:
 
 
 def test_setbacks_grow_and_are_jittered(catalog_url: str) -> None:
-    """10 min, 1 h, then every 6 h, give or take a tenth; short retries count as one attempt."""
+    """30 s, 1, 2, 5, 10 min, 1 h, then every 6 h, give or take a tenth; retries before that are the same attempt."""
     catalog = Catalog(catalog_url, dice=random.Random(1))
     catalog.upgrade()
-    ref, now = add(catalog), NOW
-    for attempt, delay in enumerate([10 * MINUTE, HOUR, 6 * HOUR, 6 * HOUR], 1):
+    ref, now, again = add(catalog), NOW, random.Random(1)
+    delays = [MINUTE / 2, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, 6 * HOUR, 6 * HOUR]
+    for attempt, delay in enumerate(delays, 1):
         for retry in range(3):
             row = catalog.set_back(ref, "export", reason=f"no {retry}", now=now)
             assert (row.attempt, row.since, row.at, row.reason) == (attempt, NOW, now, f"no {retry}")
             assert 0.9 * delay <= row.next_at - now <= 1.1 * delay
-            now += timedelta(seconds=50)
-        now += delay
+            assert row.next_at == now + delay * again.uniform(0.9, 1.1)
+            now += timedelta(seconds=5)
+        now = row.next_at
     assert catalog.set_back(ref, "verify", reason="no", now=now).attempt == 1
     catalog.close()
+
+
+def waiting(catalog: Catalog, count: int, *, first: int = 1, **cause: Any) -> list[Ref]:
+    """Sealed events whose export failed just now."""
+    refs = [add(catalog, n) for n in range(first, first + count)]
+    catalog.seal(refs, now=NOW)
+    for ref in refs:
+        catalog.set_back(ref, "export", reason="no answer", now=NOW, **cause)
+    return refs
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://one"])
+def test_what_waited_for_an_endpoint_is_due_when_it_answers(catalog: Catalog, endpoint: str | None) -> None:
+    """The first success behind it makes all of it due; what waits for another one, or for itself, goes on waiting."""
+    first, *others = waiting(catalog, 4, cause="endpoint", endpoint=endpoint)
+    waiting(catalog, 2, first=10, cause="endpoint", endpoint="http://two")
+    waiting(catalog, 2, first=20, cause="event", endpoint=endpoint)
+    later = NOW + timedelta(seconds=5)
+    assert catalog.due("export", now=later) == []
+    export(catalog, first, endpoint=endpoint, uploaded_at=later)
+    assert set(catalog.due("export", now=later)) == set(others)
+    assert {catalog.ledger(ref).setback("export").attempt for ref in others} == {1}  # type: ignore[union-attr]
+
+
+def test_evidence_shows_that_an_endpoint_answers(catalog: Catalog) -> None:
+    """A verification is an answer, too; and it makes verifications due."""
+    seen, unseen, waits = (add(catalog, n) for n in (1, 2, 3))
+    for ref in (seen, unseen):
+        export(catalog, ref, endpoint="http://one")
+    catalog.seal([waits], now=NOW)
+    later = NOW + timedelta(seconds=5)
+    catalog.set_back(waits, "export", reason="no", now=NOW, cause="endpoint", endpoint="http://one")
+    catalog.set_back(unseen, "verify", reason="no", now=NOW, cause="endpoint", endpoint="http://one")
+    prove(catalog, seen, endpoint="http://one", at=later)
+    assert catalog.due("export", now=later) == [waits]
+    assert catalog.due("verify", now=later) == [unseen]
+
+
+def test_an_endpoint_that_answers_others_is_not_the_cause(catalog: Catalog) -> None:
+    """One large event that fails again and again is not tried again with each success of the others."""
+    (ref,) = waiting(catalog, 1, cause="endpoint", endpoint="e", began=NOW)
+    export(catalog, add(catalog, 2), endpoint="e", uploaded_at=NOW + 2 * MINUTE)
+    began, failed = NOW + MINUTE, NOW + 3 * MINUTE
+    row = catalog.set_back(ref, "export", reason="no", now=failed, cause="endpoint", endpoint="e", began=began)
+    assert (row.cause, row.endpoint, row.attempt) == ("event", None, 2)
+    export(catalog, add(catalog, 3), endpoint="e", uploaded_at=failed + timedelta(seconds=1))
+    assert catalog.due("export", now=failed + timedelta(seconds=2)) == []
+    row = catalog.set_back(ref, "export", reason="no", now=NOW + DAY, cause="endpoint", endpoint="e", began=NOW + DAY)
+    assert (row.cause, row.endpoint) == ("endpoint", "e")
 
 
 def test_sample_is_within_the_day(catalog: Catalog) -> None:

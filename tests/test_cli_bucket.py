@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -199,3 +200,20 @@ def test_it_starts_without_what_it_does_not_need() -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "plateway.buckets" in imported
     assert {"plateway.catalog", "plateway.pipeline", "sqlalchemy", "s3fs"} & imported == set()
+
+
+def test_a_bucket_that_keeps_versions_goes_by_force(filled: str, client: Any) -> None:
+    """Not without, and not half: `rb --force` ends with no bucket; what `del` leaves is said."""
+    client.put_bucket_versioning(Bucket=filled, VersioningConfiguration={"Status": "Enabled"})
+    result = call("bucket", "del", "--recursive", f"s3://{filled}/run")
+    assert result.exit_code == 0
+    assert "versions" in result.stderr
+    client.delete_object(Bucket=filled, Key="run2")
+    assert keys(filled) == []
+    with pytest.raises(Refused):
+        call("bucket", "rb", f"s3://{filled}")
+    rehearsed = told("bucket", "rb", "--force", "--dry-run", f"s3://{filled}")
+    assert {one["url"].rpartition("/")[2] for one in rehearsed} == {"1.tif", "2.tif", "3.tif", "run2"}
+    done("rb", "--force", f"s3://{filled}")
+    assert filled not in {one["name"] for one in told("bucket", "ls")}
+    done("mb", f"s3://{filled}")

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -105,7 +106,20 @@ def _closed() -> Iterator[None]:
 def just_before(call: str, act: Callable[[], object], *, times: int = 1) -> Iterator[list[str]]:
     """Do something right before the given system call is made for the n-th time; yields the calls that were made."""
     made: list[str] = []
-    watched = {"open", "mkdir", "rename", "unlink", "rmdir", "fsync", "read", "write", "utime", "scandir", "stat"}
+    watched = {
+        "open",
+        "mkdir",
+        "rename",
+        "unlink",
+        "rmdir",
+        "fsync",
+        "read",
+        "write",
+        "utime",
+        "scandir",
+        "stat",
+        "link",
+    }
 
     def watch(frame: Any, event: str, called: Any) -> None:
         if event == "c_call" and called.__module__ == "posix" and called.__name__ in watched:
@@ -182,10 +196,13 @@ def test_a_sparse_file_is_listed_with_its_full_size(root: Path) -> None:
         chunks.close()  # type: ignore[attr-defined]
 
 
-def test_the_root_may_be_a_link(tmp_path: Path, root: Path) -> None:
-    """Where the root is, is the operator's word."""
-    (tmp_path / "bench").symlink_to(root)
-    assert len(files(tmp_path / "bench", "a")) == 3
+def test_what_is_above_the_root_may_be_a_link(tmp_path: Path, root: Path) -> None:
+    """Where the bench is, is the operator's decision."""
+    (tmp_path / "bench").symlink_to(root.parent)
+    assert len(files(tmp_path / "bench" / root.name, "a")) == 3
+    folder.copy(tmp_path / "bench" / root.name, "a", target=tmp_path / "bench" / "staging" / "1")
+    folder.move(tmp_path / "bench" / root.name, "a", to="b")
+    assert tree(root / "b") == tree(tmp_path / "staging" / "1")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 1 << 20])
@@ -641,6 +658,72 @@ def test_a_copy_is_synced_before_it_gets_its_name(root: Path, tmp_path: Path) ->
     assert after == ["fsync"]
 
 
+# The root itself
+
+
+def seen(place: Path) -> dict[str, tuple[bytes, int]]:
+    return tree(place) | {str(one): (b"", 0) for one in place.rglob("*") if one.is_dir()}
+
+
+ACTS: dict[str, Callable[[Path], object]] = {
+    "list": lambda root: files(root, "a"),
+    "exists": lambda root: folder.exists(root, "a"),
+    "move": lambda root: folder.move(root, "a", to=".trash/1"),
+    "move back": lambda root: folder.move(root, ".trash/2", to="b"),
+    "remove": lambda root: folder.remove(root, "a", names=["1.tif", "2.tif", "Img/3.tif"]),
+    "remove nothing": lambda root: folder.remove(root, "none", names=[]),
+    "copy from": lambda root: folder.copy(root, "a", target=root.parent / "staging" / "1"),
+    "copy to": lambda root: folder.copy(root.parent / "other", "a", target=root / "1"),
+    "copy to again": lambda root: folder.copy(root.parent / "other", "a", target=root / "a"),
+    "write": lambda root: land(root, "b"),
+    "write at the top": lambda root: land(root, ""),
+}
+
+
+def land(root: Path, path: str) -> None:
+    with folder.land(root, path, aside=".part") as landing:
+        landing.write("1.tif", [b"new"], sha256=None, mtime_ns=0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """What the swapped root leads to: it has all that the root had."""
+    for place in (tmp_path / "elsewhere", tmp_path / "other"):
+        for name in ("a/1.tif", "a/2.tif", "a/Img/3.tif", ".trash/2/1.tif", "a.part/1.tif", "a.old/1.tif"):
+            write(place / name, SECRET)
+    return tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_root_that_is_a_link_is_not_followed(root: Path, elsewhere: Path, act: str) -> None:
+    """The directory of a system that was swapped for a link: nothing behind it is read, written, moved or removed."""
+    before, size = seen(elsewhere), len(list(elsewhere.rglob("*")))
+    root.rename(root.with_name("prince.real"))
+    root.symlink_to(elsewhere)
+    with pytest.raises((Rejected, Refused)):
+        ACTS[act](root)
+    assert (seen(elsewhere), len(list(elsewhere.rglob("*")))) == (before, size)
+    assert root.is_symlink()
+
+
+@pytest.mark.parametrize("times", range(1, 12))
+@pytest.mark.parametrize("call", ["open", "stat", "mkdir", "rename", "unlink", "rmdir", "scandir", "link"])
+@pytest.mark.parametrize("act", ["move", "remove", "copy to", "copy to again", "write", "list"])
+def test_a_root_that_becomes_a_link_meanwhile_is_not_followed(
+    root: Path, elsewhere: Path, act: str, call: str, times: int
+) -> None:
+    """Swapped between any two calls of the kernel: whatever is done is done to the directory that was opened."""
+    before, size = seen(elsewhere), len(list(elsewhere.rglob("*")))
+
+    def swap() -> None:
+        root.rename(root.with_name("prince.real"))
+        root.symlink_to(elsewhere)
+
+    with just_before(call, swap, times=times), suppress(PlatewayError):
+        ACTS[act](root)
+    assert (seen(elsewhere), len(list(elsewhere.rglob("*")))) == (before, size)
+
+
 # Move
 
 
@@ -700,6 +783,126 @@ def test_nothing_is_moved_onto_something_that_comes_just_now(root: Path, what: s
         folder.move(root, what, to=".trash/b")
     assert (root / ".trash" / "b").read_bytes() == b"mine"
     assert len(tree(root / "a")) == 3
+
+
+def without(code: int) -> folder.Rename:
+    """A rename as kernels, file systems and containers answer that cannot do it exclusively."""
+
+    def rename(name: str, new: str, giving: int, taking: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return rename
+
+
+UNAVAILABLE = [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM]
+
+
+@pytest.mark.parametrize("code", UNAVAILABLE)
+@pytest.mark.parametrize("what", ["a", "a/1.tif"])
+def test_without_an_exclusive_rename_things_are_moved(root: Path, what: str, code: int) -> None:
+    """NFS, FUSE and old kernels: there and back, the very same files, under one name each."""
+    before = files(root, what)
+    folder.move(root, what, to=".trash/1/images", rename=without(code))
+    assert not (root / what).exists()
+    folder.move(root, ".trash/1/images", to=what, rename=without(code))
+    assert listing(root / ".trash" / "1") == []
+    assert [(one.size, one.inode, one.links) for one in files(root, what)] == [
+        (one.size, one.inode, one.links) for one in before
+    ]
+
+
+def arrive(place: Path, kind: str) -> None:
+    """Put something at a name, as an instrument does that writes there again."""
+    if kind == "a file":
+        write(place, b"mine")
+    elif kind == "a directory":
+        write(place / "mine", b"mine")
+    elif kind == "a link":
+        place.symlink_to(place.parent.parent.parent / "outside")
+    else:
+        os.mkfifo(place)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a directory", "a link", "a FIFO"])
+@pytest.mark.parametrize("what", ["a", "a/1.tif"])
+def test_without_an_exclusive_rename_nothing_is_overwritten(root: Path, what: str, kind: str) -> None:
+    """What comes to the name between the check and the rename stays, and so does what was to be moved."""
+
+    def rename(*_: object) -> None:
+        arrive(root / ".trash" / "b", kind)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    before = tree(root / "a"), tree(root.parent / "outside")
+    with pytest.raises(Refused):
+        folder.move(root, what, to=".trash/b", rename=rename)
+    assert (tree(root / "a"), tree(root.parent / "outside")) == before
+    taken = root / ".trash" / "b"
+    assert kind == "a file" or not stat.S_ISREG(taken.lstat().st_mode)
+    assert kind not in {"a file", "a directory"} or (taken / "mine" if kind == "a directory" else taken).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["a", "a/1.tif"])
+def test_without_an_exclusive_rename_a_late_arrival_stays(root: Path, what: str) -> None:
+    """The kernel is asked for a link, or for a rename onto a directory that holds something: neither overwrites."""
+    call, taken = ("link", b"mine") if what != "a" else ("rename", b"mine")
+    with (
+        just_before(call, lambda: arrive(root / ".trash" / "b", "a file" if call == "link" else "a directory")),
+        pytest.raises(Refused),
+    ):
+        folder.move(root, what, to=".trash/b", rename=without(errno.ENOSYS))
+    place = root / ".trash" / "b"
+    assert (place if call == "link" else place / "mine").read_bytes() == taken
+    assert len(tree(root / "a")) == 3
+
+
+def test_a_file_written_again_while_it_is_moved_stays(root: Path) -> None:
+    """The old content has its new name, the new content keeps the old one."""
+
+    def again() -> None:
+        write(root / "new", b"new").replace(root / "a" / "1.tif")
+
+    with just_before("fsync", again, times=2):  # after the link, before the old name would go
+        folder.move(root, "a/1.tif", to=".trash/1.tif", rename=without(errno.ENOSYS))
+    assert (root / ".trash" / "1.tif").read_bytes() == b"one"
+    assert (root / "a" / "1.tif").read_bytes() == b"new"
+
+
+FILTERED = """
+import ctypes, errno, os, platform, struct, sys
+from pathlib import Path
+from plateway import errors, folder
+
+def refuse(calls):  # seccomp(2): this process's kernel answers these system calls with an error
+    rules = [(0x20, 0, 0, 0)]
+    for number, code in calls.items():
+        rules += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | code)]
+    program = b"".join(struct.pack("HBBI", *rule) for rule in [*rules, (0x06, 0, 0, 0x7FFF0000)])
+    kept = ctypes.create_string_buffer(program)
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rules) + 1, ctypes.addressof(kept)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0, os.strerror(ctypes.get_errno())
+
+root, what, to, links = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "links"
+renameat2, linkat = {"x86_64": (316, 265), "aarch64": (276, 37)}[platform.machine()]
+refuse({renameat2: errno.EINVAL} | ({} if links else {linkat: errno.EPERM}))
+try:
+    folder.move(root, what, to=to)
+except errors.Refused:
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "links", "code"), [("a", "links", 0), ("a/1.tif", "links", 0), ("a", "none", 0), ("a/1.tif", "none", 3)]
+)
+def test_a_kernel_that_cannot_rename_exclusively(root: Path, what: str, links: str, code: int) -> None:
+    """As on NFS and FUSE; where there are no links either, a file stays where it is."""
+    before = tree(root)
+    arguments = [sys.executable, "-c", FILTERED, str(root), what, ".trash/b", links]
+    assert subprocess.run(arguments, check=False, timeout=60).returncode == code
+    assert sorted(content for content, _ in tree(root).values()) == sorted(content for content, _ in before.values())
+    assert (root / what).exists() == bool(code)
+    assert (root / ".trash" / "b").exists() != bool(code)
 
 
 def test_what_is_nowhere_is_not_moved(root: Path) -> None:
@@ -918,12 +1121,12 @@ def test_a_removal_is_synced(root: Path) -> None:
 
 
 CHILD = """
-import os, signal, sys
+import errno, os, signal, sys
 from pathlib import Path
 from plateway import folder
 
 verb, root, other, deadly = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-effects = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "shutil.rmtree"}
+effects = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.utime", "shutil.rmtree"}
 count = 0
 
 def die(event, args):
@@ -939,6 +1142,10 @@ if verb == "copy":
     folder.copy(root, "a", target=Path(other))
 elif verb == "move":
     folder.move(root, "a", to=other)
+elif verb == "link":
+    def rename(*_):
+        raise OSError(errno.EINVAL, "not here")
+    folder.move(root, "a/1.tif", to=other, rename=rename)
 else:
     folder.remove(root, "a", names=other.split("|"))
 """
@@ -1004,6 +1211,24 @@ def test_a_move_survives_a_kill_before_each_effect(tmp_path: Path) -> None:
         assert tree(root) == {f"{other}/{name}": content for name, content in expected.items()}
 
     assert points("move", fresh, check) >= 2
+
+
+def test_a_move_by_link_survives_a_kill_before_each_effect(tmp_path: Path) -> None:
+    """The file is whole at one of its names or at both, and doing it again leaves it the second."""
+    expected = _images(tmp_path / "like")["1.tif"]
+
+    def fresh(number: int) -> tuple[Path, str]:
+        _images(tmp_path / str(number) / "a")
+        return tmp_path / str(number), "trash/1.tif"
+
+    def check(root: Path, other: str) -> None:
+        there = tree(root)
+        assert {there[name] for name in ("a/1.tif", other) if name in there} == {expected}
+        folder.move(root, "a/1.tif", to=other)
+        assert "a/1.tif" not in tree(root)
+        assert tree(root)[other] == expected
+
+    assert points("link", fresh, check) == 3
 
 
 def test_a_removal_survives_a_kill_before_each_effect(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ LAYERS = [
         "settings",
         "records",
         "folder",
+        "isolation",
         "events",
         "bundle",
         "store",

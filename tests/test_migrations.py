@@ -60,6 +60,8 @@ def fill(connection: sa.Connection) -> dict[str, Any]:
             row |= {"damage": None, "damage_kind": None, "damaged_at": None}
         if name == "archive_entry":
             row |= {"refuted_at": None}
+        if name == "setback":
+            row |= {"cause": "endpoint"}
         connection.execute(table.insert().values(row))
         rows[name] = connection.execute(sa.select(table)).one()
     connection.commit()
@@ -151,8 +153,10 @@ def test_tape_goes_and_comes(catalog: Catalog, connection: sa.Connection) -> Non
         assert connection.execute(sa.select(Record.metadata.tables[name])).all() == []
     known = {**rows["export"]._mapping, "endpoint": None, "seen_modified": None, "seen_version": None}
     assert connection.execute(sa.select(Record.metadata.tables["export"])).one()._mapping == known
+    fresh: dict[str, dict[str, Any]] = {"quarantine": {"versions": 1}, "setback": {"cause": "event", "endpoint": None}}
     for name in ("event", "event_file", "quarantine", "setback", "lease"):
-        assert connection.execute(sa.select(Record.metadata.tables[name])).all() == [rows[name]]
+        (row,) = connection.execute(sa.select(Record.metadata.tables[name])).all()
+        assert row._mapping == {**rows[name]._mapping, **fresh.get(name, {})}
 
 
 def definitions(connection: sa.Connection) -> dict[str, Any]:
@@ -240,3 +244,21 @@ def test_endpoints_go_and_come(catalog: Catalog, connection: sa.Connection) -> N
     assert definitions(connection) == before
     assert connection.execute(sa.select(dark)).one()._mapping == {**older, "endpoint": ""}
     assert connection.scalar(sa.select(Record.metadata.tables["export"].c.endpoint)) is None
+
+
+def test_versions_and_causes_go_and_come(catalog: Catalog, connection: sa.Connection) -> None:
+    """The versions of a file that are kept are counted, oldest first; what failed counts as the event's own failure."""
+    rows = fill(connection)
+    quarantine, setback = Record.metadata.tables["quarantine"], Record.metadata.tables["setback"]
+    file = {**rows["quarantine"]._mapping, "event_id": None, "revision": None, "versions": 7}
+    for number in range(3):
+        connection.execute(quarantine.insert().values({**file, "id": 10 + number, "name": "rewritten"}))
+    connection.execute(quarantine.insert().values({**file, "id": 20, "name": "other"}))
+    connection.commit()
+    catalog.downgrade("0005")
+    assert {"cause", "endpoint"} & set(reflected(connection)["setback"].c.keys()) == set()
+    connection.rollback()
+    catalog.upgrade()
+    found = connection.execute(sa.select(quarantine.c.id, quarantine.c.versions).where(quarantine.c.id >= 10))
+    assert sorted(map(tuple, found)) == [(10, 1), (11, 2), (12, 3), (20, 1)]
+    assert connection.execute(sa.select(setback.c.cause, setback.c.endpoint)).one() == ("event", None)

@@ -139,6 +139,10 @@ def test_words_are_always_text() -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "a fact about nothing": ("setback", dict.fromkeys(Setback.model_fields, NOW) | {"event_id": UUID(int=9)}),
+    "a cause of no kind": (
+        "setback",
+        dict.fromkeys(Setback.model_fields, NOW) | {"event_id": UUID(int=1), "cause": "x"},
+    ),
     "a key twice": ("event", EVENT | {"id": UUID(int=2)}),
     "content twice under one id": ("event", EVENT | {"revision": 2, "key": "other"}),
     "revision 0": ("event", EVENT | {"revision": 0, "key": "other", "digest": "e"}),
@@ -162,7 +166,9 @@ def test_database_refuses(connection: sa.Connection, what: str) -> None:
     """Facts that contradict each other cannot be written, whoever tries."""
     table, row = REFUSED[what]
     if table == "setback":
-        row |= {"revision": 1, "verb": "export", "attempt": 1, "reason": "no"}
+        row = (
+            {"cause": "event"} | row | {"revision": 1, "verb": "export", "attempt": 1, "reason": "no", "endpoint": None}
+        )
     if table == "dark_object":
         add(connection, table, row)
     with pytest.raises(IntegrityError):

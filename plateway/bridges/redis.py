@@ -246,7 +246,7 @@ def keep(root: Path, said: Announcement) -> str:
     digest = hashlib.sha256(said.content).hexdigest()
     directory = f"{system}/events"
     # aside lies in the directory itself: opening it syncs the directory, and so a name that a crash left unsynced
-    with folder.land(root, directory, aside=f"{directory}/{ASIDE}") as landing:
+    with folder.land(root.resolve(), directory, aside=f"{directory}/{ASIDE}") as landing:
         name = f"{said.name}.json"
         if landing.digest(name) not in {None, digest}:
             name = f"{said.name}-{digest}.json"

@@ -142,13 +142,7 @@ class Discovery(Database):
         """Put an event aside whose announcement was fine and whose images are not; again only moves ``last_seen``."""
         with self._writing() as session:
             event = own(session, ref)
-            active = session.scalar(
-                select(Quarantine).where(
-                    QUARANTINE.event_id == ref.id,
-                    QUARANTINE.revision == ref.revision,
-                    QUARANTINE.released_at.is_(None),
-                )
-            )
+            mine = select(Quarantine).where(QUARANTINE.event_id == ref.id, QUARANTINE.revision == ref.revision)
             row = Quarantine(
                 system=event.system,
                 name=event.file,
@@ -159,10 +153,13 @@ class Discovery(Database):
                 first_seen=now,
                 last_seen=now,
             )
-            _set_aside(session, active, row)
+            _set_aside(session, row, kept=session.scalars(mine.order_by(QUARANTINE.id)).all())
 
     def quarantined(self, *, include_released: bool = False) -> list[Quarantine]:
-        """List what is in quarantine, oldest first."""
+        """List what is in quarantine, oldest first; of a file that was rewritten, the newest version.
+
+        Released are what was replayed or became fine, and the first version of a file that was rewritten.
+        """
         with self._reading() as session:
             query = select(Quarantine).order_by(QUARANTINE.first_seen, QUARANTINE.id)
             return list(session.scalars(query if include_released else query.where(QUARANTINE.released_at.is_(None))))
@@ -282,11 +279,11 @@ def _sort_out(session: Session, system: str, seen: Sequence[Seen], now: datetime
         QUARANTINE.system == system,
         QUARANTINE.name.in_(latest),
         QUARANTINE.event_id.is_(None),
-        QUARANTINE.released_at.is_(None),
     )
-    active = {row.name: row for row in session.scalars(query)}
+    kept: dict[str, list[Quarantine]] = defaultdict(list)
+    for row in session.scalars(query.order_by(QUARANTINE.id)):
+        kept[row.name].append(row)
     for name, one in latest.items():
-        row = active.get(name)
         if one.event is None:
             new = Quarantine(
                 system=system,
@@ -296,18 +293,24 @@ def _sort_out(session: Session, system: str, seen: Sequence[Seen], now: datetime
                 first_seen=now,
                 last_seen=now,
             )
-            _set_aside(session, row, new)
-        elif row is not None:
-            row.released_at = now
+            _set_aside(session, new, kept=kept[name])
+        for row in kept[name] if one.event is not None else ():
+            row.released_at = row.released_at or now
 
 
-def _set_aside(session: Session, active: Quarantine | None, new: Quarantine) -> None:
-    """Keep one active row: the same content again only moves it, other content takes its place."""
-    if active is not None and active.content == new.content:
-        active.reason, active.last_seen = new.reason, new.last_seen
+def _set_aside(session: Session, new: Quarantine, *, kept: Sequence[Quarantine]) -> None:
+    """Keep the first version of a file and the newest, which is the active one; the same content is no new version.
+
+    ``kept`` is what there is of this file, oldest first.
+    """
+    if kept and kept[-1].content == new.content and kept[-1].released_at is None:
+        kept[-1].reason, kept[-1].last_seen = new.reason, new.last_seen
         return
-    if active is not None:
-        active.released_at = new.first_seen
+    if kept:
+        new.versions = kept[-1].versions + (kept[-1].content != new.content)
+        kept[0].released_at = kept[0].released_at or new.first_seen
+        for row in kept[1:]:
+            session.delete(row)
         session.flush()  # the database allows one active row at any moment
     session.add(new)
 

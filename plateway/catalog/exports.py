@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy import delete, func, select, update
@@ -17,13 +18,15 @@ from plateway.outcome import Incidence, Restored
 from plateway.records import Export, Purge, Setback
 from plateway.ref import Ref
 
-DELAYS = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))  # after the first, second, any later failure
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+# after the first, second … and any later failure
+DELAYS = (MINUTE / 2, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, HOUR, 6 * HOUR)
 JITTER = 0.1
 FOUND = (  # what is known of an upload only after it was looked at
     *("evidence", "evidence_at", "read_back_at", "seen_etag", "seen_modified", "seen_version"),
     *("damage", "damage_kind", "damaged_at"),
 )
-SAME_ATTEMPT = timedelta(seconds=60)  # short retries in one task are one attempt
+Cause = Literal["endpoint", "event"]
 
 
 class Exports(Database):
@@ -56,6 +59,7 @@ class Exports(Database):
             session.merge(Export(**facts))
             _clear(session, ref, "export", "verify")
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
+        self._resume(export.endpoint, export.uploaded_at)
 
     def note_evidence(
         self,
@@ -95,6 +99,7 @@ class Exports(Database):
                 told = f"found good again ({kind}); it was {damage}"
                 self._append(session, ref, Incidence.REPAIR, "verify", told, at=at)
             _clear(session, ref, "verify")
+        self._resume(endpoint, at)
 
     def note_place(
         self,
@@ -124,6 +129,7 @@ class Exports(Database):
             self._append(session, ref, Incidence.REPAIR, "relocate", told, at=at)
             known.evidence, known.evidence_at, known.read_back_at = kind, at, read_back_at
             _clear(session, ref, "verify")
+        self._resume(endpoint, at)
 
     def note_damage(
         self, ref: Ref, *, damage: str, kind: Damage, at: datetime, sha256: str, uploaded_at: datetime
@@ -145,13 +151,26 @@ class Exports(Database):
             self._append(session, ref, Incidence.DAMAGE, "verify", damage, at=at)
             _clear(session, ref, "verify")
 
-    def set_back(self, ref: Ref, verb: str, *, reason: str, now: datetime) -> Setback:
-        """Note a failure and when to try again: after 10 min, 1 h, then every 6 h, give or take a tenth.
+    def set_back(
+        self,
+        ref: Ref,
+        verb: str,
+        *,
+        reason: str,
+        now: datetime,
+        cause: Cause = "event",
+        endpoint: str | None = None,
+        began: datetime | None = None,
+    ) -> Setback:
+        """Record a failure and when to try again: after 30 s, 1, 2, 5, 10 min, 1 h, then every 6 h, give or take 10 %.
 
-        A failure within 60 s of the last one belongs to the same attempt.
+        A failure before the next try was due belongs to the same attempt. What an endpoint caused is due at once when
+        it answers again, unless it answered others since this attempt ``began``: then the event is the cause.
         """
         with self._writing() as session:
             own(session, ref)
+            if cause == "endpoint" and began is not None and _answered(session, endpoint, began):
+                cause = "event"
             row = session.get(Setback, (*ref, verb))
             if row is None:
                 row = Setback(
@@ -165,12 +184,25 @@ class Exports(Database):
                     next_at=now,
                 )
                 session.add(row)
-            elif now - row.at > SAME_ATTEMPT:
+            elif now >= row.next_at:
                 row.attempt += 1
             delay = DELAYS[min(row.attempt, len(DELAYS)) - 1] * self._dice.uniform(1 - JITTER, 1 + JITTER)
             row.reason, row.at, row.next_at = reason, now, now + delay
+            row.cause, row.endpoint = cause, endpoint if cause == "endpoint" else None
             self._append(session, ref, Incidence.FAILURE, verb, reason, at=now)
             return row
+
+    def _resume(self, endpoint: str | None, now: datetime) -> None:
+        """Make due what waits because this endpoint did not answer: it does.
+
+        In a transaction of its own, because it touches other events' rows.
+        """
+        waits = SETBACK.cause == "endpoint", SETBACK.endpoint.is_not_distinct_from(endpoint), SETBACK.next_at > now
+        with self._reading() as session:
+            if not session.scalar(select(sa.exists().where(*waits))):
+                return
+        with self._writing() as session:
+            session.execute(update(Setback).where(*waits).values(next_at=now))
 
     def bytes_read(self, *, since: datetime) -> int:
         """Sum the bytes of the objects that were read back since a time."""
@@ -214,6 +246,12 @@ def _upload(session: Session, ref: Ref, sha256: str, uploaded_at: datetime) -> E
     if export is None or (export.sha256, export.uploaded_at) != (sha256, uploaded_at):
         raise Busy(f"{ref}: exported again meanwhile")
     return export
+
+
+def _answered(session: Session, endpoint: str | None, since: datetime) -> bool:
+    """Was another export noted behind an endpoint since then?"""
+    noted = sa.exists().where(EXPORT.endpoint.is_not_distinct_from(endpoint), EXPORT.uploaded_at > since)
+    return bool(session.scalar(select(noted)))
 
 
 def _unexpire(session: Session, ref: Ref, at: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, wraps
@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from plateway import settings
-from plateway.buckets import Address, Buckets, Done, landing, temporary
+from plateway.buckets import Address, Buckets, Done, Version, landing, temporary
 from plateway.cli.attended import attended
 from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
 from plateway.errors import NotFound, Refused, Rejected
@@ -216,6 +216,8 @@ def delete(
         return rehearse(place.buckets, found, as_json=as_json)
     for one in {where.bucket for where in places}:
         place.guard(one, name)
+        if place.buckets.versioned(one):
+            err.print(f"{one} keeps versions: what is deleted takes room until `rb --force` or a rule removes them")
     done = chain.from_iterable(place.buckets.delete(*one) for one in found.items())
     return finish(place.buckets, "del", done, total=sum(map(len, found.values())), as_json=as_json)
 
@@ -231,12 +233,13 @@ def rb(
     name: Typed = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a bucket; one that is not empty only with --force."""
+    """Remove a bucket; one that is not empty only with --force, with all versions where it keeps them."""
     where = Address(whole(url))
     if not force:
         place.buckets.vacant(where.bucket)
     if dry_run:
-        return rehearse(place.buckets, {where: list(place.buckets.find(where))}, as_json=as_json)
+        kept = place.buckets.versions if place.buckets.versioned(where.bucket) else place.buckets.find
+        return rehearse(place.buckets, {where: list(kept(where))}, as_json=as_json)
     place.guard(where.bucket, name)
     if force or as_json:
         finish(place.buckets, "del", place.buckets.clear(where.bucket) if force else (), as_json=as_json)
@@ -384,7 +387,7 @@ def below(key: str, where: Address) -> str:
     return key.rpartition("/")[2] if key == where.key else key.removeprefix(where.folder)
 
 
-def rehearse(buckets: Buckets, found: dict[Address, list[Stat]], *, as_json: bool) -> None:
+def rehearse(buckets: Buckets, found: Mapping[Address, Sequence[Stat | Version]], *, as_json: bool) -> None:
     done = [Done(Address(where.bucket, stat.key), stat.size) for where, stats in found.items() for stat in stats]
     finish(buckets, "would delete", done, as_json=as_json)
 

@@ -190,7 +190,9 @@ def restore(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]…", help="Event ids, or addresses like s3://bucket/prefix.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="Into this directory, one below it for each event.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(resolve_path=True, help="Into this directory, one below it for each event.")
+    ] = None,
     to_bench: Annotated[bool, typer.Option("--to-bench", help="To their place on the instrument's disk.")] = False,
     source: Source = None,
     since: Since = None,

@@ -155,9 +155,9 @@ def quarantine_list(
         entries = [entry(row) for row in line.catalog.quarantined(include_released=everything)]
     if as_json:
         return print_json(TypeAdapter(list[wire.QuarantineEntry]).dump_python(entries, mode="json"))
-    table = Table("id", "system", "event file", "reason", "since")
+    table = Table("id", "system", "event file", "versions", "reason", "since")
     for one in entries:
-        table.add_row(str(one.id), one.system, one.name, one.reason, when(one.first_seen))
+        table.add_row(str(one.id), one.system, one.name, f"{one.versions:,}", one.reason, when(one.first_seen))
     out.print(table if entries else "The quarantine is empty.")
     return None
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from plateway import events, folder
 from plateway.catalog import Ref, Seen
 from plateway.errors import (
+    PlatewayError,
     Rejected,
     Transient,
     Unsettled,
 )
+from plateway.isolation import PATIENCE, Beat, run_apart
 from plateway.pipeline.line import Line, Outcome, noted
 from plateway.records import Event
 from plateway.settings import Instrument
 
 BATCH = 500  # event files read and registered in one transaction
 EVENTS = "events"  # where a system keeps its event files
+Scan = Callable[..., list[events.Sighting]]
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,20 @@ class Registered:
     settles_in: timedelta | None = None  # look again then: something is about to be complete
 
 
-def register(line: Line, *, now: datetime | None = None) -> Registered:
+def register(
+    line: Line, *, now: datetime | None = None, patience: timedelta = PATIENCE, scan: Scan = events.scan
+) -> Registered:
     """Pass once over the bench: read what is announced and new, and seal what is complete and has settled.
 
-    The cost grows with what is new or waiting, not with what is known. One bad file or system never stops the others.
+    The cost grows with what is new or waiting, not with what is known. One bad file or system never stops the others:
+    systems are passed over at once, and one whose disk does not answer for ``patience`` is ``later``. A known system
+    whose directory is a link now is not followed, and ``later`` as well.
     """
     now = now or line.catalog.now()
-    passes = [_register(line, line.instrument(name), now) for name in events.systems(line.root)]
+    names = [*events.systems(line.root), *(name for name in events.links(line.root) if line.catalog.known(name))]
+    acts = {name: partial(_register, line, line.instrument(name), now, scan) for name in names}
+    found = run_apart(f"register {line.root}", acts, patience=patience)
+    passes = [_troubled(name, one) if isinstance(one, PlatewayError) else one for name, one in found.items()]
     soon = [one.settles_in for one in passes if one.settles_in is not None]
     return Registered(
         new=tuple(ref for one in passes for ref in one.new),
@@ -53,12 +64,16 @@ def register(line: Line, *, now: datetime | None = None) -> Registered:
     )
 
 
-def _register(line: Line, instrument: Instrument, now: datetime) -> Registered:
-    try:
-        new, refused, young = _announced(line, instrument, now)
-    except (Transient, Rejected) as error:  # the disk of this system; the others go on
-        return Registered(troubled=(Outcome(None, instrument.name, "register", "later", reasons=(str(error),)),))
-    sealed, rejected, settling, waiting = _settled(line, instrument, now)
+def _troubled(system: str, error: PlatewayError) -> Registered:
+    """Report what is wrong with the disk of a system; another error rises."""
+    if not isinstance(error, Transient | Rejected):
+        raise error
+    return Registered(troubled=(Outcome(None, system, "register", "later", reasons=(str(error),)),))
+
+
+def _register(line: Line, instrument: Instrument, now: datetime, scan: Scan, beat: Beat) -> Registered:
+    new, refused, young = _announced(line, instrument, now, scan=scan, beat=beat)
+    sealed, rejected, settling, waiting = _settled(line, instrument, now, beat=beat)
     soon = [instrument.settle] * bool(young) + settling
     return Registered(
         new=tuple(new),
@@ -69,17 +84,20 @@ def _register(line: Line, instrument: Instrument, now: datetime) -> Registered:
     )
 
 
-def _announced(line: Line, instrument: Instrument, now: datetime) -> tuple[list[Ref], list[Outcome], int]:
+def _announced(
+    line: Line, instrument: Instrument, now: datetime, *, scan: Scan, beat: Beat
+) -> tuple[list[Ref], list[Outcome], int]:
     """Read the event files that are new or changed; say which events are new, what was refused, what is too young."""
     known = line.catalog.known(instrument.name)
-    fresh = [one for one in events.scan(instrument) if known.get(one.name) != (one.size, one.mtime_ns)]
+    fresh = [one for one in scan(instrument, beat=beat) if known.get(one.name) != (one.size, one.mtime_ns)]
     new: list[Ref] = []
     refused: list[Outcome] = []
     young = 0
     for start in range(0, len(fresh), BATCH):
-        seen = [_read(instrument, sighting, now) for sighting in fresh[start : start + BATCH]]
+        seen = [_read(instrument, sighting, now, beat) for sighting in fresh[start : start + BATCH]]
         settled = [one for one in seen if one is not None]
         young += len(seen) - len(settled)
+        beat()
         new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
         refused += [
             noted(Outcome(None, instrument.name, "register", "quarantined", key=one.file, reasons=(one.reason,)))
@@ -89,8 +107,9 @@ def _announced(line: Line, instrument: Instrument, now: datetime) -> tuple[list[
     return new, refused, young
 
 
-def _read(instrument: Instrument, sighting: events.Sighting, now: datetime) -> Seen | None:
+def _read(instrument: Instrument, sighting: events.Sighting, now: datetime, beat: Beat) -> Seen | None:
     """Read one event file; None when it is still being written or cannot be read right now."""
+    beat()
     announced = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)
     seen = Seen(sighting.name, sighting.size, sighting.mtime_ns, announced_at=announced, content=b"", event=None)
     try:
@@ -103,7 +122,7 @@ def _read(instrument: Instrument, sighting: events.Sighting, now: datetime) -> S
 
 
 def _settled(
-    line: Line, instrument: Instrument, now: datetime
+    line: Line, instrument: Instrument, now: datetime, *, beat: Beat
 ) -> tuple[list[Ref], list[Outcome], list[timedelta], int]:
     """Look at the images of every event that is not complete yet."""
     sealed: list[Ref] = []
@@ -114,12 +133,15 @@ def _settled(
     for event in line.catalog.unsettled(instrument.name):
         ref = Ref(event.id, event.revision)
         try:
-            look = _look(instrument, event)
+            look = _look(instrument, event, beat)
             wait = _settle(event, look, instrument, now)
             if wait == timedelta(0):
                 _check(instrument, event)
         except Rejected as error:
-            line.catalog.quarantine(ref, str(error), announcement(instrument, event), now=now)
+            folder.exists(instrument.root, EVENTS)  # a link in place of the disk is no fault of the event
+            content = announcement(instrument, event)
+            beat()
+            line.catalog.quarantine(ref, str(error), content, now=now)
             why = (str(error),)
             rejected.append(noted(Outcome(ref, event.system, "register", "quarantined", key=event.key, reasons=why)))
             continue
@@ -130,6 +152,7 @@ def _settled(
             continue
         waiting += 1
         settling += [wait] * (wait is not None)  # type: ignore[list-item]
+    beat()
     line.catalog.look_all(looks, now=now)
     line.catalog.seal(sealed, now=now)
     return sealed, rejected, settling, waiting
@@ -152,10 +175,11 @@ class Look:
     present: int | None
 
 
-def _look(instrument: Instrument, event: Event) -> Look:
+def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
+    beat()
     try:
         with folder.enter(instrument.root, event.path) as images:
-            files = images.files()
+            files = images.files(beat=beat)
             return Look(folder.fingerprint(files), events.images(files, instrument.patterns))
     except Unsettled:
         return Look(None, None)

@@ -19,9 +19,10 @@ from plateway.errors import (
     Busy,
     Conflict,
     Damaged,
+    DiskUnavailable,
+    Misconfigured,
     PlatewayError,
     Taken,
-    Unavailable,
     Unsettled,
 )
 from plateway.outcome import Outcome, Result, log_outcome
@@ -48,7 +49,7 @@ def export(line: Line, ref: Ref, *, force: bool = False, beat: Callable[[int], N
     Raises:
         Transient, Permanent: why this event could not be exported; noted as a setback, with the time of the next try.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), line.catalog.now()
     event, sent = line.catalog.found(ref)
     outcome = partial(Outcome, ref, event.system, "export", key=event.key)
     if _sent(sent) and not force:
@@ -60,7 +61,9 @@ def export(line: Line, ref: Ref, *, force: bool = False, beat: Callable[[int], N
     except Conflict as error:
         return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=time.monotonic() - started))
     except PlatewayError as error:
-        set_back(line, ref, "export", error)
+        with suppress(Misconfigured):  # then no endpoint was asked
+            line = _bound(line, event, sent)
+        set_back(line, ref, "export", error, began=began)
         raise
     if packed is None:
         return outcome(Result.EXPORTED_ALREADY)
@@ -171,7 +174,7 @@ def _room(line: Line, instrument: Instrument, event: Event) -> None:
     needed = sum(file.size for file in files)
     free = folder.free(instrument.staging.parent)  # which must be there: it may be a mount
     if free < needed + RESERVE:
-        raise Unavailable(
+        raise DiskUnavailable(
             f"staging has {free:,} bytes free, {event.path} needs {needed:,} and a reserve of {RESERVE:,}"
         )
 

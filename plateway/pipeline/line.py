@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +19,12 @@ from typing import NamedTuple
 from plateway.archive import Archive, open_archive
 from plateway.catalog import Catalog, Ref
 from plateway.errors import (
+    DiskUnavailable,
     Misconfigured,
     NotFound,
     PlatewayError,
     Transient,
+    Unavailable,
 )
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.identity import Places
@@ -329,8 +331,18 @@ class Hold:
         self._next = time.monotonic() + self._pause
 
 
-def set_back(line: Line, ref: Ref, verb: str, error: PlatewayError) -> None:
-    row = line.catalog.set_back(ref, verb, reason=str(error), now=line.catalog.now())
+def set_back(line: Line, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
+    """Record a failure of a verb that ``began`` then, in the bucket that the line is bound to."""
+    caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable)
+    row = line.catalog.set_back(
+        ref,
+        verb,
+        reason=str(error),
+        now=line.catalog.now(),
+        cause="endpoint" if caused else "event",
+        endpoint=line.endpoint,
+        began=began,
+    )
     log.warning("%s %s failed (attempt %d, next %s): %s", ref, verb, row.attempt, row.next_at.isoformat(), error)
 
 
