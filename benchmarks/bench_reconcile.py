@@ -99,6 +99,7 @@ class Simulated:
     """A bucket that is not there."""
 
     name = BUCKET
+    durable = False
 
     def __init__(self, world: World) -> None:
         self._world, self._plants = world, world.plants

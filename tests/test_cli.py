@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from plateway import cli, settings, simulator
 from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Unavailable
+from plateway.outcome import Result as Became
 from plateway.pipeline import Outcome
 from plateway.store import open_store
 
@@ -211,7 +212,7 @@ def test_the_tables_can_be_asked_and_upgraded(home: Path) -> None:
 
 
 def outcome(result: str) -> Outcome:
-    return Outcome(None, "prince", "export", result)
+    return Outcome(None, "prince", "export", Became(result))
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_after_a_rebuild_discover_registers_nothing_twice_and_purge_works(lab: L
     assert facts(lab) == before
     assert pipeline.due(lab.line, "export") == []
     lab.clock.turn(hours=9)
-    results = [one.result for one in pipeline.purge(lab.line, fraction=1.0)]
+    results: list[str] = [one.result for one in pipeline.purge(lab.line, fraction=1.0)]
     assert results.count("trashed") >= 4
     lab.clock.turn(hours=2)
     lab.acquire("prince")

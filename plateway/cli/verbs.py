@@ -16,20 +16,21 @@ from rich.table import Column, Table
 from plateway import pipeline, settings
 from plateway.catalog import Catalog, Ref
 from plateway.cli.shell import err, label, out, print_json, size, utc
-from plateway.pipeline import Line, Outcome
+from plateway.outcome import Outcome, Result
+from plateway.pipeline import Line
 
 
 def verdict(outcomes: Sequence[Outcome]) -> int:
     """Sum up many outcomes in one exit code."""
     results = Counter(one.result for one in outcomes)
-    bad = results["failed"] + results["later"] + results["stopped"] + results["quarantined"]
-    if results["damaged"]:
+    bad = sum(results[one] for one in (Result.FAILED, Result.LATER, Result.STOPPED, Result.QUARANTINED))
+    if results[Result.DAMAGED]:
         return 4
     if not bad:
         return 0
     if bad < len(outcomes):
         return 3
-    return 5 if results["later"] == bad else 1
+    return 5 if results[Result.LATER] == bad else 1
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from plateway import events, folder
+from plateway.bench import EVENTS
 from plateway.catalog import Ref, Seen
 from plateway.errors import (
     PlatewayError,
@@ -18,12 +19,13 @@ from plateway.errors import (
     Unsettled,
 )
 from plateway.isolation import PATIENCE, Beat, run_apart
-from plateway.pipeline.line import Line, Outcome, noted
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline.line import Line
+from plateway.pipeline.places import check_bench
 from plateway.records import Event
 from plateway.settings import Instrument
 
 BATCH = 500  # event files read and registered in one transaction
-EVENTS = "events"  # where a system keeps its event files
 Scan = Callable[..., list[events.Sighting]]
 
 
@@ -68,10 +70,11 @@ def _troubled(system: str, error: PlatewayError) -> Registered:
     """Report what is wrong with the disk of a system; another error rises."""
     if not isinstance(error, Transient | Rejected):
         raise error
-    return Registered(troubled=(Outcome(None, system, "register", "later", reasons=(str(error),)),))
+    return Registered(troubled=(Outcome(None, system, "register", Result.LATER, reasons=(str(error),)),))
 
 
 def _register(line: Line, instrument: Instrument, now: datetime, scan: Scan, beat: Beat) -> Registered:
+    check_bench(line, instrument)
     new, refused, young = _announced(line, instrument, now, scan=scan, beat=beat)
     sealed, rejected, settling, waiting = _settled(line, instrument, now, beat=beat)
     soon = [instrument.settle] * bool(young) + settling
@@ -100,7 +103,9 @@ def _announced(
         beat()
         new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
         refused += [
-            noted(Outcome(None, instrument.name, "register", "quarantined", key=one.file, reasons=(one.reason,)))
+            log_outcome(
+                Outcome(None, instrument.name, "register", Result.QUARANTINED, key=one.file, reasons=(one.reason,))
+            )
             for one in settled
             if one.reason is not None
         ]
@@ -142,8 +147,9 @@ def _settled(
             content = announcement(instrument, event)
             beat()
             line.catalog.quarantine(ref, str(error), content, now=now)
-            why = (str(error),)
-            rejected.append(noted(Outcome(ref, event.system, "register", "quarantined", key=event.key, reasons=why)))
+            rejected.append(
+                log_outcome(Outcome(ref, event.system, "register", Result.QUARANTINED, key=event.key, reasons=why))
+            )
             continue
         if (look.fingerprint, look.present) != (event.fingerprint, event.present):
             looks.append((ref, look.fingerprint, look.present))
@@ -156,6 +162,10 @@ def _settled(
     line.catalog.look_all(looks, now=now)
     line.catalog.seal(sealed, now=now)
     return sealed, rejected, settling, waiting
+
+
+def _quarantined(ref: Ref | None, system: str, key: str, reason: str) -> Outcome:
+    return log_outcome(Outcome(ref, system, "register", Result.QUARANTINED, key=key, reasons=(reason,)))
 
 
 def announcement(instrument: Instrument, event: Event) -> bytes:

@@ -285,9 +285,6 @@ def each(
         yield from pool.map(attempt, refs)
 
 
-noted = log_outcome
-
-
 def failed(line: Line, ref: Ref, verb: str, error: PlatewayError) -> Outcome:
     """Tell of a failure as an outcome: ``later`` where waiting may help."""
     try:

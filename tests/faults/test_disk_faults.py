@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from plateway import folder, pipeline
+from plateway.bench import RESERVE
 from plateway.catalog import Catalog, Ref
 from plateway.errors import PlatewayError
-from plateway.pipeline import evidence, exports
+from plateway.pipeline import evidence
 from plateway.simulator import Announced
 from plateway.store import open_store
 from tests.databases import furnish
@@ -173,7 +174,7 @@ def test_a_staging_disk_without_room_is_not_begun_with(lab: Lab, monkeypatch: py
     """The reserve is kept: the event waits with the numbers, and the bench is not purged to make room."""
     staged(lab)
     first, _ = two(lab)
-    monkeypatch.setattr(folder, "free", lambda root: exports.RESERVE)
+    monkeypatch.setattr(folder, "free", lambda root: RESERVE)
     assert {one.result for one in lab.export()} == {"later"}
     setback = lab.ledger(Ref(first.id, 1)).setback("export")
     assert setback

@@ -13,7 +13,7 @@ import pytest
 from plateway import pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog, Ref
-from plateway.pipeline import purges
+from plateway.pipeline.purge import _intent
 from plateway.records import Export
 from plateway.store import open_store
 from tests.databases import furnish
@@ -111,7 +111,7 @@ def test_a_purge_without_proof_is_found(world: World, fact: str) -> None:
     now = world.lab.clock()
     proof = export.model_dump(mode="json") | {"only": None}
     proof[fact] = (now + timedelta(hours=1)).isoformat() if fact == "evidence_at" else None
-    intent = purges._intent(ref, "raw", proof=proof, trash=f"{pipeline.TRASH}/{ref}", now=now)
+    intent = _intent(ref, "raw", proof=proof, now=now)
     world.lab.catalog.intend(intent)
     (world.lab.bench / "prince" / pipeline.TRASH / str(ref)).mkdir(parents=True)
     world.announced[0].images.rename(world.lab.bench / "prince" / pipeline.TRASH / str(ref) / "images")

@@ -75,7 +75,7 @@ def install(app: FastAPI, line: Line) -> None:
             earlier=earlier[-1:],
             later=later[:1],
             places=story.places(ledger, present=events.presence(bench)),
-            history=story.history(ledger, now),
+            history=story.history(line, ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,
             others=[

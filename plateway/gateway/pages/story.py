@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from plateway import wire
 from plateway.catalog import Ledger
-from plateway.pipeline import views
+from plateway.pipeline import Line, views
 from plateway.pipeline.reports import spoken_size
 
 EVIDENCE = {
@@ -27,6 +27,8 @@ WORDS = {
     "verified": ("Verified", "{why}"),
     "read back": ("Read back", EVIDENCE["read-back"]),
     "damaged": ("Found damaged", "{why}"),
+    "refused": ("Deletion refused", "{why}"),
+    "repaired": ("Repaired", "{why}"),
     "archived": ("On tape", "{why}"),
     "read from tape": ("Read from tape", "the bytes there are those that were sent"),
     "moved aside": ("{copy} moved aside", ""),
@@ -60,9 +62,9 @@ class Place(NamedTuple):
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def history(ledger: Ledger, now: datetime) -> list[Told]:
+def history(line: Line, ledger: Ledger, now: datetime) -> list[Told]:
     """Tell what happened, in its order, and what it waits for."""
-    told = [_worded(moment) for moment in views.history(ledger, now)]
+    told = [_worded(moment) for moment in views.history(line, ledger, now)]
     state = ledger.state(now).name
     return [*told, Told(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
 
