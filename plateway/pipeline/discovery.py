@@ -103,11 +103,7 @@ def _announced(
         beat()
         new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
         refused += [
-            log_outcome(
-                Outcome(None, instrument.name, "register", Result.QUARANTINED, key=one.file, reasons=(one.reason,))
-            )
-            for one in settled
-            if one.reason is not None
+            _quarantined(None, instrument.name, one.file, one.reason) for one in settled if one.reason is not None
         ]
     return new, refused, young
 
@@ -147,9 +143,7 @@ def _settled(
             content = announcement(instrument, event)
             beat()
             line.catalog.quarantine(ref, str(error), content, now=now)
-            rejected.append(
-                log_outcome(Outcome(ref, event.system, "register", Result.QUARANTINED, key=event.key, reasons=why))
-            )
+            rejected.append(_quarantined(ref, event.system, event.key, str(error)))
             continue
         if (look.fingerprint, look.present) != (event.fingerprint, event.present):
             looks.append((ref, look.fingerprint, look.present))
