@@ -29,6 +29,7 @@ from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # sh
 from plateway.bundle import Parts, part_size
 from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
 from plateway.folder import confined
+from plateway.place import FILE, OBJECTS
 from plateway.store import S3, Endpoint, Stat, door, filesystem
 
 ABREAST = 32  # objects on their way at a time
@@ -204,6 +205,19 @@ class Buckets:
                 self.store(bucket).abort(upload)
 
     # ------------------------------------------------------------------------------------------------------- objects
+
+    def markers(self, where: Address, *, deep: bool = False) -> Iterator[str]:
+        """Yield the keys of markers by which a site claims an address: in it, above it, or ``deep`` below it."""
+        folders = where.folder.split("/")
+        for depth in range(len(folders)):
+            above = "".join(f"{one}/" for one in folders[:depth])
+            for listed in islice(self.store(where.bucket).list(f"{above}{OBJECTS}"), 1):
+                yield listed.key
+            if self.store(where.bucket).stat(f"{above}{FILE}") is not None:
+                yield f"{above}{FILE}"
+        for listed in self.find(where) if deep else ():
+            if f"/{OBJECTS}" in f"/{listed.key}" or f"/{listed.key}".endswith(f"/{FILE}"):
+                yield listed.key
 
     def versioned(self, bucket: str) -> bool:
         """Return whether a bucket keeps, or once kept, versions of what is deleted; no where the endpoint refuses."""

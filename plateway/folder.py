@@ -18,6 +18,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -382,32 +383,35 @@ def free(root: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def copy(root: Path, path: str, *, target: Path) -> None:
+def copy(root: Path, path: str, *, target: Path, turn: int = 0, beat: Callable[[], None] = lambda: None) -> None:
     """Copy the folder (or the one file) at ``path`` to the directory ``target``, proven by reading the copy back.
 
-    Names, bytes and modification times stay. The copy is written aside as ``<target>.part``, synced, compared with the
-    SHA-256 of what was read, and only then renamed: a ``target`` that is there is complete. May be repeated: an equal
-    target is left alone, another one is replaced, and what an interrupted copy left is cleared away.
+    Names, bytes and modification times stay. The copy is written aside as ``<target>.<turn>.part``, synced, compared
+    with the SHA-256 of what was read, and only then renamed: a ``target`` that is there is complete. May be repeated:
+    an equal target is left alone, another one is replaced, and what copies of earlier turns left is cleared away, never
+    what a later turn writes. ``beat`` is called while bytes flow and right before the copy gets its name; what it
+    raises ends the copy.
 
     Raises:
         Unsettled: the source changed meanwhile.
         Unavailable: no space, or the copy reads back differently.
     """
-    part = f"{target.name}.part"
+    part = f"{target.name}.{turn}.part" if turn else f"{target.name}.part"
     with enter(root, path) as source:
         files = source.files()
         make(target.parent)
         with _top(target.parent) as place:
-            _discard(place, part)
+            _discard_parts(place, target.name, turn)
             if _is_directory(place, target.name) and _same(place, target.name, _digests(source, files)):
                 _settle(place, target.name)
                 return
             try:
-                written = _write(source, files, place=place, part=part)
+                written = _write(source, files, place=place, part=part, beat=beat)
                 if source.files() != files:
                     raise Unsettled(f"{shown(path)}: changed while it was copied")
                 if not _same(place, part, written):
                     raise DiskUnavailable(f"{shown(path)}: the copy in staging reads back differently")
+                beat()
                 _exchange(place, part, target.name)
             except BaseException:
                 _discard(place, part)
@@ -548,7 +552,15 @@ def _touched(now: File, then: File | None) -> bool:
     return now != then or (then.links == 1 and now.ctime_ns != then.ctime_ns)
 
 
-def _write(source: Folder, files: Sequence[File], *, place: int, part: str) -> dict[str, str]:
+def _discard_parts(place: int, name: str, turn: int) -> None:
+    """Remove what this and earlier turns of copying wrote and did not finish."""
+    pattern = re.compile(re.escape(name) + r"(?:\.(\d+))?\.part")
+    for part in os.listdir(place):
+        if (match := pattern.fullmatch(part)) and int(match[1] or 0) <= turn:
+            _discard(place, part)
+
+
+def _write(source: Folder, files: Sequence[File], *, place: int, part: str, beat: Callable[[], None]) -> dict[str, str]:
     """Write the files below ``part``, synced, and return the SHA-256 of what was read."""
     written = {}
     with door(part):
@@ -561,7 +573,7 @@ def _write(source: Folder, files: Sequence[File], *, place: int, part: str) -> d
             with _below(whole, _above(file)) as parent, door(file.name):
                 descriptor = os.open(file.name.rpartition("/")[2], WRITE, 0o644, dir_fd=parent)
             try:
-                written[file.name] = _pour(source.read(file), descriptor, file=file)
+                written[file.name] = _pour(_beating(source.read(file), beat), descriptor, file=file)
             finally:
                 os.close(descriptor)
     with _enter(place, part) as copied:
@@ -572,6 +584,12 @@ def _write(source: Folder, files: Sequence[File], *, place: int, part: str) -> d
 
 def _above(file: File) -> tuple[str, ...]:
     return tuple(file.name.split("/")[:-1])
+
+
+def _beating(chunks: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        beat()
+        yield chunk
 
 
 def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:

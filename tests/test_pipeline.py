@@ -17,6 +17,7 @@ from plateway.bench import TRASH
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Misconfigured, NotFound, Unsettled
 from plateway.pipeline import Outcome, exports
+from plateway.pipeline.line import Hold
 from plateway.place import FILE
 from plateway.store import open_store
 from tests.databases import furnish
@@ -284,7 +285,7 @@ def test_a_crash_between_upload_and_note_heals(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    exports._send(lab.line, event, None, force=False, beat=lambda sent: None)
+    exports._send(lab.line, event, None, force=False, hold=Hold(lab.line, ref, 0))
     before = lab.store.stat(event.key)
     assert lab.ledger(ref).export is None
     assert results(lab.export()) == ["exported", "verified"]
@@ -333,7 +334,9 @@ def test_staging_copies_first(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    exports._source(lab.line, event, lab.instrument("prince"))
+    fence = lab.catalog.lease(ref, owner="w", ttl=lab.line.lease, now=lab.clock())
+    exports._source(lab.line, event, lab.instrument("prince"), Hold(lab.line, ref, fence))
+    lab.catalog.release(ref, fence=fence)
     lab.unmount("prince")
     assert results(lab.export()) == ["exported", "verified"]
 

@@ -136,9 +136,10 @@ class Purges(Database):
             ledgers = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [(ledgers[ref], row) for ref, row in zip(refs, rows, strict=True)]
 
-    def stage(self, ref: Ref, *, now: datetime) -> None:
-        """Note that a verified copy of the images is in staging."""
+    def stage(self, ref: Ref, *, now: datetime, fence: int | None = None) -> None:
+        """Record that a verified copy of the images is in staging."""
         with self._writing() as session:
+            check_fence(session, ref, fence, now)
             own(session, ref).staged_at = now
 
     def tally(self, system: str) -> int:

@@ -24,6 +24,7 @@ from plateway.cli.attended import attended
 from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
 from plateway.errors import NotFound, Refused, Rejected
 from plateway.folder import shown
+from plateway.place import FILE
 from plateway.store import Endpoint, Stat
 
 bucket = typer.Typer(no_args_is_help=True, help="Make, fill, list, copy, empty and remove buckets.")
@@ -68,26 +69,46 @@ class Place:
 
         return blocks.load(str(self.block))
 
-    def guard(self, name: str, typed: str | None) -> None:
-        """Let nothing be deleted or replaced where the catalogue knows of exports, unless the name was typed out.
+    def guard(self, where: Address, typed: str | None, *, whole: bool = False) -> None:
+        """Let nothing be deleted or replaced that a site keeps, unless the bucket's name was typed out.
+
+        A site's marker in the bucket says so, whatever catalogue is at hand; ``whole`` buckets are asked for as well
+        where there is no catalogue at all.
 
         Raises:
             Refused: it was not, or was mistyped.
         """
-        config = settings.load(home=self.home)
-        if config.database_url is None and not (config.home / "catalogue.db").exists():
+        why = self._claims(where, whole=whole)
+        if not why:
             return
+        if typed is None and sys.stdin.isatty():
+            typed = typer.prompt(f"{shown(why)}. Type the bucket's name to go on", err=True)
+        if typed != where.bucket:
+            raise Refused(f"{why}: say --name {where.bucket} to go on")
+
+    def _claims(self, where: Address, *, whole: bool) -> str:
+        """Say why somebody may miss what is in a bucket; empty: nothing speaks for that."""
+        config = settings.load(home=self.home)
+        if (config.archive_target or "").startswith((f"s3://{where.bucket}/", f"s3://{where.bucket}?")) or (
+            config.archive_target == f"s3://{where.bucket}"
+        ):
+            return f"the archive is in {where.bucket}"
+        known = config.database_url is not None or (config.home / "catalogue.db").exists()
+        kept = self._count_exports(config, where.bucket) if known else 0
+        if kept:
+            return f"the catalogue knows of {kept:,} exports in {where.bucket}"
+        if (marker := next(self.buckets.markers(where, deep=whole), None)) is not None:
+            what = "an archive" if marker.endswith(FILE) else "exports"
+            return f"a site keeps {what} in {where.bucket}, which carries its marker {marker}"
+        if whole and not known and next(self.buckets.find(Address(where.bucket)), None) is not None:
+            return f"there is no catalogue here that could tell whether a site keeps anything in {where.bucket}"
+        return ""
+
+    def _count_exports(self, config: settings.Settings, name: str) -> int:
         from plateway.catalog import Catalog  # noqa: PLC0415  SQLAlchemy, which takes longer than most of these commands
 
         with closing(Catalog(config.catalog_url)) as catalog:
-            kept = catalog.export_count(name) if catalog.current() else 0
-        if not kept:
-            return
-        if typed is None and sys.stdin.isatty():
-            asked = f"The catalogue knows of {kept:,} exports in {shown(name)}. Type its name to go on"
-            typed = typer.prompt(asked, err=True)
-        if typed != name:
-            raise Refused(f"the catalogue knows of {kept:,} exports in {name}: say --name {name} to go on")
+            return catalog.export_count(name) if catalog.current() else 0
 
 
 def placed(verb: Callable[..., None]) -> Callable[..., None]:
@@ -159,7 +180,7 @@ def put(
 ) -> None:
     """Store files. An address that ends in a slash, or a bucket, is a folder; anything else is the object's key."""
     where = Address.parse(url)
-    place.guard(where.bucket, name)  # what is there under a key is replaced
+    place.guard(where, name)  # what is there under a key is replaced
     chosen = list(sources(files, where, recursive=recursive))
     finish(place.buckets, "put", place.buckets.put(chosen), total=len(chosen), as_json=as_json)
 
@@ -189,7 +210,7 @@ def cp(
 ) -> None:
     """Copy objects within the endpoint."""
     here, to = Address.parse(source), Address.parse(target)
-    place.guard(to.bucket, name)  # the same
+    place.guard(to, name)  # the same
     found = objects(place.buckets, here, recursive=recursive)
     folder = recursive or not to.key or to.key.endswith("/")
     pairs = [
@@ -214,8 +235,9 @@ def delete(
     found = {where: objects(place.buckets, where, recursive=recursive) for where in places}
     if dry_run:
         return rehearse(place.buckets, found, as_json=as_json)
+    for where in places:
+        place.guard(where, name, whole=not where.folder)
     for one in {where.bucket for where in places}:
-        place.guard(one, name)
         if place.buckets.versioned(one):
             err.print(f"{one} keeps versions: what is deleted takes room until `rb --force` or a rule removes them")
     done = chain.from_iterable(place.buckets.delete(*one) for one in found.items())
@@ -240,7 +262,7 @@ def rb(
     if dry_run:
         kept = place.buckets.versions if place.buckets.versioned(where.bucket) else place.buckets.find
         return rehearse(place.buckets, {where: list(kept(where))}, as_json=as_json)
-    place.guard(where.bucket, name)
+    place.guard(where, name, whole=force)
     if force or as_json:
         finish(place.buckets, "del", place.buckets.clear(where.bucket) if force else (), as_json=as_json)
     place.buckets.remove(where.bucket)
@@ -291,7 +313,7 @@ def set_lifecycle(
     except (OSError, ValueError, KeyError) as error:
         raise Rejected(f"{rules.name}: no JSON document with Rules ({type(error).__name__})") from None
     if wanted:
-        place.guard(whole(url), name)  # rules delete
+        place.guard(Address(whole(url)), name)  # rules delete
     place.buckets.set_lifecycle(whole(url), wanted)
     print_json({"Rules": list(place.buckets.lifecycle(whole(url)))})
 

@@ -41,7 +41,7 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
         NotFound: it was never exported.
         Transient: the bucket cannot be asked right now, or is not mounted; recorded as a setback.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), line.catalog.now()
     ledger = line.catalog.ledger(ref)
     export = ledger.export
     if export is None:
@@ -57,7 +57,7 @@ def verify(line: Line, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
         record_damage(line, export, error)
         return log_outcome(outcome(Result.DAMAGED, reasons=(str(error),), seconds=time.monotonic() - started))
     except PlatewayError as error:
-        set_back(line, ref, "verify", error)
+        set_back(line, ref, "verify", error, began=began)
         raise
     line.catalog.note_evidence(
         ref,

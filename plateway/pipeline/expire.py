@@ -43,7 +43,7 @@ def expire(
     """
     now = now or line.catalog.now()
     names = systems or line.catalog.systems()
-    return list(removal.run(line, _Bucket(), names, dry_run=dry_run, fraction=fraction, now=now))
+    return removal.run(line, _Bucket(), names, dry_run=dry_run, fraction=fraction, now=now)
 
 
 class _Bucket:

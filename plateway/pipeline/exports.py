@@ -29,7 +29,7 @@ from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline import labels
 from plateway.pipeline.discovery import sidecar
 from plateway.pipeline.line import Hold, Line, digest_of, set_back
-from plateway.pipeline.places import check_bucket
+from plateway.pipeline.places import check_aside, check_bucket
 from plateway.records import Event, Export
 from plateway.settings import Instrument
 
@@ -79,7 +79,8 @@ def _carry(line: Line, ref: Ref, *, force: bool, beat: Callable[[int], None] | N
         if force or not _sent(sent):
             line = _bound(line, event, sent)
             check_bucket(line)
-            packed = _send(line, event, sent, force=force, beat=Hold(line, ref, fence, beat))
+            hold = Hold(line, ref, fence, beat)
+            packed = _send(line, event, sent, force=force, hold=hold)
             sent = row(line, event, packed, etag=packed.etag, at=line.catalog.now())
             line.catalog.note_export(sent, fence=fence)  # and lets the event go
     except BaseException:
@@ -106,10 +107,10 @@ class _There(Exception):
     """The very same bytes are in the bucket already; the upload is given up just before it would be complete."""
 
 
-def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: Callable[[int], None]) -> bundle.Packed:
+def _send(line: Line, event: Event, sent: Export | None, *, force: bool, hold: Hold) -> bundle.Packed:
     """Stream the bundle to its key; the last look, at source and bucket, comes after its last byte was hashed."""
     instrument = line.instrument(event.system)
-    root, path = _source(line, event, instrument)
+    root, path = _source(line, event, instrument, hold)
     with folder.enter(root, path) as images:
         files = images.files()
         on_bench = instrument.staging is None and not force  # by force, the images are taken as they are now
@@ -122,7 +123,7 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, beat: C
             _allow(line, event, packed, recorded=recorded, force=force)
 
         layout = bundle.plan(files, _head(event, sidecar(images, files)), keys=_keys(event, instrument))
-        packing = bundle.Packing(layout, images.read, seal=seal, beat=beat)
+        packing = bundle.Packing(layout, images.read, seal=seal, beat=hold)
         _put(line, event, packing, sent)
         return packing.packed
 
@@ -153,16 +154,18 @@ def _put(line: Line, event: Event, packing: bundle.Packing, sent: Export | None)
         raise Conflict(f"{error}; the event goes to {other}") from error
 
 
-def _source(line: Line, event: Event, instrument: Instrument) -> tuple[Path, str]:
+def _source(line: Line, event: Event, instrument: Instrument, hold: Hold) -> tuple[Path, str]:
     """Say where to read the images: on the bench, or from a verified staging copy, made now if need be."""
     if instrument.staging is None:
         return instrument.root, event.path
     ref = Ref(event.id, event.revision)
     target = instrument.staging / str(ref)
     if event.staged_at is None or not target.exists():
+        check_aside(line, instrument, "staging")
         _room(line, instrument, event)
-        folder.copy(instrument.root, event.path, target=target)
-        line.catalog.stage(ref, now=line.catalog.now())
+        folder.copy(instrument.root, event.path, target=target, turn=hold.fence, beat=hold)
+        hold.renew()
+        line.catalog.stage(ref, now=line.catalog.now(), fence=hold.fence)
     return instrument.staging, str(ref)
 
 

@@ -79,6 +79,7 @@ class Line:
     others: Mapping[str, Place] = field(default_factory=dict)  # the site's further buckets, by name
     own: Place | None = None  # the site's own bucket, where the line is bound to another
     places: Places = None  # type: ignore[assignment]  # made from the catalogue
+    beat: Callable[[], None] = lambda: None  # is called while long work progresses; raises if nobody waits for it
 
     def __post_init__(self) -> None:
         if self.places is None:
@@ -308,11 +309,13 @@ class Hold:
     """Keep a lease while bytes flow: renew it when a third of its time is over, and pass on how many there were."""
 
     def __init__(self, line: Line, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
+        self.fence = fence
         self._renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
         self._now, self._pause = line.catalog.now, line.lease.total_seconds() / 3
-        self._next, self._tell = time.monotonic() + self._pause, tell
+        self._next, self._tell, self._beat = time.monotonic() + self._pause, tell, line.beat
 
     def __call__(self, sent: int = 0) -> None:
+        self._beat()
         if time.monotonic() >= self._next:
             self.renew()
         if self._tell is not None:

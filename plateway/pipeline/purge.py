@@ -47,7 +47,7 @@ def purge(
     """
     now = now or line.catalog.now()
     names = systems or sorted({*events.systems(line.root), *line.catalog.systems()})
-    return list(removal.run(line, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now))
+    return removal.run(line, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now)
 
 
 class _Bench:
@@ -63,7 +63,7 @@ class _Bench:
 
     def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         _check_places(line, line.instrument(decision.ledger.event.system), decision.location)
-        _prove_images(line, decision.ledger, decision.location, beat=lambda: None)
+        _prove_images(line, decision.ledger, decision.location, beat=line.beat)
         return report(VERB[decision.location.place], decision.ledger, Result.WOULD_GO, *_weakness(policy))
 
     def begin(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
@@ -75,10 +75,13 @@ class _Bench:
         with leased(line, ref) as fence:
             if location.place == "raw" and not folder.exists(location.root, location.path):
                 return _follow_sibling(line, ledger, fence=fence, now=now)
-            proof = _prove_images(line, ledger, location, beat=Hold(line, ref, fence))
+            hold = Hold(line, ref, fence)
+            proof = _prove_images(line, ledger, location, beat=hold)
+            hold.renew()
             purge = line.catalog.intend(
                 _intent(ref, location.place, proof={**proof, "method": policy.proof}, now=now), fence=fence
             )
+            hold()
             folder.move(location.root, location.path, to=_aside(purge))
             _move_event_file(instrument, event, location, purge)
             line.catalog.note_trashed(
@@ -277,6 +280,7 @@ class _Finish:
         proof = {"read_back_at": self._read_at(), "method": self.policy.proof}
         self.line.catalog.note_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
         self.hold.renew()
+        self.hold()
         folder.remove(self.root, purge.trash, names=names, expected=files)
         self.line.catalog.note_gone(self.ledger.ref, purge.place, at=self.now, fence=self.fence)
         return self._report(Result.GONE, *_weakness(self.policy))

@@ -11,6 +11,7 @@ import heapq
 import itertools
 import marshal
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -51,7 +52,7 @@ from plateway.reconcile import (
     open_uploads,
 )
 from plateway.records import ArchiveEntry
-from plateway.settings import Instrument
+from plateway.settings import Instrument, bounded_fraction
 from plateway.store import Stat, Store, Upload, tags
 
 KEPT = 10_000  # findings of one kind that are told; further ones are counted
@@ -68,8 +69,8 @@ STUCK = {
     Result.WAITS,
     Result.PARKED,
 }  # the next step would do no better
-ASIDE = (".part", ".old")  # what a copy into staging leaves when it is interrupted
-BACK = ".back"  # in the trash: what a restore to the bench is working on
+# what a copy into staging leaves when it is interrupted, and what a restore to the bench is working on in the trash
+ASIDE = re.compile(r"(\.\d+)?\.part|\.old|\.back")
 OBJECTS = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UPLOAD, Kind.FOREIGN}
 AGAIN = {Kind.DARK, Kind.LOST, Kind.CHANGED, Kind.UNPROVEN, Kind.UNTOLD}  # looked at again in bucket and bench
 
@@ -102,7 +103,7 @@ def reconcile(
     Each bucket of the site is compared with the exports in it, on its own: what cannot be said of one is said of the
     others. A second run right after changes nothing.
     """
-    now = now or line.catalog.now()
+    now, fraction = now or line.catalog.now(), bounded_fraction(fraction)
     bench, shares = _Bench(line, systems), _Shares(line)
     runs = (_Run(bound, now=now, repair=repair, within=within, bench=bench, shares=shares) for bound in shares.lines)
     told = [_carry_out(run, fraction) for run in runs]
@@ -757,10 +758,8 @@ def _then(first: str, second: str) -> str:
 
 def _ref(name: str) -> Ref | None:
     """Read whose copy or trash this is from its name."""
-    for suffix in (*ASIDE, BACK):
-        name = name.removesuffix(suffix)
     try:
-        id_, revision = Ref.parse(name)
+        id_, revision = Ref.parse(ASIDE.sub("", name))
     except NotFound:
         return None
     return Ref(id_, revision or 1)

@@ -6,9 +6,9 @@ just read, delete, leave a tombstone. What lies where, and how it goes, is left 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +16,15 @@ from typing import Protocol
 from plateway import retention
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Damaged, Misconfigured, PlatewayError, Refused, Transient
+from plateway.isolation import run_apart
 from plateway.outcome import Incidence, Outcome, Result, log_outcome
 from plateway.pipeline.line import Line
 from plateway.pipeline.proof import Postponed, bucket_state, read_object, read_tape, tape_state
 from plateway.records import Purge
 from plateway.retention import CopyState, Verdict
 from plateway.settings import Instrument, Policy, bounded_fraction
+
+PATIENCE = timedelta(minutes=2)  # without any progress, disk or bucket
 
 
 @dataclass(frozen=True)
@@ -73,38 +76,57 @@ class Verb(Protocol):
 
 def run(
     line: Line, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
-) -> Iterator[Outcome]:
-    """Delete what may go of these systems; one that fails stops no other."""
+) -> list[Outcome]:
+    """Delete what may go of these systems; one that fails, or whose disk hangs, holds up no other.
+
+    Raises:
+        Misconfigured: ``fraction`` is not a share.
+    """
     allowed = None if fraction is None else bounded_fraction(fraction)
-    for system in systems:
-        instrument = line.instrument(system)
-        policy = instrument.policy if allowed is None else replace(instrument.policy, fraction=allowed)
-        try:
-            yield from _run_system(line, verb, instrument, policy, dry_run=dry_run, now=now)
-        except PlatewayError as error:
-            result = Result.LATER if isinstance(error, Transient) else Result.FAILED
-            yield log_outcome(Outcome(None, system, verb.name, result, reasons=(str(error),)))
+    acts = {
+        name: partial(_run_system, line, verb, name, fraction=allowed, dry_run=dry_run, now=now) for name in systems
+    }
+    done = run_apart(f"{verb.name} {line.root}", acts, patience=PATIENCE)
+    return [outcome for name, found in done.items() for outcome in _outcomes(verb, name, found)]
+
+
+def _outcomes(verb: Verb, system: str, found: list[Outcome] | PlatewayError) -> list[Outcome]:
+    """Turn what a system as a whole raises into an outcome."""
+    if not isinstance(found, PlatewayError):
+        return found
+    result = Result.LATER if isinstance(found, Transient) else Result.FAILED
+    return [log_outcome(Outcome(None, system, verb.name, result, reasons=(str(found),)))]
 
 
 def _run_system(
-    line: Line, verb: Verb, instrument: Instrument, policy: Policy, *, dry_run: bool, now: datetime
-) -> Iterator[Outcome]:
+    line: Line,
+    verb: Verb,
+    system: str,
+    beat: Callable[[], None],
+    *,
+    fraction: float | None,
+    dry_run: bool,
+    now: datetime,
+) -> list[Outcome]:
+    line, instrument = replace(line, beat=beat), line.instrument(system)
+    policy = instrument.policy if fraction is None else replace(instrument.policy, fraction=fraction)
     batch = verb.decide(line, instrument, policy, now)
-    yield from batch.notes
+    outcomes = [*batch.notes]
     act = verb.rehearse if dry_run else verb.begin
     begun: set[tuple[Ref, str]] = set()
     for decision in batch.decisions:
+        line.beat()
         ledger, location = decision.ledger, decision.location
         if decision.verdict.purge:
             begun.add((ledger.ref, location.place))
-            yield _guard(line, verb, ledger, partial(act, line, decision, policy, now))
+            outcomes.append(_guard(line, verb, ledger, partial(act, line, decision, policy, now)))
         else:
-            yield report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons)
-    if dry_run:
-        return
-    for ledger, purge in verb.pending(line, instrument.name):
+            outcomes.append(report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons))
+    for ledger, purge in () if dry_run else verb.pending(line, system):
+        line.beat()
         if not policy.grace or (ledger.ref, purge.place) not in begun:  # else its grace has just begun
-            yield _guard(line, verb, ledger, partial(verb.finish, line, ledger, purge, policy, now))
+            outcomes.append(_guard(line, verb, ledger, partial(verb.finish, line, ledger, purge, policy, now)))
+    return outcomes
 
 
 def _guard(line: Line, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:

@@ -72,6 +72,7 @@ def _to_directory(
     manifest = read_manifest(search, export)
     _check(manifest, export)
     folder.make(to)
+    to = to.resolve()  # whoever names a directory may name a link to it
     told = _bring(search, manifest, to, str(ledger.ref), aside=f".{ledger.ref}.part", reserve=0, beat=beat)
     return sum(member.size for member in manifest.members), told
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from plateway import archive, bundle, events, pipeline
 from plateway.catalog import Ledger
 from plateway.errors import Damaged, NotFound, Rejected
+from plateway.place import FILE
 from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
 from plateway.store import Stat, Upload
@@ -424,6 +425,7 @@ def no_leak(scene: Scene) -> Iterator[str]:
     assert scene.world.rest is not None
     staging = scene.lab.home / "staging"
     aside = [path for path in scene.files if pipeline.TRASH in path.parts or path.is_relative_to(staging)]
+    aside = [path for path in aside if path.name != FILE]
     aside += [path for path in staging.glob("*/*") if path.suffix in {".part", ".old"}]
     for name in ("tape", "inbox", "out"):
         aside += [path for path in (scene.lab.home / name).rglob(".*") if ".part" in path.name]
