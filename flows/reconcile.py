@@ -17,7 +17,7 @@ from flows.parameters import Systems
 from plateway import pipeline
 from plateway.outcome import BAD, UNFINISHED, Outcome
 from plateway.pipeline import Line, Reconciled
-from plateway.reconcile import Finding, Kind
+from plateway.reconcile import GRAVE, Finding
 from plateway.settings import Settings
 
 once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -27,7 +27,6 @@ compare = task(name="reconcile", **once)(pipeline.reconcile)
 read = task(name="read the archive", **once)(pipeline.read_archive)
 NEW = {"received", "archived", "quarantined"}  # what makes it worth while to compare everything
 TROUBLE = BAD | UNFINISHED
-GRAVE = {Kind.LOST, Kind.CHANGED, Kind.ONLY_COPY}  # findings that make a run fail, as verify does
 
 
 @flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)

@@ -59,6 +59,7 @@ class Repair(StrEnum):
     MARK = "mark lost"
 
 
+GRAVE = frozenset({Kind.LOST, Kind.CHANGED, Kind.ONLY_COPY})  # a run that finds one fails
 HARMLESS = {Repair.VERIFY, Repair.PARK, Repair.MARK}  # they only look and note; all others move, delete or write
 
 

@@ -13,7 +13,7 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
     tape         receive manifests settle parked note_location note_misplaced note_tape_damage unproven only_copies
                  expired_locations archived_anywhere unarchived door note_door
     accounts     accounts export_count exported_to sight_dark clear_dark adopt empty
-    figures      counts figures history stuck
+    figures      counts figures history stuck harmed
     incidents    record_incident incidents
     places       site take_site places place record_place
     search       exports_page archives_page archive_members daily search overview

@@ -23,6 +23,7 @@ from plateway.catalog.conditions import (
     in_quarantine,
     raw_away,
     standing,
+    stands,
     tied,
     waits,
     wanted,
@@ -115,6 +116,20 @@ class Figures(Database):
             select(EVENT.id, EVENT.revision)
             .join_from(Event, Export, tied(EXPORT, EVENT), isouter=True)
             .where(EVENT.first_seen < before, sa.or_(waits(), sa.and_(unproven, ~expired(EVENT))))
+            .order_by(EVENT.first_seen, EVENT.id, EVENT.revision)
+            .limit(limit)
+        )
+        with self._reading() as session:
+            refs = [Ref(*row) for row in session.execute(query)]
+            found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
+            return [found[ref] for ref in refs]
+
+    def harmed(self, *, now: datetime, limit: int = 10_000) -> list[Ledger]:
+        """List events that are lost or changed: in the bucket, or on tape where that has the only copy; oldest first."""
+        query = (
+            select(EVENT.id, EVENT.revision)
+            .join_from(Event, Export, tied(EXPORT, EVENT))
+            .where(sa.or_(stands("lost", now), stands("changed", now)))
             .order_by(EVENT.first_seen, EVENT.id, EVENT.revision)
             .limit(limit)
         )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -39,7 +40,7 @@ from plateway.cli.verbs import chosen, finish, parsed, show_outcomes, verdict, w
 from plateway.errors import Misconfigured, NotFound, PlatewayError
 from plateway.pipeline import Line, Outcome, sources
 from plateway.pipeline.copies import Where
-from plateway.reconcile import Finding
+from plateway.reconcile import GRAVE, Finding
 from plateway.records import ArchiveManifest
 from plateway.store import Store, open_store
 
@@ -97,7 +98,7 @@ def reconcile(
         show_findings(told.findings, told.counts)
         if outcomes:
             show_outcomes(outcomes)
-    if code := verdict(outcomes):
+    if code := 4 if any(one.kind in GRAVE for one in told.findings) else verdict(outcomes):
         raise typer.Exit(code)
 
 
@@ -304,13 +305,14 @@ def content(store: Store, key: str, span: str | None) -> Iterator[bytes]:
 def rebuild(
     *,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Objects read at a time.")] = 4,
+    site: Annotated[UUID | None, typer.Option(help="Go on as this site, where the buckets name several.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Fill an empty catalogue from the bucket and the archive's manifests, and list what only the old one knew."""
     with working(home) as (line, config), measured("rebuild", None) as beat:
         kept = Inbox(config.archive_inbox, pipeline.endpoint(config)).accepted() if config.archive_inbox else ()
-        told = pipeline.rebuild(line, workers=workers, manifests=kept, beat=beat)
+        told = pipeline.rebuild(line, workers=workers, manifests=kept, beat=beat, site=site)
     if as_json:
         facts = {field: getattr(told, field) for field in ("events", "known", "from_archive", "manifests")}
         refused, gaps = map(pipeline.told, told.refused), (gap._asdict() for gap in told.gaps)

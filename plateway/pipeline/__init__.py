@@ -30,6 +30,8 @@ from plateway.pipeline.line import Line as Line
 from plateway.pipeline.line import each as each
 from plateway.pipeline.line import failed as failed
 from plateway.pipeline.line import open_line as open_line
+from plateway.pipeline.places import adopt_place as adopt_place
+from plateway.pipeline.places import inspect_places as inspect_places
 from plateway.pipeline.purge import purge as purge
 from plateway.pipeline.rebuilding import Rebuilt as Rebuilt
 from plateway.pipeline.rebuilding import rebuild as rebuild

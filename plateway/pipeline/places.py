@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
+from typing import NamedTuple
 
 from plateway import events, folder
 from plateway.bench import EVENTS, TRASH
@@ -83,6 +85,31 @@ def named(line: Line) -> dict[str, Callable[[], Markable]]:
     if line.archive is not None and line.archive.durable:
         archive = line.archive
         found["archive"] = lambda: ArchivePlace(archive)
+    return found
+
+
+class PlaceState(NamedTuple):
+    """One place, and what is wrong with it."""
+
+    name: str
+    identity: str | None  # None: it was never used
+    recorded_at: datetime | None
+    trouble: str  # empty: it is the one that was recorded, or was never used
+
+
+def inspect_places(line: Line) -> list[PlaceState]:
+    """Compare every place with what was recorded of it; nothing is marked or recorded."""
+    known = {one.name: one for one in line.catalog.places()}
+    found = []
+    for name, place in sorted(named(line).items()):
+        record, trouble = known.get(name), ""
+        if record is not None:
+            try:
+                line.places.require(name, place, owned=name != "archive", fresh=True)
+            except PlatewayError as error:
+                trouble = str(error)
+        identity, at = (record.identity, record.recorded_at) if record else (None, None)
+        found.append(PlaceState(name, identity, at, trouble))
     return found
 
 

@@ -35,7 +35,7 @@ def report(line: Line, *, now: datetime | None = None, stuck_after: timedelta | 
         days=days(line, now=now),
         stuck=stuck,
         disks=disks,
-        alerts=alerts(stuck, disks, now=now),
+        alerts=[*_harm(line, now), *alerts(stuck, disks, now=now), *_weak_proof(line, figures)],
     )
 
 
@@ -84,6 +84,27 @@ def alerts(stuck: Sequence[wire.StuckEvent], disks: Iterable[wire.DiskReport], *
         text = f"{system}: {len(ours):,} stuck, the oldest for {oldest}: {' · '.join(named + more)}"
         found.append(wire.Alert(about=[str(one.id) for one in ours], text=text))
     return found
+
+
+def _harm(line: Line, now: datetime) -> list[wire.Alert]:
+    """Report events whose copy is lost or changed, by system: these come first."""
+    found: dict[str, list[Ledger]] = {}
+    for ledger in line.catalog.harmed(now=now):
+        found.setdefault(ledger.event.system, []).append(ledger)
+    told = []
+    for system, ledgers in sorted(found.items()):
+        named = [f"{one.ref} {'; '.join(one.state(now).reasons)}" for one in ledgers[:NAMED]]
+        more = [f"{len(ledgers) - NAMED:,} more"] if len(ledgers) > NAMED else []
+        text = f"{system}: {len(ledgers):,} lost or changed: {' · '.join(named + more)}"
+        told.append(wire.Alert(about=[str(one.ref) for one in ledgers], text=text))
+    return told
+
+
+def _weak_proof(line: Line, systems: Iterable[str]) -> list[wire.Alert]:
+    """Report systems that are purged without reading the copies."""
+    weak = [one for one in sorted(systems) if (policy := line.instrument(one).policy).purge and policy.proof == "head"]
+    text = "purged on a HEAD request, which is weaker than reading the copy (PLATEWAY_PURGE_PROOF=head)"
+    return [wire.Alert(about=[f"proof {' '.join(weak)}"], text=f"{', '.join(weak)}: {text}")] if weak else []
 
 
 def spoken_time(seconds: float) -> str:
