@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
 from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Unsettled
-from plateway.folder import door
+from plateway.folder import door, move
 
 if TYPE_CHECKING:
     from plateway.archive import Archive
@@ -93,26 +93,21 @@ class DirectoryPlace:
                 return Marker.parse(file.read(CAP), name=self._name)
 
     def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
-        aside = self._path / f"{FILE}.{uuid4().hex[:8]}"
+        aside = self._path / f"{FILE}.part"
         try:
+            aside.unlink(missing_ok=True)  # of a writer that died
             with aside.open("xb") as file:
                 file.write(marker.dump())
                 file.flush()
                 os.fsync(file.fileno())
             if replace:
-                aside.replace(self._path / FILE)
-            else:
-                with suppress(FileExistsError):
-                    os.link(aside, self._path / FILE)
+                (self._path / FILE).unlink(missing_ok=True)
+        except FileExistsError:  # another process marks the place just now
+            return True
         except OSError:
             return False
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # some network file systems sync no directories
-            os.fsync(descriptor)
-        os.close(descriptor)
+        with suppress(Refused, Unsettled):  # another process was quicker
+            move(self._path, aside.name, to=FILE)
         return True
 
     def root_identity(self) -> str:

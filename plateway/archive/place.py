@@ -74,6 +74,11 @@ class Place:
         except (ValueError, TypeError) as error:
             raise Misconfigured(f"{self._protocol}:// cannot be opened ({type(error).__name__})") from None
 
+    @property
+    def local_root(self) -> Path | None:
+        """The directory that it is, where that is of this machine."""
+        return Path(self._at("")) if self.local else None
+
     def root_identity(self) -> str:
         """Identify the place: by file system and root on this machine, elsewhere by its address."""
         if not self.local:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from plateway.archive import tar
@@ -44,6 +45,11 @@ class Archive:
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
         self._place = Place(url, endpoint)
         self.name = self._place.name
+
+    @property
+    def local_root(self) -> Path | None:
+        """The directory that it is, where that is of this machine."""
+        return self._place.local_root
 
     @property
     def durable(self) -> bool:

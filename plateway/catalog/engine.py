@@ -122,7 +122,8 @@ def close_files(database: Path) -> None:
     An existing file is not opened: closing it would take the locks of other connections in this process along.
     """
     with suppress(OSError):  # SQLite tells what is wrong with the place
-        os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if not database.exists():
+            os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for suffix in ("", "-wal", "-shm"):
         with suppress(OSError):  # missing, or another account's
             file = Path(f"{database}{suffix}")

@@ -125,7 +125,7 @@ class Figures(Database):
             return [found[ref] for ref in refs]
 
     def harmed(self, *, now: datetime, limit: int = 10_000) -> list[Ledger]:
-        """List events that are lost or changed: in the bucket, or on tape where that has the only copy; oldest first."""
+        """List events that are lost or changed in the bucket, or on tape if that has the only copy; oldest first."""
         query = (
             select(EVENT.id, EVENT.revision)
             .join_from(Event, Export, tied(EXPORT, EVENT))

@@ -18,11 +18,16 @@ class Incidents(Database):
     """What went wrong with an event, and what was done about it."""
 
     def record_incident(self, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:
-        """Append to an event's history; the same again only counts up.
+        """Append to an event's history, unless its last entry of that kind and verb says the same.
 
         Raises:
             NotFound: nothing announced the event.
         """
+        mine = (INCIDENT.event_id == ref.id, INCIDENT.revision == ref.revision)
+        query = select(INCIDENT.reason).where(*mine, INCIDENT.kind == kind, INCIDENT.verb == verb)
+        with self._reading() as session:
+            if session.scalar(query.order_by(INCIDENT.id.desc()).limit(1)) == reason:
+                return
         with self._writing() as session:
             own(session, ref)
             self._append(session, ref, kind, verb, reason, at=at)

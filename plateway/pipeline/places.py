@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from plateway import events, folder
+from plateway.archive import Archive
 from plateway.bench import EVENTS, TRASH
 from plateway.errors import NotFound, PlatewayError
 from plateway.pipeline.line import Line
@@ -65,7 +66,7 @@ def check_archive(line: Line, *, fresh: bool = False) -> None:
     def used() -> bool:
         return next(iter(archive.list()), None) is None and line.catalog.archived_anywhere()
 
-    line.places.require("archive", lambda: ArchivePlace(archive), owned=False, fresh=fresh, used=used)
+    line.places.require("archive", lambda: _archive(archive), owned=False, fresh=fresh, used=used)
 
 
 def named(line: Line) -> dict[str, Callable[[], Markable]]:
@@ -84,7 +85,7 @@ def named(line: Line) -> dict[str, Callable[[], Markable]]:
             )
     if line.archive is not None and line.archive.durable:
         archive = line.archive
-        found["archive"] = lambda: ArchivePlace(archive)
+        found["archive"] = lambda: _archive(archive)
     return found
 
 
@@ -131,6 +132,11 @@ def _bench(line: Line, instrument: Instrument) -> dict[str, DirectoryPlace]:
         "bench": DirectoryPlace(line.root, name="bench"),
         f"bench/{instrument.name}": DirectoryPlace(events, name=f"bench/{instrument.name}"),
     }
+
+
+def _archive(archive: Archive) -> Markable:
+    root = archive.local_root
+    return ArchivePlace(archive) if root is None else DirectoryPlace(root, name="archive")
 
 
 def _aside(line: Line, instrument: Instrument, kind: str) -> DirectoryPlace:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from plateway import archive, bundle, events, pipeline
 from plateway.catalog import Ledger
 from plateway.errors import Damaged, NotFound, Rejected
-from plateway.place import FILE
+from plateway.place import FILE, is_marker
 from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
 from plateway.store import Stat, Upload
@@ -88,7 +88,8 @@ class Scene:
         self.world, self.lab = world, world.lab
         self.ledgers: list[Ledger] = self.lab.catalog.ledgers()
         self.uploads: list[Upload] = list(self.lab.store.uploads())
-        self.things = {found.key: self._thing(found) for found in self.lab.store.list()}
+        objects = (found for found in self.lab.store.list() if not is_marker(found.key))
+        self.things = {found.key: self._thing(found) for found in objects}
 
     @property
     def own(self) -> Iterator[tuple[Ledger, Export]]:

@@ -35,6 +35,7 @@ import plateway
 from plateway import folder, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
+from plateway.place import is_marker
 from plateway.scattered import Scattered
 from plateway.settings import Policy
 from plateway.store import Endpoint, Prefixed, Store, open_store
@@ -280,7 +281,8 @@ def lose(lab: Site) -> None:
     """Let somebody delete all objects."""
     with lab.apart():
         for found in list(lab.store.list()):
-            lab.store.delete(found.key)
+            if not is_marker(found.key):
+                lab.store.delete(found.key)
 
 
 def restored(lab: Site) -> Iterator[list[pipeline.Outcome]]:

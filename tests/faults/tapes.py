@@ -20,6 +20,7 @@ from plateway import folder, pipeline
 from plateway.archive import Inbox, Poll
 from plateway.catalog import Ledger
 from plateway.pipeline import Outcome
+from plateway.place import is_marker
 from plateway.simulator import Announced
 from tests.lab import Lab
 
@@ -145,7 +146,7 @@ def before_received(lab: Site) -> list[Announced]:
     pipeline.export(lab.line, first.ref)
     pipeline.verify(lab.line, first.ref)
     forgetting(lab, lab.export)
-    bundles = {one.key: b"".join(lab.store.open(one.key)) for one in lab.store.list()}
+    bundles = {one.key: b"".join(lab.store.open(one.key)) for one in lab.store.list() if not is_marker(one.key)}
     key, other = first.event.key, second.event.key
     tar(lab.home / "tape" / "images" / "theirs.tar", bundles)
     tar(lab.home / "tape" / "images" / "lies.tar", {key: bytes(len(bundles[key]))})
@@ -201,7 +202,7 @@ def before_polled(lab: Site) -> list[Announced]:
     """Have an event exported, and a server that lists a manifest about it."""
     announced = acquired(lab, 1)
     exported(lab)
-    bundles = {one.key: b"".join(lab.store.open(one.key)) for one in lab.store.list()}
+    bundles = {one.key: b"".join(lab.store.open(one.key)) for one in lab.store.list() if not is_marker(one.key)}
     tar(lab.home / "tape" / "images" / "theirs.tar", bundles)
     said = {"path": "images/theirs.tar", "src_keys": [f"{lab.store.name}/{key}" for key in bundles]}
     (lab.home / "http.json").write_bytes(manifest("1", said))
