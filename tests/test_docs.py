@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import itertools
 import json
 import os
 import re
@@ -13,8 +16,9 @@ from typing import Any
 
 import pytest
 import typer
+import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
-from plateway import cli, events, pipeline, settings, simulator
+from plateway import cli, events, pipeline, reconcile, records, settings, simulator
 from plateway.settings import Instrument, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,3 +185,98 @@ def test_every_fault_is_told() -> None:
     """The page of the command line has every fault of the simulator."""
     text = (ROOT / "docs" / "cli.md").read_text()
     assert {fault for fault in simulator.FAULTS if f"`{fault}`" not in text} == set()
+
+
+# ------------------------------------------------------------------------------------------------- tables and the code
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Read the cells of the first table below a heading, without its head."""
+    section = (ROOT / "docs" / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (table, *_) = re.findall(r"^\|.*(?:\n\|.*)*", section, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()][2:]
+
+
+def quoted(cell: str) -> list[str]:
+    """Read what a cell has in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+TRIGGERS = [trigger for one in DEPLOYMENTS for trigger in one.get("triggers", ())]
+
+
+def flow_of(deployment: dict[str, Any]) -> tuple[str, Any]:
+    """Load the flow of a deployment; return its name as Prefect has it, and the flow."""
+    path, _, name = deployment["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    return f"{flow.name}/{deployment['name']}", flow
+
+
+def started(deployment: dict[str, Any]) -> set[tuple[str, ...]]:
+    """List what starts a deployment: schedules and events, each with the parameters that it sets."""
+    schedules = {(one["cron"], *one.get("parameters", ())) for one in deployment.get("schedules", ())}
+    triggers = deployment.get("triggers", ())
+    return schedules | {(event, *one.get("parameters", ())) for one in triggers for event in one["expect"]}
+
+
+def test_the_deployments_are_those_of_prefect_yaml() -> None:
+    """Each deployment has a line with its schedules, triggers and parameters, and their number is right."""
+    told = {
+        quoted(name)[0]: ({tuple(quoted(one)) for one in when.split("; ")} - {()}, quoted(parameters))
+        for name, _, when, parameters in rows("prefect.md", "Flows and deployments")
+    }
+    known = {}
+    for deployment in DEPLOYMENTS:
+        name, flow = flow_of(deployment)
+        known[name] = (started(deployment), list(inspect.signature(flow.fn).parameters))
+    assert told == known
+    numbers = ("Eight", "Nine", "Ten", "Eleven", "Twelve")
+    assert f"{numbers[len(known) - 8]} flows, each deployed" in (ROOT / "docs" / "prefect.md").read_text()
+
+
+def test_the_queues_are_those_of_provisioning() -> None:
+    """Each work queue has a line with its priority and how many runs it takes at once."""
+    text = (ROOT / "docs" / "prefect.md").read_text().split("| Queue |")[1].split("\n\n")[0]
+    told: dict[str, tuple[int, int | None]] = {}
+    for line in text.splitlines()[2:]:
+        names, priority, at_once = (cell.strip() for cell in line.strip("|").split(" | "))
+        told |= {name: (int(priority), None if at_once == "no limit" else int(at_once)) for name in quoted(names)}
+    assert told == importlib.import_module("deployments.provision").QUEUES
+
+
+def test_the_automations_are_those_that_are_made() -> None:
+    """Each automation has a line: those of prefect.yaml and those of provisioning."""
+    standing = importlib.import_module("deployments.automations").STANDING
+    known = {*(one["name"] for one in TRIGGERS), *(one.name for one in standing)}
+    assert {name for name, *_ in rows("prefect.md", "Automations")} == known
+
+
+def test_the_events_are_those_that_are_sent() -> None:
+    """Each event that Plateway sends to Prefect has a line."""
+    sent = {f"plateway.imaging-event.{what}" for what in importlib.import_module("flows.tell").EVENTS.values()}
+    sent |= {"plateway.imaging-event.registered", *(event for one in TRIGGERS for event in one["expect"])}
+    assert {quoted(name)[0] for name, _ in rows("prefect.md", "Events for others")} == sent
+
+
+def test_every_finding_is_told() -> None:
+    """The page of reconcile has every kind of finding, its repair and whether it is done without being asked for."""
+    told = rows("reconcile.md", "Findings")
+    assert sorted(quoted(kind)[0] for kind, *_ in told) == sorted(reconcile.Kind)
+    assert {quoted(kind)[0] for kind, what, _ in told if what.endswith("Grave.")} == reconcile.GRAVE
+    (harmless, _), (others, _) = rows("reconcile.md", "Repairs")
+    assert set(quoted(harmless)) == reconcile.HARMLESS
+    assert {*quoted(harmless), *quoted(others)} == {*reconcile.Repair} - {reconcile.Repair.NONE}
+
+
+def test_every_table_of_the_catalogue_is_told() -> None:
+    """The page of the catalogue has a line for each of its tables."""
+    assert {quoted(name)[0] for name, _ in rows("catalog.md", "Tables")} == set(records.Record.metadata.tables)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))], ids=lambda page: page.stem)
+def test_only_settings_that_exist_are_named(page: Path) -> None:
+    """No page names a setting that is gone."""
+    known = {*itertools.chain.from_iterable(known_settings().values()), settings.ENV_FILE}
+    parts = {"PLATEWAY_PROJECT"}  # in prefect.yaml
+    assert set(re.findall(r"\bPLATEWAY_[A-Z_]*[A-Z]\b", page.read_text())) - known - parts == set()
