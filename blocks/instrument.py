@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,8 +56,8 @@ class Instrument(Block):
     bucket: str | None = Field(None, description="Name of the Bucket block that receives its exports; empty: plateway")
     layout: Literal["bundle", "files"] = Field("bundle", description="One tar for each event, or an object per file")
 
-    def value(self) -> settings.Instrument:
-        """Give what was typed as the library takes it."""
+    def value(self, site: Policy | None = None) -> settings.Instrument:
+        """Return what was typed as the library takes it; what a copy must be to be proof is the ``site``'s to say."""
         return settings.Instrument(
             name=self.system,
             root=Path(self.root),
@@ -65,7 +66,8 @@ class Instrument(Block):
             timezone=ZoneInfo(self.timezone) if self.timezone else None,
             patterns=tuple(self.patterns),
             staging=Path(self.staging) if self.staging else None,
-            policy=Policy(
+            policy=replace(
+                site or Policy(),
                 purge=self.purge,
                 requires=self.requires,
                 lifespan=self.lifespan,

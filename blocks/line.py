@@ -44,7 +44,7 @@ async def load_instruments() -> list[Instrument]:
 
 def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[Instrument]) -> Line:
     """Turn blocks into library values."""
-    values = {instrument.system: instrument.value() for instrument in instruments}
+    values = {instrument.system: instrument.value(known.policy(instrument.system)) for instrument in instruments}
     places = {name: (bucket.url, endpoint(bucket)) for name, bucket in buckets.items()}
     return pipeline.open_line(known, buckets=places, instruments=values)
 

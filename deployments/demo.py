@@ -264,20 +264,20 @@ class Show:
 
     def purge(self) -> None:
         """Purge as an operator would, and read the table that it left."""
-        self.run("purge")
+        self.run("purge", ends="FAILED")  # because it finds the damage
         with self.parts.prefect_client() as api:
             table = json.loads(asked(api, "GET", "/artifacts/plateway-purge/latest")["data"])
         self.refusals = [
             {"id": row["event"], "reasons": row["reasons"].split("; ")}
             for row in table
-            if row["event"] in self.ids and row["result"] == "refused"
+            if row["event"] in self.ids and row["result"] == "damaged"
         ]
 
-    def run(self, flow: str, **parameters: object) -> None:
+    def run(self, flow: str, *, ends: str = "COMPLETED", **parameters: object) -> None:
         """Run a deployment to its end, as ``prefect deployment run`` does.
 
         Raises:
-            Unavailable: it did not end well.
+            Unavailable: it did not end so.
         """
         given = " ".join(f"--param {name}={json.dumps(value)}" for name, value in parameters.items())
         self.console.print(f"prefect deployment run {flow}/plateway {given}", style="dim", markup=False, soft_wrap=True)
@@ -290,8 +290,8 @@ class Show:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"{flow} took longer than {PATIENCE:.0f} s; see the runs in the UI")
                 time.sleep(LOOK)
-        if state["type"] != "COMPLETED":
-            raise Unavailable(f"{flow} did not end well: {state['name']}: {state['message']}")
+        if state["type"] != ends:
+            raise Unavailable(f"{flow} did not end as it should: {state['name']}: {state['message']}")
 
     def bring_back(self, acquired: Announced) -> None:
         """Restore an event from tape, to a directory and to the bench, and compare both with what was acquired."""

@@ -27,7 +27,7 @@ async def discover() -> State[None]:
         carrier = carry.Carrier(line, settings.export_workers)
         looked = await drain(carrier)
     await tell.relieve(looked)
-    return await tell.close(carrier.outcomes, nothing="nothing new")
+    return await tell.close(carrier.outcomes, nothing="nothing new", retried=True)
 
 
 async def drain(carrier: carry.Carrier) -> datetime:

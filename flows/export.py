@@ -28,4 +28,4 @@ async def export(event_ids: EventIds | None = None, force: bool = False) -> Stat
         else:
             refs = await asyncio.to_thread(pipeline.due, line, "export")
         await carrier.all(carrier.send(ref, force=force) for ref in refs)
-    return await tell.close(carrier.outcomes)
+    return await tell.close(carrier.outcomes, retried=not event_ids)

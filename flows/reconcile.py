@@ -17,7 +17,7 @@ from flows.parameters import Systems
 from plateway import pipeline
 from plateway.outcome import BAD, UNFINISHED, Outcome
 from plateway.pipeline import Line, Reconciled
-from plateway.reconcile import GRAVE, Finding
+from plateway.reconcile import GRAVE, Finding, Kind
 from plateway.settings import Settings
 
 once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -48,6 +48,9 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
         days = await asyncio.to_thread(pipeline.days, line)
     for outcome in (*found.outcomes, *proven):
         tell.announce(outcome)
+    for finding in found.findings:
+        if finding.kind is Kind.ONLY_COPY:
+            tell.emit("damaged", finding.ref)
     return await close(found, [*came, *found.outcomes, *proven], picture.days(days))
 
 
@@ -69,7 +72,7 @@ async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> S
     rows = [row(finding) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
     troubles = [trouble(outcome) for outcome in outcomes if outcome.result in TROUBLE]
     await tell.table([*troubles, *rows], summary, picture=image)
-    doubtful = found.stopped or any(one.result in BAD for one in outcomes)
+    doubtful = found.stopped or any(one.result in TROUBLE for one in outcomes)
     bad = doubtful or any(found.counts.get(kind) for kind in GRAVE)
     return Failed(message=summary) if bad else Completed(message=summary)
 

@@ -72,17 +72,18 @@ def emit(what: str, ref: Ref | None, outcome: Outcome | None = None) -> None:
     emit_event(f"plateway.imaging-event.{what}", resource=about, payload=payload)
 
 
-async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do") -> State[None]:
-    """Leave the table, what is bad first, and end the run: Failed when an event failed, or had to be put off."""
+async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do", retried: bool = False) -> State[None]:
+    """Leave the table, what is bad first, and end the run: Failed if anything failed or was put off.
+
+    ``retried``: single events that are put off have a time of their next try, and fail no run.
+    """
     if not outcomes:
         return Completed(message=nothing)
     summary = ", ".join(tally(outcomes))
     await table([row(outcome) for outcome in sorted(outcomes, key=_urgency)], summary)
-    if any(outcome.result in BAD for outcome in outcomes):
-        return Failed(message=summary)
-    if any(outcome.result in UNFINISHED for outcome in outcomes):
-        return Failed(name="Incomplete", message=summary)
-    return Completed(message=summary)
+    late = [one for one in outcomes if one.result in UNFINISHED and not (retried and one.ref)]
+    bad = late or any(outcome.result in BAD for outcome in outcomes)
+    return Failed(message=summary) if bad else Completed(message=summary)
 
 
 def _urgency(outcome: Outcome) -> int:

@@ -31,4 +31,4 @@ async def verify(event_ids: EventIds | None = None, read_back: bool = False) -> 
             await carrier.all(carrier.check(ref) for ref in due)
             sample = await asyncio.to_thread(pipeline.sample, line, settings.read_back_budget)
             await carrier.all(carrier.check(ref, read_back=True) for ref in sample)
-    return await tell.close(carrier.outcomes)
+    return await tell.close(carrier.outcomes, retried=not event_ids)

@@ -27,7 +27,11 @@ def show(*, home: Home = None, as_json: Json = False) -> None:
         out.print(f"site {id_}")
         table = Table(Column("place", no_wrap=True), "since", "state")
         for one in found:
-            table.add_row(one.name, when(one.recorded_at) if one.recorded_at else "-", one.trouble or "as recorded")
+            table.add_row(
+                one.name,
+                when(one.recorded_at) if one.recorded_at else "-",
+                one.trouble or ("as recorded" if one.identity else "never used"),
+            )
         out.print(table)
     if any(one.trouble for one in found):
         raise typer.Exit(5)

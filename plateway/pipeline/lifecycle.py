@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from plateway import events
 from plateway.catalog import Account
 from plateway.errors import Damage, Denied, NotFound, Unavailable
 from plateway.events import PREFIXES
@@ -55,8 +56,9 @@ def announced_expiry(line: Line, export: Export) -> str:
     """
     within = line.store.name.partition("/")[2]
     key = f"{within}/{export.key}" if within else export.key
+    scattered = events.layout(export.key) == "files"  # its files have other keys and sizes: any rule may be about one
     for rule in line.places.rules(f"{line.endpoint}/{line.store.name}", lambda: _rules(line)):
-        if key.startswith(rule.prefix) and rule.larger < export.size < rule.smaller:
+        if scattered or (key.startswith(rule.prefix) and rule.larger < export.size < rule.smaller):
             return rule.spoken()
     return ""
 

@@ -62,7 +62,8 @@ class _Bench:
         return batch
 
     def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
-        _check_places(line, line.instrument(decision.ledger.event.system), decision.location)
+        check_bench(line, line.instrument(decision.ledger.event.system))
+        removal.check_provable(line, decision.ledger, policy)
         _prove_images(line, decision.ledger, decision.location, beat=line.beat)
         return report(VERB[decision.location.place], decision.ledger, Result.WOULD_GO, *_weakness(policy))
 
@@ -72,6 +73,7 @@ class _Bench:
         ref, event, instrument = ledger.ref, ledger.event, line.instrument(ledger.event.system)
         assert location.root is not None
         _check_places(line, instrument, location)
+        removal.check_provable(line, ledger, policy)
         with leased(line, ref) as fence:
             if location.place == "raw" and not folder.exists(location.root, location.path):
                 return _follow_sibling(line, ledger, fence=fence, now=now)
@@ -277,12 +279,13 @@ class _Finish:
             names, files = self._prove()
         except (Refused, Damaged) as error:
             return self._take_back(error)
-        proof = {"read_back_at": self._read_at(), "method": self.policy.proof}
+        proof = {**proof_of(self.line.catalog.ledger(self.ledger.ref)), "method": self.policy.proof}
         self.line.catalog.note_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
         self.hold.renew()
         self.hold()
         folder.remove(self.root, purge.trash, names=names, expected=files)
-        self.line.catalog.note_gone(self.ledger.ref, purge.place, at=self.now, fence=self.fence)
+        gone_at = max(self.now, self.line.catalog.now())
+        self.line.catalog.note_gone(self.ledger.ref, purge.place, at=gone_at, fence=self.fence)
         return self._report(Result.GONE, *_weakness(self.policy))
 
     def _prove(self) -> tuple[list[str], list[File]]:
@@ -353,10 +356,6 @@ class _Finish:
             raise Refused(*reasons)
         aside = [replace(file, name=f"images/{file.name}") for file in files]
         return [*(file.name for file in aside), *there], aside
-
-    def _read_at(self) -> str | None:
-        export = self.line.catalog.ledger(self.ledger.ref).export
-        return export.read_back_at.isoformat() if export is not None and export.read_back_at is not None else None
 
     def _complete_move(self) -> Outcome:
         """Bring an interrupted move to one of its two ends, by what is on the disk."""

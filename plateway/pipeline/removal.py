@@ -153,6 +153,20 @@ def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
     return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
 
 
+def check_provable(line: Line, ledger: Ledger, policy: Policy) -> None:
+    """Refuse to begin what could not be finished: the copy lies where no copy is proof, or is announced to go.
+
+    Raises:
+        Refused: with every reason. Transient: it cannot be said now.
+    """
+    state = bucket_state(line, ledger)
+    reasons = [f"{state.location}: {state.doubt}"] if state.doubt else []
+    if state.expiring and not retention.on_tape(ledger):
+        reasons.append(f"{state.location}: {state.expiring}, and no archive has it")
+    if reasons:
+        raise Refused(*reasons)
+
+
 def prove_copies(
     line: Line,
     ledger: Ledger,
