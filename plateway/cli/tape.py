@@ -38,7 +38,8 @@ from plateway.cli.shell import (
 )
 from plateway.cli.verbs import chosen, finish, parsed, show_outcomes, verdict, working
 from plateway.errors import Misconfigured, NotFound, PlatewayError
-from plateway.pipeline import Line, Outcome, sources
+from plateway.outcome import BAD, UNFINISHED, Outcome
+from plateway.pipeline import Line, sources
 from plateway.pipeline.copies import Where
 from plateway.reconcile import GRAVE, Finding
 from plateway.records import ArchiveManifest
@@ -95,7 +96,8 @@ def reconcile(
         findings = [told_finding(one) for one in told.findings]
         print_json({"findings": findings, "counts": told.counts, "outcomes": [pipeline.told(one) for one in outcomes]})
     else:
-        show_findings(told.findings, told.counts)
+        whole = not any(one.result in BAD | UNFINISHED for one in outcomes)
+        show_findings(told.findings, told.counts, whole=whole)
         if outcomes:
             show_outcomes(outcomes)
     if code := 4 if any(one.kind in GRAVE for one in told.findings) else verdict(outcomes):
@@ -122,9 +124,11 @@ def told_finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def show_findings(findings: Sequence[Finding], counts: Any) -> None:
+def show_findings(findings: Sequence[Finding], counts: Any, *, whole: bool) -> None:
+    """Show what differs; ``whole``: everything could be compared."""
     if not findings:
-        return out.print("Bench, bucket, catalogue and tape agree.")
+        agree = "Bench, bucket, catalogue and tape agree."
+        return out.print(agree if whole else "No difference was found in what could be compared.")
     table = Table("finding", Column("key", overflow="fold"), Column("what", overflow="fold"), "repair", "done")
     for one in findings:
         table.add_row(one.kind, one.key, one.detail, one.repair or "look at it", one.done)
