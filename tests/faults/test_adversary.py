@@ -7,7 +7,6 @@ the weaker proof by HEAD, trust the archive's word, or lie from within a server 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -25,10 +24,17 @@ from uuid import UUID, uuid5
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from plateway import pipeline
-from plateway.archive import open_archive
+from plateway.archive import Entry, dump, open_archive
 from plateway.bench import EVENTS, TRASH
 from plateway.catalog import Catalog, Ledger, Ref
 from plateway.errors import PlatewayError
@@ -110,13 +116,16 @@ class Adversary(RuleBasedStateMachine):
         for name in ("bench", "bucket", "tape", "staging", "aside", "out"):
             (self.disks / name).mkdir(parents=True)
         self.store, self.clock = make_store(self.disks / "bucket"), Clock()
-        self.local = any((self.disks / "bucket").parent.glob("bucket")) and "s3" not in type(self.store).__name__.lower()
+        self.local = (
+            any((self.disks / "bucket").parent.glob("bucket")) and "s3" not in type(self.store).__name__.lower()
+        )
         self.site = found_site(self.home / "site", self.disks, self.store, self.clock)
         self.other = found_site(self.home / "other", self.disks, self.store, self.clock, staged=False)
         self.files: dict[str, tuple[Ref, bytes]] = {}  # what instruments wrote, by SHA-256
         self.kept: set[str] = set()  # files of which there was a copy after the last step
         self.destroyed: set[str] = set()  # files of which the adversary took the last copy
         self.sound: set[tuple[Ref, str]] = set()  # exports that had every file as the instrument wrote it
+        self.latest = self.clock.now
         self.attacked = False  # was the last step the adversary's?
         self.away: dict[str, list[Path]] = {name: [] for name in PLACES}  # disks that are not mounted
         self.count = 0
@@ -143,6 +152,7 @@ class Adversary(RuleBasedStateMachine):
         else:
             assert not lost, [str(self.files[sha256][0]) for sha256 in lost]
         self.kept, self.attacked = now, False
+        self.latest = max(self.latest, self.clock.now)
         self.destroyed -= now
 
     def read_everything(self) -> bytes:
@@ -163,7 +173,7 @@ class Adversary(RuleBasedStateMachine):
         for name in named(self.site.line):
             with suppress(PlatewayError):  # a disk that never was used
                 adopt_place(self.site.line, name)
-        self.clock.turn(days=2)
+        self.clock.now = max(self.clock.now, self.latest) + timedelta(days=2)
         line = self.site.line
         told = [one for ref in self.exported() for one in self.attempt(lambda ref=ref: self.verify(self.site, ref))]  # type: ignore[misc]
         told += self.attempt(lambda: pipeline.read_archive(line, budget=1 << 40))
@@ -356,10 +366,10 @@ class Adversary(RuleBasedStateMachine):
             return
         self.count += 1
         export = ledger.export
-        facts = {"size": export.size, "checksum": {"sha256": export.sha256}} if exact else {}
-        entry = {"path": f"images/nowhere-{self.count}.tar", "src_keys": [f"{export.bucket}/{export.key}"], **facts}
-        told = {"job_id": f"forged-{self.count}", "date": "2026-05-04", "archives": [entry]}
-        content = json.dumps(told).encode()
+        facts = (export.size, export.sha256, 0) if exact else ()
+        path = f"images/nowhere-{self.count}.tar"
+        entry = Entry(path, f"{export.bucket}/{export.key}", f"./{Path(export.key).name}", *facts)
+        content = dump(f"forged-{self.count}", self.clock().date(), entries=[entry])
         self.attempt(lambda: [pipeline.receive(self.site.line, content, door="inbox", name=f"{self.count}.json")])
         self.attempt(lambda: pipeline.settle(self.site.line))
 
