@@ -151,7 +151,7 @@ def renew_inode(path: Path) -> None:
 
 
 def first(directory: Path) -> Path:
-    return sorted(directory.rglob("*.tif"))[0]
+    return min(directory.rglob("*.tif"))
 
 
 def eager(lab: Lab, act: Callable[[], object], *, at: int = 1) -> Line:
@@ -389,7 +389,7 @@ def test_rot_on_the_disk_of_the_s3_server_keeps_the_images(tmp_path: Path, when:
         lab.catalog.close()
 
 
-# ----------------------------------------------------------------------------------------------------- the archive's word
+# --------------------------------------------------------------------------------------------------- the archive's word
 
 
 def tell(lab: Lab, ref: Ref, *, exact: bool) -> None:
