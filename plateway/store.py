@@ -831,7 +831,7 @@ class Directory:
         with self._door(KEPT):
             for path in sorted(self._asides.glob("*.json")):
                 with suppress(FileNotFoundError):  # completed meanwhile
-                    yield Upload(_told(path)["key"], path.stem, _time(path.stat().st_mtime))
+                    yield Upload(_told(path).get("key", ""), path.stem, _time(path.stat().st_mtime))
 
     def abort(self, upload: Upload) -> None:
         with self._door(upload.key):
@@ -1222,10 +1222,14 @@ def _fail(error: OSError) -> None:
 
 
 def _told(record: Path) -> dict[str, Any]:
+    """Read what was kept with an object; of a record that is damaged, nothing."""
     try:
-        return dict(json.loads(record.read_bytes()))
-    except FileNotFoundError:
+        told = dict(json.loads(record.read_bytes()))
+        sound = isinstance(told["key"], str) and told["part_size"] > 0
+        sound &= all(isinstance(one, str) for pair in told["metadata"].items() for one in pair)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+    return told if sound else {}
 
 
 def _time(seconds: float) -> datetime:

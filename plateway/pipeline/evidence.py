@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ from plateway.store import Stat, Store
 
 EXPIRED = "the bucket copy has expired"
 UNREADABLE = {"500", "InternalError"}  # what an endpoint answers for an object whose bytes rotted on its disk
-TRIES = 3  # of reading such an object
 
 
 class Seen(NamedTuple):
@@ -95,7 +95,8 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
     if found.etag == export.etag and not read_back:
         return Seen("etag", found)
     try:
-        walked = _walk_object(store, export.key, beat)
+        with _accusing_rot(store, export.key):
+            walked = bundle.walk(_beating(store.open(export.key), beat))
     except (Damaged, NotFound) as error:
         raise Damaged(f"changed: {export.key}: {error}") from error
     if walked.sha256 != export.sha256:
@@ -106,23 +107,22 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
     return Seen("read-back", after)
 
 
-def _walk_object(store: Store, key: str, beat: Callable[[], None] | None) -> bundle.Walked:
-    """Read a bundle whole and compare every SHA-256.
+@contextmanager
+def _accusing_rot(store: Store, key: str) -> Iterator[None]:
+    """Turn the failure to read one object into damage, where its endpoint serves others.
 
-    Where an endpoint fails only with this object, again and again, the object is what is broken: an S3 server answers
-    so when its own checksum of the bytes on its disk does not match.
+    An S3 server answers so when its own checksum of the bytes on its disk does not match. The store has tried again
+    for some time by then.
+
+    Raises:
+        Damaged: the object is what is broken.
     """
-    for attempt in range(1, TRIES + 1):
-        try:
-            return bundle.walk(_beating(store.open(key), beat))
-        except Unavailable as error:
-            if error.code not in UNREADABLE:
-                raise
-            if attempt == TRIES and _serves_others(store, key):
-                raise Damaged(f"cannot be read: the endpoint answers {error.code} for it, and serves others") from error
-            if attempt == TRIES:
-                raise
-    raise AssertionError
+    try:
+        yield
+    except Unavailable as error:
+        if error.code in UNREADABLE and _serves_others(store, key):
+            raise Damaged(f"cannot be read: the endpoint answers {error.code} for it, and serves others") from error
+        raise
 
 
 def _beating(chunks: Iterator[bytes], beat: Callable[[], None] | None) -> Iterator[bytes]:
@@ -200,9 +200,10 @@ def read_manifest(line: Line, export: Export) -> bundle.Manifest:
     """Read the manifest from inside an object in the bucket that the line is bound to, and record nothing.
 
     Raises:
-        NotFound: there is no object. Damaged: it holds another manifest than was sent.
+        NotFound: there is no object. Damaged: it holds another manifest than was sent, or cannot be read.
     """
-    content = b"".join(line.store.open(export.key, start=export.manifest_offset, length=export.manifest_size))
+    with _accusing_rot(line.store, export.key):
+        content = b"".join(line.store.open(export.key, start=export.manifest_offset, length=export.manifest_size))
     if hashlib.sha256(content).hexdigest() != export.manifest_sha256:
         raise Damaged(f"changed: {export.key} holds another manifest than was sent")
     return bundle.read_manifest(content)

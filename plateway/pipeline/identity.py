@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -90,7 +91,9 @@ class Places:
 
     def adopt(self, name: str, place: Markable) -> str:
         """Make a place this site's, whatever it was; return what identifies it now."""
-        found = place.read_marker()
+        found = None
+        with suppress(Refused):  # a marker that is damaged is replaced
+            found = place.read_marker()
         marker = Marker(uuid4() if found is None else found.place, self.site)
         marked = place.write_marker(marker, replace=True)
         kept = place.read_marker() if marked else None
