@@ -96,7 +96,8 @@ class DirectoryPlace:
         aside = self._path / f"{FILE}.part"
         try:
             aside.unlink(missing_ok=True)  # of a writer that died
-            with aside.open("xb") as file:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 file.write(marker.dump())
                 file.flush()
                 os.fsync(file.fileno())
@@ -108,6 +109,7 @@ class DirectoryPlace:
             return False
         with suppress(Refused, Unsettled):  # another process was quicker
             move(self._path, aside.name, to=FILE)
+        aside.unlink(missing_ok=True)
         return True
 
     def root_identity(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Lock
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -25,6 +26,7 @@ class Places:
         self._right: dict[tuple[str, bool], float] = {}
         self._rules: dict[str, tuple[float, Sequence[Any]]] = {}
         self._site: UUID | None = None
+        self._turn = Lock()
 
     @property
     def site(self) -> UUID:
@@ -60,7 +62,8 @@ class Places:
         """
         if not fresh and time.monotonic() < self._right.get((name, owned), 0.0):
             return
-        self._compare(name, place(), owned=owned, used=used)
+        with self._turn:  # threads of one process take turns
+            self._compare(name, place(), owned=owned, used=used)
         self._right[name, owned] = time.monotonic() + HELD
 
     def _compare(self, name: str, place: Markable, *, owned: bool, used: Callable[[], bool]) -> None:
@@ -82,7 +85,17 @@ class Places:
             )
 
     def _mark(self, name: str, place: Markable) -> Marker | None:
-        return place.read_marker() if place.write_marker(Marker(uuid4(), self.site)) else None
+        """Mark a place that has no marker; return the marker that it has then, None where nothing may be written.
+
+        Raises:
+            Unsettled: another process marks it just now.
+        """
+        if not place.write_marker(Marker(uuid4(), self.site)):
+            return None
+        marker = place.read_marker()
+        if marker is None:
+            raise Unsettled(f"{name}: is being marked by another process")
+        return marker
 
     def forget(self) -> None:
         """Read the site's id and its places anew."""

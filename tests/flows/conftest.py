@@ -132,6 +132,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (home / "bench" / "prince" / "events").mkdir(parents=True)
     for name in ("bucket", "inbox", "tape"):
         (home / name).mkdir()
+    (home / "tape" / "label.txt").write_text("a tape that is there")  # an empty one looks like an empty mount point
     here = Site(home, f"http://127.0.0.1:{free_port()}/api")
     Catalog(here.settings.catalog_url).upgrade()
     server = bringup.prefect(here.settings, here.env)

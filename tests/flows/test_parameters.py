@@ -9,6 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from deployments import bringup
 from tests.flows.conftest import Site, ask, ended, until
 
 FLOWS = ("discover", "export", "verify", "purge", "reconcile", "archive", "expire", "restore", "report", "selftest")
@@ -31,7 +32,7 @@ def asked(site: Site, flow: str, **wanted: Any) -> httpx.Response:
 
     def answered() -> bool:
         url = f"{site.api}/deployments/{deployment.id}/create_flow_run"
-        answers.append(httpx.post(url, json=wanted, timeout=60))
+        answers.append(httpx.post(url, json=wanted, timeout=60, auth=bringup.basic(site.env)))
         return answers[-1].status_code != 503
 
     until(answered)
