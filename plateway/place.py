@@ -54,7 +54,7 @@ class Marker:
         try:
             told = json.loads(content)
             return cls(UUID(told["place"]), UUID(told["site"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Refused(f"{name}: its marker {FILE} cannot be read") from error
 
 

@@ -15,6 +15,7 @@ FIRST = (  # what a worker takes first; everything else follows as it was collec
     "tests/test_cli_tape.py",
     "tests/e2e",  # a server of its own: begins when that of the flows is up
     "tests/bridges/test_amqp.py",
+    "tests/test_purge.py",
     "tests/test_store.py",
     "tests/test_inbox.py",
     "tests/test_events.py",

@@ -28,6 +28,7 @@ from plateway.errors import Damaged, Transient
 from plateway.outcome import Result
 from plateway.pipeline import Line, Outcome
 from plateway.pipeline.places import adopt_place
+from plateway.place import FILE
 from plateway.reconcile import Kind
 from plateway.settings import Policy
 from plateway.simulator import Announced
@@ -504,6 +505,17 @@ def test_a_bucket_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab) 
     assert gone(lab, ref)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"place": 1, "site": 2}'])
+def test_a_place_with_a_damaged_marker_waits_to_be_adopted(lab: Lab, content: bytes) -> None:
+    """A4: it is not known whose it is, so nothing goes; an operator takes it over, and all goes on."""
+    announced, ref, _ = trashed(lab)
+    (lab.bench / "prince" / "events" / FILE).write_bytes(content)
+    assert not {"gone", "restored"} & set(results(pipeline.purge(lab.line)))
+    adopt_place(lab.line, "bench/prince")
+    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert gone(lab, ref) and not announced.images.exists()
+
+
 @pytest.mark.parametrize("found", ["reconcile", "read"])
 def test_harm_to_only_copies_is_found_for_ever(lab: Lab, found: str) -> None:
     """A5: after expiry one tar is deleted and one has a flipped bit; 30 days later both are reported, as states."""
@@ -684,7 +696,7 @@ def test_a_proof_that_outlives_its_lease_is_refused(lab: Lab, step: str) -> None
 
 @pytest.mark.parametrize("step", ["begin", "finish"])
 def test_a_proof_renews_its_lease_while_it_reads(lab: Lab, step: str) -> None:
-    """A14: a lease of a millisecond lasts, because every chunk renews it: a second purge finds the event held."""
+    """A14: a lease of a microsecond lasts, because every chunk renews it: a second purge finds the event held."""
     if step == "begin":
         _, ref = due(lab)
     else:
@@ -695,7 +707,7 @@ def test_a_proof_renews_its_lease_while_it_reads(lab: Lab, step: str) -> None:
         second.extend(pipeline.purge(replace(lab.line, owner="second")))
 
     catalog: Any = Acting(lab.catalog, "renew", meanwhile, at=2, after=True)
-    line = replace(lab.line, catalog=catalog, lease=timedelta(milliseconds=1))
+    line = replace(lab.line, catalog=catalog, lease=timedelta(microseconds=1))
     expected = Result.TRASHED if step == "begin" else Result.GONE
     assert expected in results(pipeline.purge(line))
     assert second and not {"trashed", "gone", "restored"} & set(results(second))

@@ -1072,3 +1072,17 @@ def recased(reply: Message) -> Message:
     headers = [("X-Amz-Meta-Event-Id" if name.lower() == "x-amz-meta-event-id" else name, value)
                for name, value in reply.headers]  # fmt: skip
     return replace(reply, headers=tuple(headers))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "a/b", "part_size": 0, "metadata": {}}', b"\xff"])
+def test_a_damaged_record_beside_an_object_harms_nothing_else(tmp_path: Path, content: bytes) -> None:
+    """What was kept with an object in a directory cannot be read: the object can."""
+    store = open_store(tmp_path.as_uri())
+    store.put("a/b", [b"bytes"], size=5, part_size=1 << 24, metadata={"who": "me"})
+    (record,) = (tmp_path / ".plateway" / "objects").iterdir()
+    record.write_bytes(content)
+    found = store.stat("a/b")
+    assert found is not None and (found.size, dict(found.metadata)) == (5, {})
+    assert b"".join(store.open("a/b")) == b"bytes"
+    (tmp_path / ".plateway" / "uploads" / "x.json").write_bytes(content)
+    assert len(list(store.uploads())) == 1

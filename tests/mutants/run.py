@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import copy
 import itertools
 import os
 import shutil
@@ -18,7 +19,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ BEARING = {  # the quickest to fail first
     "plateway/place.py": (*DELETING, "tests/test_archives.py"),
 }
 SLOW = "not rot and not real_bucket and not rule_of_the_bucket and not dying"  # they start servers, or take long
+OUTPUT = "output.txt"  # of the last run
 TIMEOUT = 180  # seconds; a mutant that takes longer is killed, and counts so
 OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -52,6 +55,8 @@ OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Sub: ast.Add,
     ast.BitOr: ast.BitAnd,
 }
+CHANGED = (ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.IfExp, ast.While)
+CHANGED += (ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try)
 
 
 class Mutant(NamedTuple):
@@ -62,21 +67,19 @@ class Mutant(NamedTuple):
     source: str
 
 
-def mutants(source: str) -> Iterator[Mutant]:
-    """Make every mutant of a module."""
-    found = [(at, variant) for at, node in enumerate(ast.walk(ast.parse(source))) for variant in variants(node)]
-    for at, variant in found:
-        tree = ast.parse(source)
-        node = next(itertools.islice(ast.walk(tree), at, None))
-        told = mutate(node, variant)
-        if told is not None:
-            yield Mutant(getattr(node, "lineno", 0), told, ast.unparse(ast.fix_missing_locations(tree)))
+def changes(source: str) -> list[tuple[int, int]]:
+    """List every change that can be made to a module: the number of a node, and the variant."""
+    nodes = enumerate(ast.walk(ast.parse(source)))
+    found = ((at, variant, node) for at, node in nodes if isinstance(node, CHANGED) for variant in range(3))
+    return [(at, variant) for at, variant, node in found if mutate(copy.deepcopy(node), variant) is not None]
 
 
-def variants(node: ast.AST) -> range:
-    """Return which changes of a node may be tried: most have none."""
-    kinds = (ast.Compare, ast.BoolOp, ast.BinOp, ast.IfExp, ast.While, ast.UnaryOp, ast.Constant)
-    return range(3) if isinstance(node, (*kinds, ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try)) else range(0)
+def make(source: str, at: int, variant: int) -> Mutant:
+    """Make one mutant of a module."""
+    tree = ast.parse(source)
+    node = next(itertools.islice(ast.walk(tree), at, None))
+    told = mutate(node, variant)
+    return Mutant(getattr(node, "lineno", 0), str(told), ast.unparse(ast.fix_missing_locations(tree)))
 
 
 def mutate(node: ast.AST, variant: int) -> str | None:
@@ -121,7 +124,12 @@ def survives(tree: Path, path: str, mutant: Mutant, tests: Sequence[str]) -> boo
     try:
         child = os.fork()
         if child == 0:
-            os._exit(run_tests(tree, tests))
+            try:
+                os._exit(run_tests(tree, tests))
+            except BaseException:  # noqa: BLE001 - whatever it is, this process must not go on as the first one
+                traceback.print_exc()
+            finally:
+                os._exit(99)
         return wait(child) == 0
     finally:
         (tree / path).write_text(original)
@@ -131,10 +139,29 @@ def run_tests(tree: Path, tests: Sequence[str]) -> int:
     os.setsid()
     os.chdir(tree)
     sys.path.insert(0, str(tree))
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):  # noqa: PTH123
+    sys.dont_write_bytecode = True  # two mutants of one second and size would be taken for the same
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]  # those of the tree that this runs in
+    output = (tree / OUTPUT).open("w", buffering=1)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         import pytest
 
-        return int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "-k", SLOW, *tests]))
+        return int(
+            pytest.main(
+                [
+                    "-x",
+                    "-q",
+                    "-n0",
+                    "-p",
+                    "no:cacheprovider",
+                    "-W",
+                    "ignore::pytest.PytestAssertRewriteWarning",
+                    "-k",
+                    SLOW,
+                    *tests,
+                ]
+            )
+        )
 
 
 def wait(child: int) -> int:
@@ -171,13 +198,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as home:
         tree = Path(home, "tree")
         here = Path(__file__).parents[2]
-        shutil.copytree(here, tree, ignore=shutil.ignore_patterns(".*", "docs", "benchmarks"))
+        shutil.copytree(here, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "docs", "benchmarks"))
         for path in [told.only] if told.only else list(BEARING):
             tried = alive = 0
-            for mutant in list(mutants((tree / path).read_text()))[:: told.every]:
+            source = (tree / path).read_text()
+            if not survives(tree, path, Mutant(0, "nothing", source), BEARING[path]):
+                raise SystemExit(f"{path}: its tests fail without any change\n{(tree / OUTPUT).read_text()[-3000:]}")
+            for change in changes(source)[:: told.every]:
                 if time.monotonic() > until:
                     break
                 tried += 1
+                mutant = make(source, *change)
                 if survives(tree, path, mutant, BEARING[path]):
                     alive += 1
                     print(f"{path}:{mutant.line}: {mutant.what}", flush=True)
