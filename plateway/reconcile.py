@@ -24,6 +24,7 @@ from plateway.store import Upload
 
 PATIENCE = timedelta(hours=1)  # for which an upload may wait for its evidence: the line is at it
 PLACES = {"here": "on the bench", "aside": "in the trash", "strayed": "in the trash", "unknown": "perhaps on the bench"}
+BACK = ".back"  # ends the name of what a restore to the bench works on in the trash
 SMALL = 10  # so few exports found lost or changed never stop a run
 
 
@@ -55,6 +56,7 @@ class Repair(StrEnum):
     VERIFY = "re-verify"
     ABORT = "abort upload"
     RESTORE = "restore from trash"
+    CLEAR = "remove what a restore left"
     PARK = "park"
     MARK = "mark lost"
 
@@ -370,6 +372,9 @@ def in_trash(system: str, name: str, ledger: Ledger | None, *, place: str, home:
     if ledger is None or ledger.event.system != system:
         return Finding(Kind.TRASH, name, f"{system} has no such event ({place})", system=system)
     purge = ledger.purge(place)
+    if name == f"{ledger.ref}{BACK}" and not ledger.held(now):
+        detail = f"a restore was cut off, and left copies ({place})"
+        return Finding(Kind.TRASH, name, detail, Repair.CLEAR, ledger.ref, system)
     if ledger.held(now) or (purge is not None and purge.gone_at is None):
         return None
     if purge is not None:

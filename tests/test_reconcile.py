@@ -546,6 +546,29 @@ def test_images_whose_way_back_was_cut_off_are_brought_back(lab: Lab) -> None:
     assert reconcile(lab).findings == ()
 
 
+def test_what_a_restore_left_is_removed_when_the_copy_is_proven(lab: Lab) -> None:
+    """A17: without permission it is named; damaged, foreign or unproven it stays; else it goes, and nothing else."""
+    announced, ref = lab.exported()
+    back = lab.bench / "prince" / pipeline.TRASH / f"{ref}.back"
+    name = min(announced.files)
+    for path, content in (("images/" + name, (announced.images / name).read_bytes()), ("parts/x", b"half")):
+        (back / path).parent.mkdir(parents=True, exist_ok=True)
+        (back / path).write_bytes(content)
+    assert said(reconcile(lab)) == [(Kind.TRASH, "would remove what a restore left")]
+    (back / "images" / "mine.txt").write_text("mine")
+    assert said(pipeline.reconcile(lab.line, repair=True)) == [(Kind.TRASH, "failed")]
+    (back / "images" / "mine.txt").unlink()
+    key, good = export_of(lab, ref).key, b"".join(lab.store.open(export_of(lab, ref).key))
+    put(lab, key, bytes([good[0] ^ 1]) + good[1:])
+    pipeline.reconcile(lab.line, repair=False)
+    assert (back / "images" / name).exists()
+    pipeline.export(lab.line, ref, force=True)
+    pipeline.verify(lab.line, ref)
+    assert (Kind.TRASH, "removed") in said(pipeline.reconcile(lab.line, repair=True))
+    assert not back.exists()
+    assert (announced.images / name).exists()
+
+
 def test_orphans_are_told_and_left_alone(lab: Lab) -> None:
     """In the trash and in staging: what belongs to no event, and what no purge moved there."""
     lab.options = {"staging": lab.home / "staging" / "prince"}

@@ -36,6 +36,7 @@ from plateway.pipeline.line import Line, failed, leased, spoken_place, unnamed
 from plateway.pipeline.only_copies import inspect_only_copies
 from plateway.pipeline.places import check_bench, check_bucket
 from plateway.pipeline.purge import take_back
+from plateway.pipeline.restore import clear_leftover
 from plateway.pipeline.testimony import UNKNOWN, Announced, announced
 from plateway.place import FILE, is_marker
 from plateway.reconcile import (
@@ -572,6 +573,10 @@ class _Run:
                     yield self._verb(finding, "verify")
             case Repair.ADOPT:
                 yield self._adopt(finding)
+            case Repair.CLEAR:
+                assert finding.ref is not None
+                clear_leftover(self.line, finding.ref)
+                yield self._outcome(finding, Result.REMOVED)
             case Repair.RESTORE:
                 yield self._bring_back(finding)
 

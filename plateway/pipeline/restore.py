@@ -22,9 +22,10 @@ from plateway.folder import shown
 from plateway.outcome import Outcome, Restored, Result, log_outcome
 from plateway.pipeline.copies import Copy, Search, Where, home, read_manifest, search_copies
 from plateway.pipeline.discovery import announcement
-from plateway.pipeline.line import Line, digest_of, leased
+from plateway.pipeline.line import Hold, Line, digest_of, leased
 from plateway.pipeline.places import check_bench
 from plateway.pipeline.purge import take_back
+from plateway.pipeline.removal import prove_copies
 from plateway.records import Event, Export, Purge
 from plateway.settings import Instrument
 
@@ -264,6 +265,7 @@ def _to_bench(
         told += landed(search, manifest, instrument.root, f"{back}/images") or ["brought by an earlier attempt"]
     with leased(line, ledger.ref) as fence:
         if told and not folder.exists(instrument.root, event.path):
+            _whole(instrument.root, f"{back}/images", manifest)
             folder.move(instrument.root, _brought(back, event, manifest, purge), to=event.path)
         told += _announce(line, instrument, event, aside=f"{back}/parts")
         if purge is not None:
@@ -272,6 +274,47 @@ def _to_bench(
             )
     folder.remove(instrument.root, back, names=[f"images/{home(member)}" for member in manifest.members])
     return sum(member.size for member in manifest.members), tuple(told)
+
+
+def _whole(root: Path, path: str, manifest: Manifest) -> None:
+    """Check that every file still lies where it was written: a repair may have taken it for a leftover.
+
+    Raises:
+        Unsettled: something is missing.
+    """
+    with folder.enter(root, path) as images:
+        there = {(file.name, file.size) for file in images.files()}
+    if there != {(home(member), member.size) for member in manifest.members}:
+        raise Unsettled(f"{shown(path)}: changed while the event was restored")
+
+
+def clear_leftover(line: Line, ref: Ref) -> None:
+    """Remove what a restore to the bench left in the trash when it was cut off: copies of bytes that are proven again.
+
+    Raises:
+        Refused: the copy they came from is no proof, or there is something else among them. Busy: another worker
+        holds the event. Transient: it cannot be said now.
+    """
+    ledger = line.catalog.ledger(ref)
+    instrument, back = line.instrument(ledger.event.system), f"{TRASH}/{ref}.back"
+    check_bench(line, instrument, owned=True)
+    with leased(line, ref) as fence:
+        hold, now = Hold(line, ref, fence), line.catalog.now()
+        needed = ["archive" if ledger.expired else "bucket"]
+        prove_copies(line, ledger, instrument.policy, needed=needed, since=now, beat=hold, now=now)
+        expected = {home(one): one.sha256 for one in read_manifest(*search_copies(line, ledger, None)).members}
+        with folder.enter(instrument.root, back) as leftover:
+            files = leftover.files()
+            strange = [
+                file.name
+                for file in files
+                if not file.name.startswith("parts/")
+                and digest_of(leftover.read(file)) != expected.get(file.name.removeprefix("images/"))
+            ]
+        if strange:
+            raise Refused(*(f"{shown(name)} is not in the copy" for name in strange))
+        hold.renew()
+        folder.remove(instrument.root, back, names=[file.name for file in files], expected=files)
 
 
 def _only(root: Path, path: str, manifest: Manifest) -> None:
