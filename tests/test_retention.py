@@ -131,9 +131,9 @@ def test_a_lifespan_is_over_when_it_is_over() -> None:
     one = ledger()
     assert one.export is not None and one.export.evidence_at is not None
     age = NOW - one.export.evidence_at
-    for decide, name in ((judge, "lifespan"), (judge_staging, "staging_lifespan")):
-        assert decide(one, replace(POLICY, **{name: age}), NOW).purge
-        assert not decide(one, replace(POLICY, **{name: age + timedelta(microseconds=1)}), NOW).purge
+    for over in (timedelta(0), timedelta(microseconds=1)):
+        policy = replace(POLICY, lifespan=age + over, staging_lifespan=age + over)
+        assert judge(one, policy, NOW).purge == judge_staging(one, policy, NOW).purge == (not over)
 
 
 def test_what_was_never_exported_stays_forever() -> None:

@@ -55,8 +55,10 @@ OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Sub: ast.Add,
     ast.BitOr: ast.BitAnd,
 }
-CHANGED = (ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.IfExp, ast.While)
-CHANGED += (ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try)
+CHANGED: tuple[type[ast.AST], ...] = (
+    *(ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.IfExp, ast.While),
+    *(ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try),
+)
 
 
 class Mutant(NamedTuple):
