@@ -56,9 +56,15 @@ OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitOr: ast.BitAnd,
 }
 CHANGED: tuple[type[ast.AST], ...] = (
-    *(ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.IfExp, ast.While),
-    *(ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try),
+    ast.Compare,
+    ast.BoolOp,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Constant,
+    ast.IfExp,
+    ast.While,
 )
+CHANGED += (ast.FunctionDef, ast.If, ast.With, ast.For, ast.Try)
 
 
 class Mutant(NamedTuple):
@@ -87,6 +93,8 @@ def make(source: str, at: int, variant: int) -> Mutant:
 def mutate(node: ast.AST, variant: int) -> str | None:
     """Change a node in place; return what was done, None if there is no such change."""
     match node, variant:
+        case ast.BinOp(op=ast.BitOr()), _:  # mostly of types
+            return None
         case ast.Compare(ops=[op, *_]), 0 if type(op) in OTHER:
             node.ops[0] = OTHER[type(op)]()  # type: ignore[call-overload]
             return f"{type(op).__name__} is {type(node.ops[0]).__name__}"
