@@ -126,6 +126,16 @@ def test_age_counts_from_the_evidence_not_from_the_instrument() -> None:
     assert not judge(young, POLICY, NOW).purge
 
 
+def test_a_lifespan_is_over_when_it_is_over() -> None:
+    """Not a moment earlier, and not later: raw images and staging copies alike."""
+    one = ledger()
+    assert one.export is not None and one.export.evidence_at is not None
+    age = NOW - one.export.evidence_at
+    for over in (timedelta(0), timedelta(microseconds=1)):
+        policy = replace(POLICY, lifespan=age + over, staging_lifespan=age + over)
+        assert judge(one, policy, NOW).purge == judge_staging(one, policy, NOW).purge == (not over)
+
+
 def test_what_was_never_exported_stays_forever() -> None:
     """Age alone is no reason (D1)."""
     verdict = judge(ledger(export=None), POLICY, NOW + timedelta(days=9999))
