@@ -40,6 +40,7 @@ import pytest
 
 from plateway import archive, catalog, folder
 from plateway.catalog import Ledger
+from plateway.pipeline.places import check_aside, check_bench, check_bucket
 from plateway.simulator import Announced
 from plateway.store import Endpoint, Store, open_store
 from tests.faults import mortal, tapes
@@ -49,6 +50,7 @@ from tests.soak import SOAK
 
 ROOT = Path(__file__).parents[2]
 KNOWN = Path(__file__).with_name("effects.txt")
+FIRST = "single"  # the case in which every place is used for the first time
 FLOOR = 200  # points, at least
 MEMORY = Path("/dev/shm")  # a SIGKILL does not care whether a disk is below, and syncs cost nothing here
 LATER = timedelta(days=2)  # when recovery begins: every lease of the dead has expired
@@ -282,7 +284,6 @@ class Theatre:
         lab.catalog.upgrade()
         if case.tape:
             return self.before(case, lab)
-        lab.catalog.close()
         announced = []
         for fault in case.faults:
             announced.append(lab.acquire(case.system, fault, images=1 if case.lone else 2, size=case.size))
@@ -296,7 +297,18 @@ class Theatre:
             other = replace(announced[0], id=mortal.OTHER, path=announced[0].path.with_name("2.json"))
             other.path.write_text(json.dumps(said | {"timestep_id": str(other.id)}))
             announced.append(other)
-        return Bench(home, now, announced)
+        objects = self.mark(case, lab) if case.name != FIRST else []
+        lab.catalog.close()
+        return Bench(home, now, announced, objects)
+
+    def mark(self, case: Case, lab: tapes.Site) -> list[tuple[str, bytes, Mapping[str, str]]]:
+        """Use every place once, so that only the first case dies of that; return the marker in the bucket."""
+        instrument = lab.line.instrument(case.system)
+        check_bench(lab.line, instrument, owned=True)
+        for kind in ("trash", "staging") if case.staging else ("trash",):
+            check_aside(lab.line, instrument, kind)
+        check_bucket(lab.line)
+        return [(one.key, b"".join(lab.store.open(one.key)), {}) for one in lab.store.list()]
 
     def before(self, case: Case, lab: tapes.Site) -> Bench:
         """Live what is before a life, and keep what is in the bucket then."""
