@@ -104,6 +104,7 @@ def _event(number: int, events: int, end: datetime, bucket: str) -> Iterator[tup
             "evidence": None if bad or fresh else "etag",
             "evidence_at": None if bad or fresh else sent + SETTLING,
             "damage": "lost: not in the bucket" if bad else None,
+            "damage_kind": "lost" if bad else None,
             "damaged_at": sent + PERIOD if bad else None,
         },
     )

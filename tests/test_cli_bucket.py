@@ -74,7 +74,7 @@ def test_a_bucket_from_making_to_removing(filled: str, site: Path) -> None:
     assert keys(other) == ["copy/1.tif", "copy/2.tif", "copy/deep/3.tif"]
     with pytest.raises(Refused, match="not empty"):
         call("bucket", "rb", f"s3://{other}")
-    done("rb", "--force", f"s3://{other}")
+    done("rb", "--force", f"s3://{other}", "--name", other)
     assert other not in {one["name"] for one in told("bucket", "ls")}
 
 
@@ -214,6 +214,6 @@ def test_a_bucket_that_keeps_versions_goes_by_force(filled: str, client: Any) ->
         call("bucket", "rb", f"s3://{filled}")
     rehearsed = told("bucket", "rb", "--force", "--dry-run", f"s3://{filled}")
     assert {one["url"].rpartition("/")[2] for one in rehearsed} == {"1.tif", "2.tif", "3.tif", "run2"}
-    done("rb", "--force", f"s3://{filled}")
+    done("rb", "--force", f"s3://{filled}", "--name", filled)
     assert filled not in {one["name"] for one in told("bucket", "ls")}
     done("mb", f"s3://{filled}")

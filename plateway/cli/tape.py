@@ -100,7 +100,11 @@ def reconcile(
         show_findings(told.findings, told.counts, whole=whole)
         if outcomes:
             show_outcomes(outcomes)
-    if code := 4 if any(one.kind in GRAVE for one in told.findings) else verdict(outcomes):
+    if (
+        code := 4
+        if any(one.kind in GRAVE and (not repair or not one.repair) for one in told.findings)
+        else verdict(outcomes)
+    ):
         raise typer.Exit(code)
 
 

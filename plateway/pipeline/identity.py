@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
@@ -26,7 +27,7 @@ class Places:
         self._right: dict[tuple[str, bool], float] = {}
         self._rules: dict[str, tuple[float, Sequence[Any]]] = {}
         self._site: UUID | None = None
-        self._turn = Lock()
+        self._turns: defaultdict[str, Lock] = defaultdict(Lock)  # one for each place: a disk may hang
 
     @property
     def site(self) -> UUID:
@@ -62,7 +63,7 @@ class Places:
         """
         if not fresh and time.monotonic() < self._right.get((name, owned), 0.0):
             return
-        with self._turn:  # threads of one process take turns
+        with self._turns[name]:  # threads of one process take turns
             self._compare(name, place(), owned=owned, used=used)
         self._right[name, owned] = time.monotonic() + HELD
 

@@ -23,6 +23,8 @@ def inspect_only_copies(line: Line) -> tuple[list[Finding], list[Outcome]]:
     that in rotation. Without an archive in reach only what is known already is listed.
     """
     troubles: list[Outcome] = []
+    if next(line.catalog.expired_locations(), None) is None:
+        return [], []
     try:
         check_archive(line, fresh=True)
     except PlatewayError as error:

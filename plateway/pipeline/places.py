@@ -129,21 +129,21 @@ def adopt_place(line: Line, name: str) -> str:
 def _bench(line: Line, instrument: Instrument) -> dict[str, DirectoryPlace]:
     events = instrument.root / EVENTS
     return {
-        "bench": DirectoryPlace(line.root, name="bench"),
+        "bench": DirectoryPlace(line.root.resolve(), name="bench"),
         f"bench/{instrument.name}": DirectoryPlace(events, name=f"bench/{instrument.name}"),
     }
 
 
 def _archive(archive: Archive) -> Markable:
     root = archive.local_root
-    return ArchivePlace(archive) if root is None else DirectoryPlace(root, name="archive")
+    return ArchivePlace(archive) if root is None else DirectoryPlace(root.resolve(), name="archive")
 
 
 def _aside(line: Line, instrument: Instrument, kind: str) -> DirectoryPlace:
     root = instrument.root / TRASH if kind == "trash" else instrument.staging
     assert root is not None
     name = f"{kind}/{instrument.name}"
-    if line.catalog.place(name) is None:
+    if line.catalog.place(name) is None and root.parent.is_dir():  # which may be a mount, and is not made
         folder.make(root)
     return DirectoryPlace(root, name=name)
 

@@ -78,7 +78,7 @@ def test_verbs_take_a_block(block: str, bucket: str, tmp_path: Path, monkeypatch
         ["del", f"{here}/x/a.tif"],
         ["run", bucket, "--", "true"],
     ]
-    for words in [*few, *(more if SOAK else ()), ["rb", there, "--force"]]:
+    for words in [*few, *(more if SOAK else ()), ["rb", there, "--force", "--name", there.removeprefix("s3://")]]:
         result = call("bucket", words[0], *words[1:2], "--block", block, *words[2:])
         assert result.exit_code == 0, (words, result.output)
         told[" ".join(words[:2])] = result.stdout

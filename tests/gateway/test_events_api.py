@@ -54,12 +54,18 @@ class Site:
 def opened(home: Path, clock: Clock) -> Iterator[Site]:
     """Run a gateway before a catalogue in this home."""
     url = f"sqlite:///{home}/catalogue.db"
-    lab = Lab(home, Memory(), clock, Catalog(url, clock=clock))
+    lab = Lab(home, Lasting(), clock, Catalog(url, clock=clock))
     lab.catalog.upgrade()
     parts = Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, line=lambda: lab.line)
     with running(parts) as gateway, gateway.client() as http:
         yield Site(lab, gateway, http)
     lab.catalog.close()
+
+
+class Lasting(Memory):
+    """A bucket in this process that stands for one that lasts."""
+
+    durable = True
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,18 @@ It runs as people start it, and everything that it sends to S3 passes a proxy th
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
+import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
+import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -90,10 +96,26 @@ def make(server: seaweed.Server, bucket: str, *folders: str) -> None:
     What makes folders by itself leaves such buckets out, and folders that nobody made are not listed.
     """
     assert isinstance(server.process.args, list)
-    (port,) = [word.partition("=")[2] for word in server.process.args if word.startswith("-filer.port=")]
-    for folder in (f"{bucket}/", *(f"{bucket}/{folder}/" for folder in folders)):
-        url = f"http://127.0.0.1:{port}/buckets/{folder}"
-        assert httpx.post(url, trust_env=False, verify=PLAIN, timeout=60).status_code == 201
+    given = dict(word.lstrip("-").partition("=")[::2] for word in server.process.args)
+    data = Path(given["dir"])
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(data / seaweed.CERTIFICATE, data / seaweed.KEY)
+    key = tomllib.loads((data / seaweed.SECURITY).read_text())["jwt"]["filer_signing"]["key"]
+    with httpx.Client(
+        trust_env=False, verify=context, timeout=60, headers={"Authorization": f"Bearer {signed(key)}"}
+    ) as filer:
+        for folder in (f"{bucket}/", *(f"{bucket}/{folder}/" for folder in folders)):
+            answer = filer.post(f"https://127.0.0.1:{given['filer.port']}/buckets/{folder}")
+            assert answer.status_code == 201, answer.text
+
+
+def signed(key: str) -> str:
+    """Make a token as SeaweedFS signs them."""
+    parts = [{"alg": "HS256", "typ": "JWT"}, {"exp": int(time.time()) + 600}]
+    told = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    mark = base64.urlsafe_b64encode(hmac.new(key.encode(), told, hashlib.sha256).digest()).rstrip(b"=")
+    return (told + b"." + mark).decode()
 
 
 @contextmanager
