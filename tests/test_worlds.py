@@ -24,6 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from plateway import pipeline
 from plateway.catalog import Catalog, Ledger
 from plateway.pipeline import TRASH, Reconciled
+from plateway.pipeline.adoption import site_of
+from plateway.place import is_marker
 from plateway.reconcile import Kind
 from plateway.store import Memory
 from tests.faults.invariants import digest
@@ -245,7 +247,7 @@ class Worlds(RuleBasedStateMachine):
         found = {one for one in self.orphans if self.lies(one[1])}
         for key, ledger in ledgers.items():
             found |= {(kind, key) for kind in self.wrong_with(ledger, objects.get(key))}
-        found |= {(Kind.DARK, key) for key in objects.keys() - ledgers.keys()}
+        found |= {(self.whose(key), key) for key in objects.keys() - ledgers.keys() if not is_marker(key)}
         for entry in self.lab.catalog.parked():
             known = ledgers.get(entry.key.removeprefix("raw/"))
             if known is None:
@@ -253,6 +255,10 @@ class Worlds(RuleBasedStateMachine):
             else:
                 found.add((Kind.NEVER_EXPORTED if known.export is None else Kind.DISAGREES, known.event.key))
         return found
+
+    def whose(self, key: str) -> Kind:
+        """Say whether an object that nobody recorded is another site's."""
+        return Kind.DARK if site_of(self.store.stat(key)) in {None, self.lab.line.places.site} else Kind.FOREIGN
 
     def lies(self, name: str) -> bool:
         return any(self.lab.bench.glob(f"*/{TRASH}/{name}/*"))
