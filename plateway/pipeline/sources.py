@@ -21,6 +21,7 @@ from plateway.folder import Landing, shown
 from plateway.outcome import Outcome, Result
 from plateway.pipeline import labels
 from plateway.pipeline.copies import Copy, home, named, take
+from plateway.place import is_marker
 from plateway.scattered import Scattered
 from plateway.store import Stat, Store
 
@@ -58,7 +59,8 @@ def find(store: Store, where: Address) -> Found:
 def _there(store: Store, where: Address) -> Iterator[Stat]:
     if where.key and not where.key.endswith("/") and (found := store.stat(where.key)):
         yield found
-    yield from (stat for stat in store.list(where.folder) if stat.size or not stat.key.endswith("/"))
+    below = (stat for stat in store.list(where.folder) if not is_marker(stat.key))
+    yield from (stat for stat in below if stat.size or not stat.key.endswith("/"))
 
 
 def account(store: Store, key: str) -> Tail | None:
