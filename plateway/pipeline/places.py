@@ -47,7 +47,7 @@ def check_bucket(line: Line, *, fresh: bool = False) -> None:
 
     def used() -> bool:
         empty = next(iter(line.store.list()), None) is None
-        return empty and line.catalog.export_count(line.store.name) > 0
+        return empty and line.catalog.exported_to(line.store.name, {line.endpoint})
 
     place = BucketPlace(line.store, site=line.places.site, endpoint=line.endpoint)
     line.places.require(_bucket_name(line), lambda: place, owned=True, fresh=fresh, used=used)
