@@ -455,9 +455,11 @@ def test_a_complete_bundle_that_nobody_recorded_is_adopted(site: Site) -> None:
     """Where its images are gone, reconcile reads it whole and takes it in, a day after it was first seen."""
     (ref,) = site.exported(FILES)
     old = site.lab.ledger(ref).export
+    own = site.lab.line.places.site
     site.lab.catalog.close()
     site.lab.catalog = Catalog(f"sqlite:///{site.lab.home / 'other.db'}", clock=site.lab.clock)
     furnish(site.lab.catalog)
+    site.lab.catalog.take_site(own, now=site.lab.clock())
     shutil.rmtree(site.lab.bench / "aretha" / str(ref.id))
     (site.lab.bench / "aretha" / "events" / f"{ref.id}.json").unlink()
     assert [one.done for one in reconciled(site.lab, repair=True)] == ["waits"]
