@@ -185,7 +185,8 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
         s3 = _embedded(settings, home, listen["s3"])
         told = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
         if not (home / AUTH).exists():
-            say(f"Prefect asks for {read_auth(home)}, which is kept in {AUTH} in the home")
+            read_auth(home)
+            say(f"Prefect's UI and API ask for a password: it is in {AUTH} in the home")
         parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
         env = environment(told, parts.keywords["prefect_api_url"])
         make_private(told.root) if told.root.is_relative_to(home) else told.root.mkdir(parents=True, exist_ok=True)

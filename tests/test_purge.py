@@ -88,14 +88,14 @@ def results(outcomes: list[Outcome]) -> list[Result]:
 
 
 def due(lab: Lab, system: str = "prince") -> tuple[Announced, Ref]:
-    """Bring an event to where its raw images may go."""
+    """Export an event and age it, so that its raw images may go."""
     announced, ref = lab.exported(system)
     lab.clock.turn(hours=9)
     return announced, ref
 
 
 def trashed(lab: Lab) -> tuple[Announced, Ref, Path]:
-    """Bring an event into the trash, and let the grace pass."""
+    """Move an event to the trash, and let the grace pass."""
     announced, ref = due(lab)
     assert results(pipeline.purge(lab.line)) == ["trashed"]
     lab.clock.turn(hours=2)
@@ -103,7 +103,7 @@ def trashed(lab: Lab) -> tuple[Announced, Ref, Path]:
 
 
 def on_tape(lab: Lab, count: int = 1, *, policy: Policy = EXPIRING) -> list[Ref]:
-    """Bring events to the archive; with what is purged from the bench first."""
+    """Archive events; with what is purged from the bench first."""
     lab.policy = policy
     refs = []
     for _ in range(count):
@@ -156,7 +156,7 @@ def first(directory: Path) -> Path:
 
 
 def eager(lab: Lab, act: Callable[[], object], *, at: int = 1) -> Line:
-    """Give a line whose lease is renewed with every chunk that is read, and acts at the nth time."""
+    """Return a line whose lease is renewed with every chunk that is read, and acts at the nth time."""
     catalog: Any = Acting(lab.catalog, "renew", act, at=at)
     return replace(lab.line, catalog=catalog, lease=timedelta(microseconds=1))
 
@@ -394,7 +394,7 @@ def test_rot_on_the_disk_of_the_s3_server_keeps_the_images(tmp_path: Path, when:
 
 
 def tell(lab: Lab, ref: Ref, *, exact: bool) -> None:
-    """Let a manifest come in that names a tar which nobody has."""
+    """Receive a manifest that names a tar which nobody has."""
     export = lab.ledger(ref).export
     assert export is not None
     facts = (export.size, export.sha256, 0) if exact else ()

@@ -257,7 +257,7 @@ class Worlds(RuleBasedStateMachine):
         return found
 
     def whose(self, key: str) -> Kind:
-        """Say whether an object that nobody recorded is another site's."""
+        """Return whether an object that nobody recorded is another site's."""
         return Kind.DARK if site_of(self.store.stat(key)) in {None, self.lab.line.places.site} else Kind.FOREIGN
 
     def lies(self, name: str) -> bool:

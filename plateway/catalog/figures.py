@@ -119,10 +119,7 @@ class Figures(Database):
             .order_by(EVENT.first_seen, EVENT.id, EVENT.revision)
             .limit(limit)
         )
-        with self._reading() as session:
-            refs = [Ref(*row) for row in session.execute(query)]
-            found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
-            return [found[ref] for ref in refs]
+        return self._ledgers(query)
 
     def harmed(self, *, now: datetime, limit: int = 10_000) -> list[Ledger]:
         """List events that are lost or changed in the bucket, or on tape if that has the only copy; oldest first."""
@@ -133,6 +130,10 @@ class Figures(Database):
             .order_by(EVENT.first_seen, EVENT.id, EVENT.revision)
             .limit(limit)
         )
+        return self._ledgers(query)
+
+    def _ledgers(self, query: Any) -> list[Ledger]:
+        """Read the ledgers of the events that a query lists by id and revision, in its order."""
         with self._reading() as session:
             refs = [Ref(*row) for row in session.execute(query)]
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}

@@ -201,7 +201,7 @@ class Tape(Database):
             return session.scalar(select(ARCHIVE.path).limit(1)) is not None
 
     def expired_locations(self) -> Iterator[tuple[ArchiveLocation, Export]]:
-        """Give the copies on tape of all events whose bucket copy has expired, by path, page by page."""
+        """Yield the copies on tape of all events whose bucket copy has expired, by path, page by page."""
         after: tuple[Any, ...] | None = None
         order = (ARCHIVE.path, ARCHIVE.event_id, ARCHIVE.revision)
         query = select(ArchiveLocation, Export).join(Export, tied(EXPORT, ARCHIVE)).where(expired(ARCHIVE))

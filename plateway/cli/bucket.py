@@ -70,7 +70,7 @@ class Place:
         return blocks.load(str(self.block))
 
     def guard(self, where: Address, typed: str | None, *, whole: bool = False) -> None:
-        """Let nothing be deleted or replaced that a site keeps, unless the bucket's name was typed out.
+        """Refuse to delete or replace what a site keeps, unless the bucket's name was typed out.
 
         A site's marker in the bucket says so, whatever catalogue is at hand; ``whole`` buckets are asked for as well
         where there is no catalogue at all.
@@ -87,7 +87,7 @@ class Place:
             raise Refused(f"{why}: say --name {where.bucket} to go on")
 
     def _claims(self, where: Address, *, whole: bool) -> str:
-        """Say why somebody may miss what is in a bucket; empty: nothing speaks for that."""
+        """Return why somebody may miss what is in a bucket; empty: nothing speaks for that."""
         config = settings.load(home=self.home)
         if (config.archive_target or "").startswith((f"s3://{where.bucket}/", f"s3://{where.bucket}?")) or (
             config.archive_target == f"s3://{where.bucket}"

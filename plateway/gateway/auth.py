@@ -46,7 +46,7 @@ class Guard:
         self._open, self._straight = open_, straight
 
     def opens(self, request: Request) -> bool:
-        """Tell whether this request is shown events without a token: only where a setting says so."""
+        """Return whether this request is shown events without a token: only where a setting says so."""
         return self._open and (not self._straight or straight(request))
 
     def admit(self, request: Request, *, cookie: bool = False) -> Token:

@@ -196,7 +196,7 @@ class Gallery:
         return await to_thread.run_sync(call, limiter=self._reads)
 
     async def look_up(self, call: Callable[[], T]) -> T:
-        """Look something up, which waits for no place that hangs."""
+        """Read something from the catalogue, which waits for no place that hangs."""
         return await to_thread.run_sync(call, limiter=self._finding)
 
     def ledger(self, text: str, seen: str) -> Ledger:

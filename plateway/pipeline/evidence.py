@@ -1,4 +1,4 @@
-"""Look at what arrived, by another way than it was sent, and record the evidence or the damage."""
+"""Inspect what arrived, by another way than it was sent, and record the evidence or the damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
 
 def verify(line: Line, ref: Ref, *, read_back: bool = False, beat: Callable[[], None] | None = None) -> Outcome:
-    """Look at what arrived, by another way than it was sent, and record the evidence or the damage.
+    """Inspect what arrived, by another way than it was sent, and record the evidence or the damage.
 
     Size and ETag are compared with what the sent bytes must have. Where an endpoint's ETag is no MD5 of the parts, or
     with ``read_back``, the object is read, its tar walked and every SHA-256 compared. An expired copy is left alone.

@@ -167,7 +167,7 @@ class _Rule:
         return f"{name} deletes {what} {when}{where}"
 
     def caution(self, now: datetime) -> Caution:
-        """Say all of it."""
+        """Return this rule as a warning, with the exports that it covers now."""
         after = f"{self.days}d" if self.days is not None else f"from {self.date:%Y-%m-%d}" if self.date else ""
         return Caution(self.id, self.prefix, after, self.exports, self.first, self._text(now))
 

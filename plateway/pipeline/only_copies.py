@@ -1,4 +1,4 @@
-"""Look after the copies on tape that are the only ones: that they are there and long enough, at each reconciliation."""
+"""Inspect the copies on tape that are the only ones: that they are there and long enough, at each reconciliation."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _Bench:
 
     def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         check_bench(line, line.instrument(decision.ledger.event.system))
-        removal.check_provable(line, decision.ledger, policy)
+        removal.check_provable(line, decision.ledger)
         _prove_images(line, decision.ledger, decision.location, beat=line.beat)
         return report(VERB[decision.location.place], decision.ledger, Result.WOULD_GO, *_weakness(policy))
 
@@ -73,7 +73,7 @@ class _Bench:
         ref, event, instrument = ledger.ref, ledger.event, line.instrument(ledger.event.system)
         assert location.root is not None
         _check_places(line, instrument, location)
-        removal.check_provable(line, ledger, policy)
+        removal.check_provable(line, ledger)
         with leased(line, ref) as fence:
             if location.place == "raw" and not folder.exists(location.root, location.path):
                 return _follow_sibling(line, ledger, fence=fence, now=now)
@@ -358,7 +358,7 @@ class _Finish:
         return [*(file.name for file in aside), *there], aside
 
     def _complete_move(self) -> Outcome:
-        """Bring an interrupted move to one of its two ends, by what is on the disk."""
+        """Finish or withdraw an interrupted move, by what is on the disk."""
         ref, event, purge = self.ledger.ref, self.ledger.event, self.purge
         if folder.exists(self.root, _aside(purge)):
             location = Location(purge.place, _home(self.ledger, purge), self.root)

@@ -153,7 +153,7 @@ def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
     return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
 
 
-def check_provable(line: Line, ledger: Ledger, policy: Policy) -> None:
+def check_provable(line: Line, ledger: Ledger) -> None:
     """Refuse to begin what could not be finished: the copy lies where no copy is proof, or is announced to go.
 
     Raises:
@@ -191,9 +191,7 @@ def prove_copies(
         states.append(_proven_object(line, ledger, policy, since=since, beat=beat, now=now))
     if "archive" in needed or (states and states[0].expiring and retention.on_tape(ledger)):
         states.append(_proven_tape(line, ledger, policy, since=since, beat=beat, now=now))
-    verdict = retention.prove(
-        states, policy, line.catalog.now() if now is None else max(now, line.catalog.now()), since=since
-    )
+    verdict = retention.prove(states, policy, max(now, line.catalog.now()), since=since)
     if not verdict.purge:
         raise Refused(*verdict.reasons)
     return states

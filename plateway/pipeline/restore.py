@@ -42,7 +42,7 @@ def restore(
     source: Where | None = None,
     beat: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Bring all files of an event back, to ``<to>/<ref>/`` or to their place on the instrument's disk.
+    """Restore all files of an event, to ``<to>/<ref>/`` or to their place on the instrument's disk.
 
     Every file is written aside, compared with the manifest's SHA-256, synced and renamed. May be repeated: right files
     that are there are kept, only missing ones are read. ``beat`` hears of the bytes that are there so far.
@@ -141,7 +141,7 @@ class _Progress:
 
 
 def _there(landing: folder.Landing, member: Member, progress: _Progress) -> bool:
-    """Tell whether a file is there already; other bytes in its place are refused."""
+    """Return whether a file is there already; other bytes in its place are refused."""
     found = landing.digest(home(member))
     if found is None:
         return False
@@ -332,7 +332,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
 
 
 def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -> str:
-    """Say what is to be moved to the event's path: a directory, or the one file that was announced."""
+    """Return what is to be moved to the event's path: a directory, or the one file that was announced."""
     only = event.path.rpartition("/")[2]
     alone = [home(member) for member in manifest.members] == [only]
     if purge is not None and "only" in purge.proof:

@@ -70,7 +70,7 @@ def history(line: Line, ledger: Ledger, now: datetime) -> list[Told]:
 
 
 def places(ledger: Ledger, *, present: bool | None) -> list[Place]:
-    """Tell where it is: on the bench, in the bucket, on tape.
+    """Return where it is: on the bench, in the bucket, on tape.
 
     ``present`` is whether the raw images were seen just now; None: the disk does not answer.
     """
