@@ -29,6 +29,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from plateway.errors import Busy, Conflict, Damaged, DiskUnavailable, PlatewayError, Refused, Rejected, Unsettled
+from plateway.isolation import beating
 
 DEPTH = 32  # directories below each other; an image directory has one or two
 CHUNK = 1 << 20
@@ -573,7 +574,7 @@ def _write(source: Folder, files: Sequence[File], *, place: int, part: str, beat
             with _below(whole, _above(file)) as parent, door(file.name):
                 descriptor = os.open(file.name.rpartition("/")[2], WRITE, 0o644, dir_fd=parent)
             try:
-                written[file.name] = _pour(_beating(source.read(file), beat), descriptor, file=file)
+                written[file.name] = _pour(beating(source.read(file), beat), descriptor, file=file)
             finally:
                 os.close(descriptor)
     with _enter(place, part) as copied:
@@ -584,12 +585,6 @@ def _write(source: Folder, files: Sequence[File], *, place: int, part: str, beat
 
 def _above(file: File) -> tuple[str, ...]:
     return tuple(file.name.split("/")[:-1])
-
-
-def _beating(chunks: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        beat()
-        yield chunk
 
 
 def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from threading import Event, Lock, Thread
 from typing import Generic, TypeVar
@@ -22,6 +22,13 @@ Beat = Callable[[], None]
 
 _turn = Lock()
 _hung: set[tuple[str, str]] = set()  # work whose thread was abandoned and has not ended
+
+
+def beating(chunks: Iterable[T], beat: Beat) -> Iterator[T]:
+    """Yield what comes, and report progress before each; what ``beat`` raises ends it."""
+    for chunk in chunks:
+        beat()
+        yield chunk
 
 
 def run_apart(

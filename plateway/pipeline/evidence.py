@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from plateway import bundle, scattered
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
+from plateway.isolation import beating
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.line import Line, set_back
 from plateway.pipeline.places import check_bucket
@@ -96,7 +97,7 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
         return Seen("etag", found)
     try:
         with _accusing_rot(store, export.key):
-            walked = bundle.walk(_beating(store.open(export.key), beat))
+            walked = bundle.walk(beating(store.open(export.key), beat or (lambda: None)))
     except (Damaged, NotFound) as error:
         raise Damaged(f"changed: {export.key}: {error}") from error
     if walked.sha256 != export.sha256:
@@ -123,13 +124,6 @@ def _accusing_rot(store: Store, key: str) -> Iterator[None]:
         if error.code in UNREADABLE and _serves_others(store, key):
             raise Damaged(f"cannot be read: the endpoint answers {error.code} for it, and serves others") from error
         raise
-
-
-def _beating(chunks: Iterator[bytes], beat: Callable[[], None] | None) -> Iterator[bytes]:
-    for chunk in chunks:
-        if beat is not None:
-            beat()
-        yield chunk
 
 
 def _serves_others(store: Store, key: str) -> bool:

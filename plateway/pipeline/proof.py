@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from plateway import retention
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damage, Damaged, PlatewayError, Refused, Transient, Unavailable
+from plateway.isolation import beating
 from plateway.outcome import Result
 from plateway.pipeline.copies import Copy, archived_copies
 from plateway.pipeline.evidence import as_seen, difference, verify
@@ -105,10 +106,9 @@ def _first_sound(
 def _measure(copy: Copy, start: int, length: int, beat: Callable[[], None]) -> tuple[int, str]:
     """Return how many bytes there are, and their SHA-256."""
     size, digest = 0, hashlib.sha256()
-    for chunk in copy.open(start, length):
+    for chunk in beating(copy.open(start, length), beat):
         size += len(chunk)
         digest.update(chunk)
-        beat()
     return size, digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from plateway.bundle import Member
 from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damaged, Refused, Rejected, Unsettled
 from plateway.folder import File
+from plateway.isolation import beating
 from plateway.outcome import Outcome, Restored, Result
 from plateway.pipeline import removal
 from plateway.pipeline.discovery import announcement
@@ -216,19 +217,13 @@ def _compare_images(
     """Hash files and name those that are others than the bundle's."""
 
     def hash_file(file: File) -> str:
-        return digest_of(_beating(images.read(file), beat))
+        return digest_of(beating(images.read(file), beat))
 
     return [
         f"{folder.shown(file.name)} has another SHA-256 than the copy"
         for file in files
         if hash_file(file) != expected[file.name].sha256
     ]
-
-
-def _beating(chunks: Iterator[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        beat()
-        yield chunk
 
 
 def _differences(there: set[str], expected: set[str]) -> list[str]:
