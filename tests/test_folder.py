@@ -605,6 +605,38 @@ def test_a_link_in_the_place_of_the_unfinished_copy_is_not_followed(root: Path, 
     assert tree(tmp_path / "outside")["secret"][0] == SECRET
 
 
+def test_an_earlier_turn_of_copying_leaves_what_a_later_one_writes(root: Path, tmp_path: Path) -> None:
+    """A worker that lost its lease and wakes up again must not clear away the copy of the one that has it now."""
+    target = tmp_path / "staging" / "1"
+    write(target.with_name("1.3.part") / "1.tif", b"newer")
+    folder.copy(root, "a", target=target, turn=2)
+    assert tree(target) == tree(root / "a")
+    assert listing(target.parent) == ["1", "1.3.part"]
+
+
+@pytest.mark.parametrize("left", ["1.part", "1.1.part", "1.3.part"])
+def test_a_later_turn_of_copying_clears_away_what_earlier_ones_left(root: Path, tmp_path: Path, left: str) -> None:
+    """Nothing that a dead worker wrote stays in staging."""
+    target = tmp_path / "staging" / "1"
+    write(target.with_name(left) / "1.tif", b"older")
+    folder.copy(root, "a", target=target, turn=3)
+    assert listing(target.parent) == ["1"]
+
+
+@pytest.mark.parametrize("beats", [0, 1, 2])
+def test_a_copy_whose_turn_is_over_gets_no_name(root: Path, tmp_path: Path, beats: int) -> None:
+    """At whatever beat the lease is found lost, up to the last one right before the rename."""
+    target, left = tmp_path / "staging" / "1", iter(range(beats))
+
+    def beat() -> None:
+        if next(left, None) is None:
+            raise Unavailable("another worker holds the lease")
+
+    with pytest.raises(Unavailable, match="another worker holds the lease"):
+        folder.copy(root, "a", target=target, turn=2, beat=beat)
+    assert listing(target.parent) == []
+
+
 def test_what_may_not_be_read_is_not_copied(root: Path, tmp_path: Path) -> None:
     """A link among the images stops the copy before anything is made."""
     (root / "a" / "link").symlink_to("/etc/passwd")

@@ -6,13 +6,15 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plateway import pipeline
+from plateway import folder, pipeline
 from plateway.bench import TRASH
 from plateway.catalog import Catalog, Ref
 from plateway.errors import Misconfigured, NotFound, Unsettled
@@ -615,6 +617,28 @@ def test_images_that_vanished_leave_no_tombstone(lab: Lab) -> None:
     reasons = {reason for one in pipeline.purge(lab.line) if one.ref == ref for reason in one.reasons}
     assert reasons == {"the images are not on the bench, and no purge of ours took them"}
     assert lab.ledger(ref).purges == ()
+
+
+def test_two_workers_never_spoil_each_others_staging_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that sleeps through its lease while it copies finds the copy of its successor, and leaves it whole."""
+    lab.options = {"staging": lab.home / "staging" / "prince"}
+    announced = lab.acquire(images=4, size=64)
+    lab.settle()
+    ref, copy, copied = Ref(announced.id, 1), folder.copy, []
+
+    def overtaken(*args: Any, **named: Any) -> None:
+        if not copied:
+            copied.append(named["turn"])
+            lab.clock.turn(minutes=11)
+            assert pipeline.export(replace(lab.line, owner="successor"), ref).result == "exported"
+        copy(*args, **named)
+
+    monkeypatch.setattr(folder, "copy", overtaken)
+    assert pipeline.export(lab.line, ref).result == "busy"
+    staged = lab.home / "staging" / "prince" / str(ref)
+    images = {path.name: path.read_bytes() for path in announced.images.iterdir()}
+    assert {path.name: path.read_bytes() for path in staged.iterdir()} == images
+    assert pipeline.verify(lab.line, ref).result == "verified"
 
 
 def test_staging_copies_go_after_their_lifespan(lab: Lab) -> None:
