@@ -636,8 +636,8 @@ def test_two_workers_never_spoil_each_others_staging_copy(lab: Lab, monkeypatch:
     monkeypatch.setattr(folder, "copy", overtaken)
     assert pipeline.export(lab.line, ref).result == "busy"
     staged = lab.home / "staging" / "prince" / str(ref)
-    images = {path.name: path.read_bytes() for path in announced.images.iterdir()}
-    assert {path.name: path.read_bytes() for path in staged.iterdir()} == images
+    digests = {name: hashlib.sha256((staged / name).read_bytes()).hexdigest() for name in announced.files}
+    assert digests == announced.files
     assert pipeline.verify(lab.line, ref).result == "verified"
 
 
