@@ -20,7 +20,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from benchmarks.measure import MIB, in_memory, machine, median, table, told, worked, write
-from plateway import events, pipeline
+from plateway import bench, pipeline
 from plateway.settings import load
 
 SYSTEM = "prince"
@@ -65,7 +65,7 @@ def measure(space: Path, *, known: int, new: int, rounds: int) -> dict[str, Any]
     announce(settings.root, range(known))
     first = register(line, expected=known)
     with worked() as scan:
-        events.scan(line.instrument(SYSTEM))
+        bench.scan(line.instrument(SYSTEM))
     idle = [register(line, expected=0) for _ in range(rounds)]
     announce(settings.root, range(known, known + new))
     fresh = register(line, expected=new)

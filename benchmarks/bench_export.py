@@ -39,9 +39,10 @@ from pydantic import SecretStr
 
 from benchmarks.measure import MIB, Cost, cpu_of, in_memory, machine, median, module, room, run, table, told, write
 from deployments import seaweed
-from plateway import events
-from plateway.scattered import Scattered
-from plateway.store import Endpoint, open_store
+from plateway import keys
+from plateway.endpoint import Endpoint
+from plateway.store import open_store
+from plateway.store.per_file import PerFile
 
 BUCKET = "bench"
 SYSTEM = "prince"
@@ -342,7 +343,9 @@ def arrived(server: seaweed.Server, objects: Mapping[str, str], *, bench: Bench)
     """Read every object back: each holds exactly its directory's images, byte for byte, and maybe metadata.json."""
     store = bucket(server)
     for key, directory in objects.items():
-        chunks: Iterable[Any] = obstore.get(store, key).stream() if events.home(key) is None else scattered(server, key)
+        chunks: Iterable[Any] = (
+            obstore.get(store, key).stream() if keys.files_folder(key) is None else scattered(server, key)
+        )
         with tarfile.open(fileobj=Stream(chunks), mode="r|") as tar:  # type: ignore[call-overload]  # any object with read() does
             found = {member.name.removeprefix("./"): digest(tar, member) for member in tar if member.isfile()}
         found.pop("metadata.json", None)
@@ -354,7 +357,7 @@ def scattered(server: seaweed.Server, key: str) -> Iterator[bytes]:
     """Read the tar that an event's objects make."""
     secret = SecretStr(server.secret_access_key)
     endpoint = Endpoint(url=server.url, access_key_id=server.access_key_id, secret_access_key=secret)
-    return Scattered(open_store(f"s3://{BUCKET}", endpoint)).open(key)
+    return PerFile(open_store(f"s3://{BUCKET}", endpoint)).open(key)
 
 
 def digest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:

@@ -37,7 +37,9 @@ from benchmarks.measure import machine, median, percentile, table, told, write
 from deployments import seaweed
 from deployments.bringup import bring_up
 from plateway import simulator
-from plateway.catalog import Catalog, Ledger, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
+from plateway.ledger import Ledger
 from plateway.settings import Settings, load
 
 SYSTEM = "prince"

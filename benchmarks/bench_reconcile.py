@@ -18,7 +18,7 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,9 +35,9 @@ from benchmarks.measure import MIB, in_memory, machine, module, table, told, wor
 from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.errors import Rejected
-from plateway.reconcile import Kind
+from plateway.findings import Kind
+from plateway.instruments import Instrument
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Event, Export, Purge
-from plateway.settings import Instrument
 from plateway.store import Stat, Upload
 
 SYSTEM, BUCKET, SEED = "prince", "bucket", 20261121
@@ -139,6 +139,18 @@ class Simulated:
     def delete(self, key: str) -> None:
         """Remove nothing."""
         raise Rejected(key)
+
+    def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
+        """Remove nothing."""
+        raise Rejected(self.name)
+
+    def tags(self, key: str) -> dict[str, str]:
+        """Return no tags."""
+        return {}
+
+    def lifecycle(self) -> Sequence[dict[str, Any]]:
+        """Return no rules."""
+        return []
 
     def sign(self, key: str, *, expires: timedelta) -> str:
         """Sign nothing."""

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from benchmarks.measure import machine, median, table, told, worked, write
-from plateway.catalog import DAY, STATES, Catalog, Cursor
+from plateway.catalog import Catalog
+from plateway.ledger import DAY, STATES, Cursor
 from tests.filling import END, PERIOD, fill
 
 MIDDLE = END - PERIOD / 2

@@ -185,7 +185,7 @@ def ours(job: Mapping[str, Any], settings: Settings) -> uvicorn.Config:
         home=home,
         tokens=home / "tokens.json",
         objects=job["objects"],
-        endpoint=pipeline.endpoint(settings),
+        endpoint=settings.endpoint,
         limits=LIMITS,
         line=partial(pipeline.open_line, settings) if job.get("events") else None,
     )
@@ -197,7 +197,7 @@ def theirs(way: str, job: Mapping[str, Any], settings: Settings) -> uvicorn.Conf
     url: str = job["objects"]
     kept: Kept
     if way == "design":
-        kept = Ours(store.open_store(url, pipeline.endpoint(settings)))
+        kept = Ours(store.open_store(url, settings.endpoint))
     elif url.startswith("file:"):
         kept = Files(Path(url.removeprefix("file://")))
     else:

@@ -24,7 +24,7 @@ import s3fs  # type: ignore[import-untyped]  # noqa: F401 - the same
 
 from benchmarks.measure import worked
 from plateway import bundle, pipeline
-from plateway.catalog import Ref
+from plateway.events import Ref
 from plateway.settings import load
 from plateway.store import open_store
 
@@ -46,7 +46,7 @@ def _ref(text: str) -> tuple[Any, int]:
 def alone(job: dict[str, Any]) -> Fetch:
     """Fetch without a catalogue: the manifest is found from the end of the object."""
     config = load()
-    store = open_store(config.bucket_url, pipeline.endpoint(config))
+    store = open_store(config.bucket_url, config.endpoint)
 
     def fetch(name: str) -> bytes:
         found = bundle.tail(lambda size: b"".join(store.open(job["key"], start=-size)))

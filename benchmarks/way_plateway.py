@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import worked
-from plateway import bundle, folder, pipeline
-from plateway.catalog import Ref
+from plateway import bundle, checksums, folder, pipeline
+from plateway.events import Ref
 from plateway.settings import Settings, load
 from plateway.store import open_store
 
@@ -57,12 +57,12 @@ def pack(settings: Settings, sources: Sequence[Path]) -> dict[str, Any]:
 
 def put(settings: Settings, sources: Sequence[Path]) -> dict[str, Any]:
     """Send the bytes of these directories as they are, nothing computed on the way."""
-    store = open_store(settings.bucket_url, pipeline.endpoint(settings))
+    store = open_store(settings.bucket_url, settings.endpoint)
 
     def one(source: Path) -> None:
         files = sorted(path for path in source.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files)
-        part = bundle.part_size(size)
+        part = checksums.part_size(size)
         store.put(f"bare/{source.name}", _chunks(files), size=size, part_size=part, metadata={})
 
     return _all(one, sources, workers=settings.export_workers)

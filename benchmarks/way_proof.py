@@ -15,15 +15,15 @@ from obstore.store import S3Store
 from benchmarks.measure import worked
 from plateway.pipeline.evidence import inspect_object
 from plateway.records import Export
-from plateway.scattered import Scattered
-from plateway.settings import endpoint, load
+from plateway.settings import load
 from plateway.store import open_store
+from plateway.store.per_file import PerFile
 
 
 def main(way: str, path: str) -> None:
     """Read the object once, everything imported and a connection open."""
     settings, export = load(), Export(**json.loads(Path(path).read_text()))
-    store = Scattered(open_store(settings.bucket_url, endpoint(settings)))
+    store = PerFile(open_store(settings.bucket_url, settings.endpoint))
     store.stat(export.key)
     bare = _open_bare(settings.bucket_url.removeprefix("s3://"))
     obstore.head(bare, export.key)
@@ -40,7 +40,7 @@ def main(way: str, path: str) -> None:
 
 def _open_bare(bucket: str) -> S3Store:
     """Open the bucket as obstore does without us."""
-    where = endpoint(load())
+    where = load().endpoint
     assert where.secret_access_key is not None
     return S3Store(
         bucket,

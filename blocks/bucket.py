@@ -9,9 +9,10 @@ from prefect.settings import PREFECT_API_URL
 from prefect_aws import AwsCredentials, MinIOCredentials
 from pydantic import Field, HttpUrl, SecretStr
 
-from plateway import pipeline, settings
+from plateway.endpoint import Bucket as Declaration
+from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound, Unavailable
-from plateway.store import Endpoint, Store, filesystem, open_store
+from plateway.store import Store, filesystem, open_store
 
 
 class Bucket(Block):
@@ -42,54 +43,49 @@ class Bucket(Block):
 
     def store(self) -> Store:
         """Open the bucket for the library."""
-        return open_store(self.url, endpoint(self))
+        return open_store(self.url, self.value().endpoint)
 
     def filesystem(self) -> tuple[AbstractFileSystem, str]:
         """Open the bucket for a notebook: an fsspec filesystem, and the path of the bucket in it."""
-        return filesystem(self.url, endpoint(self))
+        return filesystem(self.url, self.value().endpoint)
 
-    def value(self, systems: tuple[str, ...] = ()) -> settings.Bucket:
-        """Give what was typed as the library takes it."""
+    def value(self, systems: tuple[str, ...] = ()) -> Declaration:
+        """Return what was typed as the library takes it."""
         key, secret, token = keys(self.credentials)
-        return settings.Bucket(
-            url=self.url,
-            endpoint_url=self.endpoint or self.credentials.aws_client_parameters.endpoint_url,
-            endpoint_name=self.endpoint_name or None,
+        who = Endpoint(
+            url=self.endpoint or self.credentials.aws_client_parameters.endpoint_url,
+            name=self.endpoint_name or None,
             access_key_id=key,
             secret_access_key=SecretStr(secret) if secret else None,
             session_token=SecretStr(token) if token else None,
             region=self.credentials.region_name or "us-east-1",
             read_only=self.read_only,
             bypass_proxy=self.bypass_proxy,
-            systems=systems,
         )
+        return Declaration(url=self.url, endpoint=who, systems=systems)
 
     @classmethod
-    def of(cls, known: settings.Bucket) -> Bucket:
+    def of(cls, known: Declaration) -> Bucket:
         """Fill the block from what the settings say."""
+        who = known.endpoint
         credentials = AwsCredentials(
-            aws_access_key_id=known.access_key_id,
-            aws_secret_access_key=known.secret_access_key,
-            aws_session_token=known.session_token and known.session_token.get_secret_value(),
-            region_name=known.region,
+            aws_access_key_id=who.access_key_id,
+            aws_secret_access_key=who.secret_access_key,
+            aws_session_token=who.session_token and who.session_token.get_secret_value(),
+            region_name=who.region,
         )
         return cls(
             url=known.url,
-            endpoint=known.endpoint_url,
-            endpoint_name=known.endpoint_name,
+            endpoint=who.url,
+            endpoint_name=who.name,
             credentials=credentials,
-            read_only=known.read_only,
-            bypass_proxy=known.bypass_proxy,
+            read_only=who.read_only,
+            bypass_proxy=who.bypass_proxy,
         )
 
 
-def endpoint(bucket: Bucket) -> Endpoint:
-    """Translate what was typed."""
-    return pipeline.endpoint(bucket.value())
-
-
 def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None, str | None]:
-    """Give key, secret and token; where none was typed, what boto3 finds (profile, role, environment), or nothing."""
+    """Return key, secret and token; where none was typed, what boto3 finds (profile, role, environment), or nothing."""
     if isinstance(who, MinIOCredentials):
         return who.minio_root_user, who.minio_root_password.get_secret_value(), None
     if who.aws_secret_access_key is not None and who.assume_role_arn is None:
@@ -99,7 +95,7 @@ def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None
 
 
 def load(name: str) -> Endpoint:
-    """Ask Prefect for the endpoint and the credentials of a Bucket block; for whoever runs in no flow.
+    """Read the endpoint and the credentials of a Bucket block from Prefect, outside of a flow.
 
     Raises:
         NotFound: there is no such block. Misconfigured: nobody says where Prefect is. Unavailable: it does not answer.
@@ -107,7 +103,8 @@ def load(name: str) -> Endpoint:
     if not PREFECT_API_URL.value():  # or Prefect would start a server of its own, which knows no blocks
         raise Misconfigured(f"PREFECT_API_URL is not set, where the Bucket block {name!r} would be")
     try:
-        return endpoint(Bucket.load(name))  # type: ignore[arg-type]  # no async client here
+        block: Bucket = Bucket.load(name)  # type: ignore[assignment]  # no async client here
+        return block.value().endpoint
     except ValueError as error:
         raise NotFound(f"there is no Bucket block {name!r} in Prefect") from error
     except HTTPError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, WithJsonSchema
 
-from plateway import settings
-from plateway.settings import IMAGES, Policy
+from plateway import instruments, settings
+from plateway.instruments import IMAGES, Policy
 
 Duration = Annotated[settings.Duration, WithJsonSchema({"type": "string"})]
 
@@ -56,51 +56,29 @@ class Instrument(Block):
     bucket: str | None = Field(None, description="Name of the Bucket block that receives its exports; empty: plateway")
     layout: Literal["bundle", "files"] = Field("bundle", description="One tar for each event, or an object per file")
 
-    def value(self, site: Policy | None = None) -> settings.Instrument:
+    def value(self, site: Policy | None = None) -> instruments.Instrument:
         """Return what was typed as the library takes it; what a copy must be to be proof is the ``site``'s to say."""
-        return settings.Instrument(
-            name=self.system,
-            root=Path(self.root),
-            settle=self.settle,
-            deadline=self.deadline,
-            timezone=ZoneInfo(self.timezone) if self.timezone else None,
-            patterns=tuple(self.patterns),
-            staging=Path(self.staging) if self.staging else None,
-            policy=replace(
-                site or Policy(),
-                purge=self.purge,
-                requires=self.requires,
-                lifespan=self.lifespan,
-                grace=self.grace,
-                staging_lifespan=self.staging_lifespan,
-                fraction=self.fraction,
-                bucket_lifespan=self.bucket_lifespan,
-            ),
-            stuck_after=self.stuck_after,
-            bucket=self.bucket or None,
-            layout=self.layout,
-        )
+        told = {name: getattr(self, name) for name in SHARED} | {
+            "root": Path(self.root),
+            "timezone": ZoneInfo(self.timezone) if self.timezone else None,
+            "patterns": tuple(self.patterns),
+            "staging": Path(self.staging) if self.staging else None,
+            "bucket": self.bucket or None,
+        }
+        policy = replace(site or Policy(), **{name: getattr(self, name) for name in RULES})
+        return instruments.Instrument(name=self.system, policy=policy, **told)
 
     @classmethod
-    def of(cls, known: settings.Instrument) -> Instrument:
+    def of(cls, known: instruments.Instrument) -> Instrument:
         """Fill the block from what the settings say."""
-        policy = known.policy
-        return cls(
-            system=known.name,
-            root=str(known.root),
-            settle=known.settle,
-            deadline=known.deadline,
-            timezone=known.timezone and known.timezone.key,
-            patterns=list(known.patterns),
-            staging=str(known.staging) if known.staging else None,
-            purge=policy.purge,
-            requires=policy.requires,
-            lifespan=policy.lifespan,
-            grace=policy.grace,
-            staging_lifespan=policy.staging_lifespan,
-            fraction=policy.fraction,
-            bucket_lifespan=policy.bucket_lifespan,
-            stuck_after=known.stuck_after,
-            bucket=known.bucket,
-            layout=known.layout,
-        )
+        told = {name: getattr(known, name) for name in SHARED} | {
+            "root": str(known.root),
+            "timezone": known.timezone and known.timezone.key,
+            "patterns": list(known.patterns),
+            "staging": str(known.staging) if known.staging else None,
+        }
+        return cls(system=known.name, **told, **{name: getattr(known.policy, name) for name in RULES})
+
+
+SHARED = Instrument.model_fields.keys() & {one.name for one in fields(instruments.Instrument)}
+RULES = Instrument.model_fields.keys() & {one.name for one in fields(Policy)}

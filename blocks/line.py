@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from prefect.client.orchestration import get_client
 
-from blocks.bucket import Bucket, endpoint
+from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
@@ -45,13 +45,13 @@ async def load_instruments() -> list[Instrument]:
 def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[Instrument]) -> Line:
     """Turn blocks into library values."""
     values = {instrument.system: instrument.value(known.policy(instrument.system)) for instrument in instruments}
-    places = {name: (bucket.url, endpoint(bucket)) for name, bucket in buckets.items()}
+    places = {name: bucket.value() for name, bucket in buckets.items()}
     return pipeline.open_line(known, buckets=places, instruments=values)
 
 
 async def doors(known: Settings) -> tuple[Inbox | None, Poll | None]:
     """Give the doors that archive manifests are fetched from: a directory anywhere, and a server."""
     bucket = (await load_buckets()).get(MAIN)
-    s3 = endpoint(bucket) if bucket else pipeline.endpoint(known)
+    s3 = bucket.value().endpoint if bucket else known.endpoint
     inbox = Inbox(known.archive_inbox, s3) if known.archive_inbox else None
     return inbox, Poll(known.archive_url, known.archive_token) if known.archive_url else None

@@ -34,7 +34,16 @@ from deployments.seaweed import PLAIN, Identity
 from deployments.supervisor import Part, Step, Supervisor, claim, replace, take_over, write_private
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
-from plateway.settings import EMBEDDED, ENV_FILE, EVERYWHERE, OTHERS, RUNTIME, Settings, make_private, spoken
+from plateway.instruments import format_duration
+from plateway.settings import (
+    EMBEDDED,
+    ENV_FILE,
+    EVERYWHERE,
+    OTHERS,
+    RUNTIME,
+    Settings,
+    make_private,
+)
 from plateway.tokens import sign_in_link
 
 PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
@@ -379,7 +388,7 @@ def spell(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, timedelta):
-        return spoken(value)
+        return format_duration(value)
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -33,10 +33,11 @@ from rich.table import Column, Table
 
 from deployments.bringup import DEMO, Parts, bring_up
 from deployments.supervisor import write_private
-from plateway import bundle, pipeline, simulator
-from plateway.catalog import Ledger, Ref
+from plateway import checksums, pipeline, simulator
 from plateway.errors import Misconfigured, PlatewayError, Unavailable
-from plateway.events import tar_name
+from plateway.events import Ref
+from plateway.keys import tar_name
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, copies
 from plateway.settings import ENV_FILE, Settings, load, make_private, private_files
 from plateway.simulator import Announced, Simulated
@@ -258,7 +259,7 @@ class Show:
         content = bytearray(b"".join(self.line.store.open(key)))
         content[len(content) // 2] ^= 0xFF
         self.damaged = str(victim.event.id)
-        part = bundle.part_size(len(content))
+        part = checksums.part_size(len(content))
         self.line.store.put(key, [bytes(content)], size=len(content), part_size=part, metadata={})
         self.console.print(f"Damaged one byte of {key} in the bucket, to see what the purge says.")
 

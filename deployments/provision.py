@@ -30,7 +30,7 @@ from rich.console import Console
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments import automations, schedules
-from plateway import events, settings
+from plateway import bench, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
 
@@ -127,7 +127,7 @@ async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> Non
 
 async def instruments(client: PrefectClient, known: Settings, memory: Memory) -> None:
     """Fill one Instrument block for each system on the bench."""
-    for system in events.systems(known.root):
+    for system in bench.list_systems(known.root):
         await put(client, Instrument.of(known.instrument(system)), document(system), memory)
 
 

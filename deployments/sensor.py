@@ -29,7 +29,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL
 from watchfiles import Change, awatch
 
-from plateway import events, settings
+from plateway import bench, settings
 from plateway.errors import Misconfigured
 
 ANNOUNCED = "plateway.event-file.announced"
@@ -78,7 +78,7 @@ def places(root: Path) -> list[Place]:
         return []
     return [
         Place(root / system / "events", event=ANNOUNCED, resource=f"plateway.system.{system}")
-        for system in events.systems(root)
+        for system in bench.list_systems(root)
     ]
 
 

@@ -22,8 +22,8 @@ from prefect.utilities.annotations import quote
 
 from flows import tell
 from plateway import pipeline
-from plateway.catalog import Ref
 from plateway.errors import PlatewayError, Transient
+from plateway.events import Ref
 from plateway.pipeline import Line, Outcome
 from plateway.pipeline.copies import Where
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from blocks import line as configured
 from flows import carry, tell
 from plateway import pipeline
-from plateway.catalog import Ref
+from plateway.events import Ref
 
 SOON = timedelta(seconds=5)  # for what settles later the schedule comes round
 PAUSE = 1.0  # seconds at least between two looks at the bench while exports go on

@@ -15,9 +15,9 @@ from blocks import line as configured
 from flows import carry, picture, tell
 from flows.parameters import Systems
 from plateway import pipeline
+from plateway.findings import GRAVE, Finding, Kind
 from plateway.outcome import BAD, UNFINISHED, Outcome
 from plateway.pipeline import Line, Reconciled
-from plateway.reconcile import GRAVE, Finding, Kind
 from plateway.settings import Settings
 
 once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}

@@ -8,12 +8,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from blocks.bucket import Bucket, endpoint
+from blocks.bucket import Bucket
 from flows import tell
 from plateway import selftest as trial
-from plateway.buckets import Address
 from plateway.errors import Misconfigured
 from plateway.settings import MAIN
+from plateway.store.admin import Address
 
 
 @flow(flow_run_name=tell.named, persist_result=False)
@@ -27,7 +27,9 @@ async def selftest(bucket: str = MAIN, within: str | None = None) -> State[None]
     block: Bucket = await Bucket.aload(bucket)
     if not block.url.startswith("s3://"):
         raise Misconfigured(f"Bucket block {bucket!r} is no S3 bucket: there is no endpoint to try")
-    report = await asyncio.to_thread(trial.run, endpoint(block), within=Address.parse(within) if within else None)
+    report = await asyncio.to_thread(
+        trial.run, block.value().endpoint, within=Address.parse(within) if within else None
+    )
     await tell.table([*map(ability, report.capabilities), *map(step, report.steps)], report.summary)
     return Completed(message=report.summary) if report.good else Failed(message=report.summary)
 

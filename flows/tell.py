@@ -23,7 +23,7 @@ from prefect.events import emit_event
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
-from plateway.catalog import Ref
+from plateway.events import Ref
 from plateway.outcome import BAD, UNFINISHED, Outcome
 
 EVENTS = {  # by verb and result; a staging copy that goes, or one more look at an export, is nobody else's business

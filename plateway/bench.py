@@ -1,6 +1,149 @@
-"""The names on an instrument's disk that both sides know, and the room that is left on it."""
+"""The bench: event files, images and trash on an instrument's disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from plateway import events, folder
+from plateway.errors import Rejected, Unsettled
+from plateway.events import CAP
+from plateway.folder import KINDS, File, door, enter
+from plateway.instruments import Instrument, image_matcher
+from plateway.isolation import Beat, run_apart
+from plateway.names import shown
+from plateway.records import Event
 
 EVENTS = "events"  # where a system keeps its event files
 TRASH = ".plateway-trash"  # where images lie aside until they are removed
 EVENT_FILE = "event.json"  # what the event file of images is called that lie aside
 RESERVE = 1 << 30  # bytes that staging, and a restore, leave free on a disk
+
+PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """An event file as a scan met it; what is no readable file says so in ``fault``."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    fault: str | None = None
+
+
+def list_systems(root: Path, *, patience: timedelta = PATIENCE) -> list[str]:
+    """List the systems below a bench: directories that hold an ``events`` directory, links left out.
+
+    One whose disk fails right now, or does not answer within ``patience``, is listed all the same: ``scan`` then says
+    what is wrong with it.
+    """
+    looks = {entry.name: partial(_has_events, root / entry.name) for entry in _entries(root) if not entry.is_symlink()}
+    return [name for name, found in run_apart(f"list {root}", looks, patience=patience).items() if found]
+
+
+def list_links(root: Path) -> list[str]:
+    """List the links below a bench: where a system was, its directory was swapped."""
+    return [entry.name for entry in _entries(root) if entry.is_symlink()]
+
+
+def _entries(root: Path) -> list[os.DirEntry[str]]:
+    """List what may be a system, by name. Only the bench itself is asked: each may be a disk that hangs."""
+    with door(root.name), os.scandir(root) as entries:
+        found = [entry for entry in entries if entry.name[0] != "." and entry.name.isprintable()]
+    return sorted(found, key=attrgetter("name"))
+
+
+def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
+    """List the event files of one system, by name, without reading them; ``beat`` is called for each.
+
+    Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
+    """
+    found = []
+    with enter(instrument.root, "events") as events, door("events"):
+        for entry in events.entries():
+            if beat is not None:
+                beat()
+            if entry.name.endswith(".json") and (sighting := _sight(entry)) is not None:
+                found.append(sighting)
+    return sorted(found, key=attrgetter("name"))
+
+
+def read_event_file(instrument: Instrument, sighting: Sighting) -> bytes:
+    """Read one event file as it was sighted.
+
+    Raises:
+        Rejected: it is no regular file, or larger than 1 MiB.
+        Unsettled: it changed or vanished since it was sighted.
+    """
+    if sighting.fault is not None:
+        raise Rejected(sighting.fault)
+    if sighting.size > CAP:
+        raise Rejected(f"{sighting.size} bytes: an event file has at most {CAP}")
+    with enter(instrument.root, f"events/{sighting.name}") as folder:
+        files = folder.files()
+        if [(file.size, file.mtime_ns) for file in files] != [(sighting.size, sighting.mtime_ns)]:
+            raise Unsettled(f"{shown(sighting.name)}: changed since it was sighted")
+        return b"".join(folder.read(files[0]))
+
+
+def count_images(files: Iterable[File], patterns: Iterable[str]) -> int:
+    """Count the files that are images by their name, in whatever case."""
+    image = image_matcher(patterns)
+    return sum(image(file.name) for file in files)
+
+
+def _has_events(system: Path, _beat: Beat) -> bool:
+    try:
+        descriptor = os.open(system, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return stat.S_ISDIR(os.stat("events", dir_fd=descriptor, follow_symlinks=False).st_mode)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    except OSError:  # its disk fails; scan says how
+        return True
+
+
+def _sight(entry: os.DirEntry[str]) -> Sighting | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # gone since the directory was read
+        return None
+    fault = None
+    if not stat.S_ISREG(status.st_mode):
+        fault = f"{KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted"
+    name = entry.name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name, fault = shown(name), "its name is not UTF-8"
+    return Sighting(name, status.st_size, status.st_mtime_ns, fault)
+
+
+def read_announcement(instrument: Instrument, event: Event) -> bytes:
+    """Read an event's own file again; nothing when it is gone."""
+    try:
+        with folder.enter(instrument.root, f"{EVENTS}/{event.file}") as place:
+            return b"".join(chunk for file in place.files() for chunk in place.read(file))
+    except (Rejected, Unsettled):
+        return b""
+
+
+def read_sidecar(images: folder.Folder, files: Sequence[folder.File]) -> dict[str, Any]:
+    """Read the metadata.json among the images, if there is one."""
+    for file in files:
+        if file.name in {"metadata.json", "Img/metadata.json"}:
+            try:
+                return events.sidecar(b"".join(images.read(file)))
+            except Rejected as error:
+                raise Rejected(f"{file.name}: {error}") from error
+    return {}

@@ -27,17 +27,16 @@ from functools import partial
 from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple, Self
 
+from plateway.checksums import FileETags, PartHasher, part_size
 from plateway.errors import Damaged, Unsettled
-from plateway.folder import File, shown
+from plateway.folder import File
+from plateway.keys import MANIFEST
+from plateway.names import shown
 
 Step = Callable[[], object]
-MANIFEST = "metadata.json"
 BLOCK = 512
 END = bytes(2 * BLOCK)
 CHUNK = 1 << 20
-MIB = 1 << 20
-LEAST_PART = 8 * MIB
-MOST_PARTS = 10_000
 DIGEST = "0" * 64  # holds the place of a SHA-256
 CLOSING = b'\n ],\n "sealed": "'
 CLOSED = b'"\n}\n'
@@ -150,25 +149,6 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def part_size(total: int) -> int:
-    """Say how large the parts of an upload are: 8 MiB, and whole MiB more where 10,000 of them would not do."""
-    return max(LEAST_PART, -(-total // (MOST_PARTS * MIB)) * MIB)
-
-
-def etag(part_md5s: Sequence[bytes]) -> str:
-    """Compute the ETag that S3 gives: the MD5 of a single PUT, or MD5 of the parts' MD5s and their number."""
-    if len(part_md5s) == 1:
-        return part_md5s[0].hex()
-    return f"{hashlib.md5(b''.join(part_md5s), usedforsecurity=False).hexdigest()}-{len(part_md5s)}"
-
-
-def combined(objects: Iterable[tuple[str, int, str]]) -> str:
-    """Make one ETag of those of many objects (key, size, ETag), in whatever order; no single object has such a one."""
-    told = sorted(objects)
-    account = "".join(f"{key}\n{size}\n{etag}\n" for key, size, etag in told)
-    return f"{hashlib.md5(account.encode(), usedforsecurity=False).hexdigest()}-{len(told)}-files"
-
-
 def plan(files: Sequence[File], head: Mapping[str, Any], *, keys: Callable[[str], str] | None = None) -> Layout:
     """Lay out a bundle of these files; `head` is what the manifest says before it lists them.
 
@@ -218,53 +198,6 @@ class Aside:
             self._lists.popleft().result()
 
 
-class Parts:
-    """The MD5 of each part of an upload."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._room = size, size
-        self._hashes = [hashlib.md5(usedforsecurity=False)]
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Hash on, into the next parts where one is full."""
-        rest = memoryview(data)
-        while rest:
-            if not self._room:
-                self._hashes.append(hashlib.md5(usedforsecurity=False))
-                self._room = self._size
-            self._hashes[-1].update(rest[: self._room])
-            used = min(len(rest), self._room)
-            self._room -= used
-            rest = rest[used:]
-
-    def etag(self) -> str:
-        """Tell the ETag that the upload must get."""
-        return etag([part.digest() for part in self._hashes])
-
-
-class Tally:
-    """The ETag of each file of a bundle, were it an object of its own."""
-
-    def __init__(self) -> None:
-        self._counted: dict[str, tuple[int, Parts]] = {}
-
-    def begin(self, name: str, size: int) -> Parts:
-        """Count the bytes of one more file."""
-        parts = Parts(part_size(size))
-        self._counted[name] = size, parts
-        return parts
-
-    def etag(self, keys: Mapping[str, str]) -> str:
-        """Tell the `combined` ETag that they have at these keys.
-
-        Raises:
-            Damaged: a file has no key.
-        """
-        if strange := sorted(self._counted.keys() - keys.keys()):
-            raise Damaged(f"{shown(strange[0])}: the manifest tells no key of it")
-        return combined((keys[name], size, parts.etag()) for name, (size, parts) in self._counted.items())
-
-
 class Packing:
     """The bytes of a bundle, to be iterated once, in chunks of about 1 MiB; hashed on the way, in threads of their own.
 
@@ -284,8 +217,8 @@ class Packing:
         self.layout = layout
         self._read, self._seal, self._beat = read, seal, beat
         self._whole, self._manifest = hashlib.sha256(), hashlib.sha256()
-        self._parts = Parts(layout.part_size)
-        self._tally = Tally() if layout.manifest_key is not None else None
+        self._parts = PartHasher(layout.part_size)
+        self._tally = FileETags() if layout.manifest_key is not None else None
         self._members: list[Member] = []
         self._steps: list[Step] = []  # hashing of members and manifest that waits for its chunk to leave
         self._count: Callable[[bytes], None] | None = None  # of the file that is at its turn, where it has an ETag
@@ -432,7 +365,7 @@ def _tail(rest: bytes, size: int) -> Tail:
     return Tail(read_manifest(content), size, hashlib.sha256(content).hexdigest(), len(rest))
 
 
-def walk(chunks: Iterable[bytes], *, keep: Collection[str] = (), tally: Tally | None = None) -> Walked:
+def walk(chunks: Iterable[bytes], *, keep: Collection[str] = (), tally: FileETags | None = None) -> Walked:
     """Read a whole bundle in one pass and prove it from its own account: every byte, first to last.
 
     Members in ``keep`` of up to 1 MiB are returned with what was seen. ``tally`` counts the files on the way.

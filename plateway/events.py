@@ -11,41 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from fnmatch import translate
-from functools import partial
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any, Literal, NamedTuple, cast, get_args
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from plateway.bundle import MANIFEST
-from plateway.errors import Rejected, Unsettled
-from plateway.folder import KINDS, File, door, enter, segments, shown
-from plateway.isolation import Beat, run_apart
-from plateway.settings import Instrument, Shape
+from plateway.errors import NotFound, Rejected
+from plateway.instruments import Instrument
+from plateway.names import segments, shown
 
 CAP = 1 << 20  # bytes of an event file, or of the images' own metadata.json
 DEPTH = 32  # objects and lists inside each other
 LARGEST = 2**31 - 1  # what every database takes as an integer
-PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
-PREFIXES = {"stitch": "images", "video": "videos", "overview": "overview"}
 
 Kind = Literal["stitch", "video", "overview"]
+KINDS = get_args(Kind)
 
-FOLDERS = ("images", "waveforms")  # of files that are objects of their own
-NO_IMAGES = (".json", ".tar")  # so that none is taken for a manifest or a bundle
-HOME = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?:-r[1-9][0-9]{0,8})?", re.ASCII)
-UNFIT = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|%(?=[0-9A-F]{2})")
-ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
 IDENTITY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})?", re.ASCII)
@@ -74,71 +59,6 @@ class ImagingEvent(BaseModel):
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """An event file as a scan met it; what is no readable file says so in ``fault``."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    fault: str | None = None
-
-
-def systems(root: Path, *, patience: timedelta = PATIENCE) -> list[str]:
-    """List the systems below a bench: directories that hold an ``events`` directory, links left out.
-
-    One whose disk fails right now, or does not answer within ``patience``, is listed all the same: ``scan`` then says
-    what is wrong with it.
-    """
-    looks = {entry.name: partial(_announces, root / entry.name) for entry in _entries(root) if not entry.is_symlink()}
-    return [name for name, found in run_apart(f"list {root}", looks, patience=patience).items() if found]
-
-
-def links(root: Path) -> list[str]:
-    """List the links below a bench: where a system was, its directory was swapped."""
-    return [entry.name for entry in _entries(root) if entry.is_symlink()]
-
-
-def _entries(root: Path) -> list[os.DirEntry[str]]:
-    """List what may be a system, by name. Only the bench itself is asked: each may be a disk that hangs."""
-    with door(root.name), os.scandir(root) as entries:
-        found = [entry for entry in entries if entry.name[0] != "." and entry.name.isprintable()]
-    return sorted(found, key=attrgetter("name"))
-
-
-def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
-    """List the event files of one system, by name, without reading them; ``beat`` is called for each.
-
-    Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
-    """
-    found = []
-    with enter(instrument.root, "events") as events, door("events"):
-        for entry in events.entries():
-            if beat is not None:
-                beat()
-            if entry.name.endswith(".json") and (sighting := _sight(entry)) is not None:
-                found.append(sighting)
-    return sorted(found, key=attrgetter("name"))
-
-
-def read(instrument: Instrument, sighting: Sighting) -> bytes:
-    """Read one event file as it was sighted.
-
-    Raises:
-        Rejected: it is no regular file, or larger than 1 MiB.
-        Unsettled: it changed or vanished since it was sighted.
-    """
-    if sighting.fault is not None:
-        raise Rejected(sighting.fault)
-    if sighting.size > CAP:
-        raise Rejected(f"{sighting.size} bytes: an event file has at most {CAP}")
-    with enter(instrument.root, f"events/{sighting.name}") as folder:
-        files = folder.files()
-        if [(file.size, file.mtime_ns) for file in files] != [(sighting.size, sighting.mtime_ns)]:
-            raise Unsettled(f"{shown(sighting.name)}: changed since it was sighted")
-        return b"".join(folder.read(files[0]))
-
-
 def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
     """Check an announcement of either dialect: ``timestep_id`` says DLM v1, ``ref_id`` says DLM v2.
 
@@ -159,82 +79,6 @@ def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
 def sidecar(content: bytes) -> dict[str, Any]:
     """Read the ``metadata.json`` among the images: an object, or a string holding one."""
     return _unwrapped(read_json(content), "metadata.json")
-
-
-def images(files: Iterable[File], patterns: Iterable[str]) -> int:
-    """Count the files that are images by their name, in whatever case."""
-    image = imaged(patterns)
-    return sum(image(file.name) for file in files)
-
-
-def imaged(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Tell of a file by its name whether it is an image."""
-    image = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
-    return lambda name: image.match(name.rpartition("/")[2].lower()) is not None
-
-
-def key(event: ImagingEvent, *, revision: int = 1, whole: bool = False, layout: Shape = "bundle") -> str:
-    """Name the object an event's bundle belongs to: ``images/<experiment>/<YYYYMMDD>/<HHMMSS>-<id>.tar``, in UTC.
-
-    The id is cut to 8 hex digits unless ``whole``; later revisions end in ``-r2``, ``-r3`` … Where files are objects of
-    their own it is that of their manifest: ``images/<id>[-rN]/metadata.json``, with the whole id.
-    """
-    if layout == "files":
-        return f"images/{event.id}{_again(revision)}/{MANIFEST}"
-    moment = event.timestamp.astimezone(UTC)
-    name = event.id.hex if whole else event.id.hex[:8]
-    folder = f"{PREFIXES[event.kind]}/{event.experiment}/{_compact(moment)}"
-    return f"{folder}/{moment:%H%M%S}-{name}{_again(revision)}.tar"
-
-
-def layout(key: str) -> Shape:
-    """Read from an event's key how it lies in the bucket."""
-    return "bundle" if home(key) is None else "files"
-
-
-def home(key: str) -> str | None:
-    """Read from the key of a manifest in which folder, ``<id>[-rN]``, the files lie; None where it is no such key."""
-    first, _, rest = key.partition("/")
-    name, _, last = rest.partition("/")
-    return name if first == FOLDERS[0] and last == MANIFEST and HOME.fullmatch(name) else None
-
-
-def places(key: str, image: Callable[[str], bool]) -> Callable[[str], str]:
-    """Say for the key of a manifest where each file of its bundle lies: ``<images|waveforms>/<id>[-rN]/<name>``.
-
-    What is no image by its name, and all JSON, is a waveform. What a key cannot hold is written ``%5C``, byte by byte.
-    """
-
-    def place(name: str) -> str:
-        if name == MANIFEST:
-            return key
-        pictured = image(name) and not name.lower().endswith(NO_IMAGES)
-        return f"{FOLDERS[not pictured]}/{home(key)}/{UNFIT.sub(_escaped, name)}"
-
-    return place
-
-
-def placed(key: str) -> str:
-    """Read from the key of a file what it is called in its bundle; the other way round than `places`."""
-    return ESCAPED.sub(_meant, key.split("/", 2)[2])
-
-
-def tar_name(key: str) -> str:
-    """Say what the tar of an export is called where it lies as one: in an archive, in a download."""
-    name = home(key)
-    return key.rpartition("/")[2] if name is None else f"{name}.tar"
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
-
-
-def _meant(match: re.Match[str]) -> str:
-    return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogateescape")
-
-
-def _again(revision: int) -> str:
-    return f"-r{revision}" if revision > 1 else ""
 
 
 class Fields:
@@ -283,7 +127,7 @@ def _timestep(said: Fields, instrument: Instrument) -> ImagingEvent:
         id=_identity(said.text("timestep_id"), "timestep_id"),
         system=_system(said, instrument),
         kind=_kind(said, "event_type"),
-        experiment=_experiment(said) if "experiment_id" in said else f"{_compact(crossed)}_{plate:03d}",
+        experiment=_experiment(said) if "experiment_id" in said else f"{crossed.year:04d}{crossed:%m%d}_{plate:03d}",
         plate=plate,
         timestamp=_moment(said.text("timestamp"), instrument),
         path=_path(said.text("img_dir", "path")),
@@ -321,8 +165,8 @@ def _system(said: Fields, instrument: Instrument) -> str:
 
 def _kind(said: Fields, field: str) -> Kind:
     name = said.text(field) if field in said else "stitch"
-    if name not in PREFIXES:
-        raise Rejected(f"{field}: {quoted(name)} is none of {', '.join(PREFIXES)}")
+    if name not in KINDS:
+        raise Rejected(f"{field}: {quoted(name)} is none of {', '.join(KINDS)}")
     return cast("Kind", name)
 
 
@@ -365,10 +209,6 @@ def _day(text: str) -> date:
     except ValueError:
         pass
     raise Rejected(f"cross_date: {quoted(text)} is not a day like 2024-05-17")
-
-
-def _compact(day: date) -> str:
-    return f"{day.year:04d}{day:%m%d}"  # %Y alone does not fill up to four digits everywhere
 
 
 def _moment(text: str, instrument: Instrument) -> datetime:
@@ -482,30 +322,24 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _announces(system: Path, _beat: Beat) -> bool:
-    try:
-        descriptor = os.open(system, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+class Ref(NamedTuple):
+    """One event at one revision."""
+
+    id: UUID
+    revision: int
+
+    def __str__(self) -> str:
+        return str(self.id) if self.revision == 1 else f"{self.id}-r{self.revision}"
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[UUID, int | None]:
+        """Read ``<uuid>`` (revision None: whatever is newest) or ``<uuid>-r2``.
+
+        Raises:
+            NotFound: no event is called that.
+        """
+        match = re.fullmatch(r"([0-9a-fA-F-]{32,36})(?:-r([1-9]\d{0,8}))?", text.strip())
         try:
-            return stat.S_ISDIR(os.stat("events", dir_fd=descriptor, follow_symlinks=False).st_mode)
-        finally:
-            os.close(descriptor)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return False
-    except OSError:  # its disk fails; scan says how
-        return True
-
-
-def _sight(entry: os.DirEntry[str]) -> Sighting | None:
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:  # gone since the directory was read
-        return None
-    fault = None
-    if not stat.S_ISREG(status.st_mode):
-        fault = f"{KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted"
-    name = entry.name
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        name, fault = shown(name), "its name is not UTF-8"
-    return Sighting(name, status.st_size, status.st_mtime_ns, fault)
+            return UUID(match[1] if match else ""), int(match[2]) if match and match[2] else None
+        except ValueError as error:
+            raise NotFound(f"{text!r} is not the id of an event") from error

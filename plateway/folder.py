@@ -30,8 +30,8 @@ from uuid import uuid4
 
 from plateway.errors import Busy, Conflict, Damaged, DiskUnavailable, PlatewayError, Refused, Rejected, Unsettled
 from plateway.isolation import beating
+from plateway.names import DEPTH, confined, segments, shown
 
-DEPTH = 32  # directories below each other; an image directory has one or two
 CHUNK = 1 << 20
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hang
@@ -88,38 +88,6 @@ class Level(NamedTuple):
     prefix: str  # "" or "Img/"
     files: list[File]
     directories: list[str]
-
-
-def shown(name: str) -> str:
-    """Write a name so that every terminal, log and database takes it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def segments(path: str) -> tuple[str, ...]:
-    """Split a relative path into its components; ``.`` and doubled slashes fall away.
-
-    Raises:
-        Rejected: it is absolute, climbs with ``..``, names nothing, or cannot be a path at all.
-    """
-    parts = tuple(part for part in path.split("/") if part not in {"", "."})
-    wrong = (
-        "contains NUL" if "\0" in path
-        else "is absolute" if path.startswith("/")
-        else "climbs out with '..'" if ".." in parts
-        else "names nothing" if not parts
-        else f"has more than {DEPTH} components" if len(parts) > DEPTH
-        else _unfit(parts)
-    )  # fmt: skip
-    if wrong is not None:
-        raise Rejected(f'path "{shown(path)[:80]}" {wrong}')
-    return parts
-
-
-def _unfit(parts: Sequence[str]) -> str | None:
-    try:
-        return "has a component of more than 255 bytes" if max(len(os.fsencode(part)) for part in parts) > 255 else None
-    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
-        return "cannot be encoded"
 
 
 class Folder:
@@ -209,18 +177,6 @@ def _enter(top: int, path: str) -> Iterator[Folder]:
             return
         with _step(parent, last, where=shown(path)) as directory:
             yield Folder(directory)
-
-
-def confined(name: str) -> tuple[str, ...]:
-    """Split the name of a file that is to be written; it must be spelt as the file system will have it.
-
-    Raises:
-        Rejected: it would leave the directory, or two such names could mean one file.
-    """
-    parts = segments(name)
-    if "/".join(parts) != name:
-        raise Rejected(f'path "{shown(name)[:80]}" is not spelt plainly')
-    return parts
 
 
 class Landing:

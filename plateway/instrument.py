@@ -29,7 +29,7 @@ from plateway import events, folder
 from plateway.errors import PlatewayError, Rejected
 from plateway.events import ImagingEvent
 from plateway.gateway.server import listen
-from plateway.settings import Instrument
+from plateway.instruments import Instrument
 from plateway.simulator import Announced, Shot, Simulated
 
 SYSTEM = "prince"  # whoever does not say which instrument it is

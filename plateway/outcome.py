@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from plateway.ref import Ref
+from plateway.events import Ref
 
 log = logging.getLogger(__name__)
 

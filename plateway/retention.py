@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from plateway.catalog import Ledger
+from plateway.instruments import Policy, format_duration
+from plateway.ledger import Ledger
 from plateway.outcome import Restored
-from plateway.records import ArchiveLocation
-from plateway.settings import Policy, spoken
+
+if TYPE_CHECKING:
+    from plateway.records import ArchiveLocation
 
 SMALL = 10  # a batch of so few events is proven one by one; the fraction rule watches over larger ones
 
@@ -76,7 +78,9 @@ def _doubts(copy: CopyState, policy: Policy, now: datetime, since: datetime | No
     if since is not None and copy.read_at < since:
         told.append(f"{copy.location}: was not read since the deletion began")
     if age > policy.proof_age:
-        told.append(f"{copy.location}: was read {_age(age)} ago, at most {spoken(policy.proof_age)} are allowed")
+        told.append(
+            f"{copy.location}: was read {_age(age)} ago, at most {format_duration(policy.proof_age)} are allowed"
+        )
     if age < timedelta(0):
         told.append(f"{copy.location}: was read in the future: a clock went back")
     return told
@@ -180,7 +184,7 @@ def _age_of_evidence(ledger: Ledger, lifespan: timedelta, now: datetime) -> list
     if age < timedelta(0):
         return ["verified in the future: a clock went back"]
     if age < lifespan:
-        return [f"verified {_age(age)} ago, kept for {spoken(lifespan)}"]
+        return [f"verified {_age(age)} ago, kept for {format_duration(lifespan)}"]
     return []
 
 
@@ -211,7 +215,7 @@ def _age_on_tape(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str
     if min(ages) < timedelta(0):
         return ["archived in the future: a clock went back"]
     if max(ages) < lifespan:
-        return [f"archived {_age(max(ages))} ago, kept for {spoken(lifespan)}"]
+        return [f"archived {_age(max(ages))} ago, kept for {format_duration(lifespan)}"]
     return []
 
 
@@ -236,7 +240,7 @@ def _wanted(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
     """Keep images that a person had restored, as long as if they were new."""
     back = [one.restored_at for one in ledger.purges if one.place == "raw" and one.cause == Restored.REQUESTED]
     age = now - max((one for one in back if one is not None), default=now - lifespan)
-    return [f"restored {_age(age)} ago, kept for {spoken(lifespan)}"] * (age < lifespan)
+    return [f"restored {_age(age)} ago, kept for {format_duration(lifespan)}"] * (age < lifespan)
 
 
 def _unsafe(siblings: Sequence[Ledger], now: datetime) -> list[tuple[Ledger, str]]:

@@ -24,15 +24,18 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # the same
 
 from plateway import pipeline, simulator
-from plateway.buckets import Address, Buckets, temporary
-from plateway.bundle import Parts
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.checksums import PartHasher
+from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Denied, PlatewayError, Refused, Transient, Unavailable
+from plateway.events import Ref
+from plateway.instruments import Instrument
 from plateway.pipeline import Line, Outcome
-from plateway.scattered import Scattered
-from plateway.settings import Instrument
 from plateway.simulator import Announced, Simulated
-from plateway.store import Endpoint, Stat, Store, client, open_store
+from plateway.store import Stat, Store, open_store
+from plateway.store.admin import Address, Buckets, temporary
+from plateway.store.per_file import PerFile
+from plateway.store.s3 import make_client as client
 
 Verdict = Literal["yes", "no", "ignored", "denied", "unknown"]
 ONE, TWO = b"plateway tries this", b"plateway tries that"  # of one length
@@ -176,7 +179,7 @@ class Room:
     @cached_property
     def in_parts(self) -> tuple[str | None, str, Stat | None]:
         """Upload something in parts: what the answer told, what it must be, what is told afterwards."""
-        content, parts = [bytes(PART), ONE], Parts(PART)
+        content, parts = [bytes(PART), ONE], PartHasher(PART)
         for chunk in content:
             parts.update(chunk)
         told = self.store.put("in-parts", content, size=PART + len(ONE), part_size=PART, metadata={})
@@ -482,7 +485,7 @@ class Round:
     def __init__(self, store: Store, home: Path) -> None:
         self._bench, self._back = home / "bench", home / "back"
         self._catalog = Catalog(f"sqlite:///{home}/catalogue.db")
-        self._line = Line(self._catalog, Scattered(store), self._bench, self._instrument, owner="selftest")
+        self._line = Line(self._catalog, PerFile(store), self._bench, self._instrument, owner="selftest")
         self._announced: list[Announced] = []
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import fields
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     PlainSerializer,
     SecretStr,
@@ -44,12 +42,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from plateway.endpoint import Bucket, Endpoint
 from plateway.errors import Misconfigured
-from plateway.store import Endpoint
+from plateway.instruments import IMAGES, Instrument, Policy, format_duration
 
 log = logging.getLogger(__name__)
 
-IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
@@ -75,94 +73,17 @@ def listed(value: object) -> object:
     return value
 
 
-def spoken(value: timedelta) -> str:
-    """Say a duration the way it is written in settings."""
-    seconds = value.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{seconds:g}s"
-
-
-Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spoken)]
+Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(format_duration)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
-Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
 OTHERS = 0o077  # of a file's mode: what anybody but its owner may do
 MAIN = "plateway"  # what the site's own bucket is called among its buckets
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # what may name a bucket, and a block
 WHO = ("access_key_id", "secret_access_key", "session_token")
-ENDPOINT = ("endpoint_url", "endpoint_name", *WHO, "region", "bypass_proxy")  # told of every bucket
-
-
-def bounded_fraction(value: float) -> float:
-    """Return the share of a system's events that one batch may remove: above 0, at most 1.
-
-    Raises:
-        Misconfigured: it is another number, like 10 for 10 %, or none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise Misconfigured(f"fraction {value!r} is not a share above 0 and up to 1; 10 % is 0.1")
-    return value
-
-
-@dataclass(frozen=True)
-class Policy:
-    """When raw images may go. The default purges nothing.
-
-    Raises:
-        Misconfigured: the fraction is no share.
-    """
-
-    purge: bool = False
-    requires: str = "bucket"  # or bucket+archive
-    lifespan: timedelta = timedelta(hours=8)  # age of the evidence before raw images may go
-    bucket_lifespan: timedelta | None = None  # age of the archive's evidence before a bucket copy may go; None: never
-    grace: timedelta = timedelta(hours=1)  # between moving aside and removing
-    staging_lifespan: timedelta = timedelta(days=1)  # age of the evidence before a staging copy may go
-    fraction: float = 0.5  # a batch that would remove more of a system's events than this stops and asks
-    proof: str = "read"  # the whole copy is read before raw images go; head: its size and ETag are compared only
-    proof_age: timedelta = timedelta(days=1)  # a reading older than this is no proof
-    proof_budget: int | None = None  # bytes a day that are read as proof; None: as many as needed
-    trust_archive: bool = False  # what the archive reports by checksum counts although it cannot be read from here
-
-    def __post_init__(self) -> None:
-        bounded_fraction(self.fraction)  # whoever changed it, a batch is judged by a policy
-
-
-@dataclass(frozen=True)
-class Instrument:
-    """One system: where it writes and how it behaves."""
-
-    name: str
-    root: Path  # holds events/ and the images
-    settle: timedelta = timedelta(seconds=2)
-    deadline: timedelta = timedelta(minutes=10)
-    timezone: ZoneInfo | None = None  # naive timestamps are refused without it
-    patterns: tuple[str, ...] = IMAGES  # what counts as an image for the announced count
-    staging: Path | None = None
-    policy: Policy = field(default_factory=Policy)
-    stuck_after: timedelta = timedelta(hours=1)  # an event that waits longer is an alert
-    bucket: str | None = None  # which of the site's buckets its exports go to, by name; None: the site's own
-    layout: Shape = "bundle"
-
-
-class Bucket(BaseModel):
-    """A bucket of the site: where it is, who asks, and whose exports go there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str
-    endpoint_url: str | None = None  # AWS itself
-    endpoint_name: str | None = None  # what the catalogue calls the endpoint; None: by its address
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
-    region: str = "us-east-1"
-    read_only: bool = False
-    bypass_proxy: bool = False
-    systems: tuple[str, ...] = ()
+CALLED = {"url": "endpoint_url", "name": "endpoint_name"}  # what an endpoint's fields are called beside a bucket's url
+ENDPOINT = {CALLED.get(one.name, one.name): one.name for one in fields(Endpoint)}  # its fields as settings spell them
+OWN = ENDPOINT.keys() - {"read_only"}  # of the site's own bucket, and of a further one that says nothing else
 
 
 class Runtime(PydanticBaseSettingsSource):
@@ -369,11 +290,14 @@ class Settings(BaseSettings):
         return (self.tokens_file or self.home / "tokens.json").absolute()
 
     @property
+    def endpoint(self) -> Endpoint:
+        """The S3 endpoint of the site, and who asks."""
+        return Endpoint(**{ENDPOINT[name]: getattr(self, name) for name in OWN})
+
+    @property
     def bucket(self) -> Bucket:
         """The site's own bucket, where exports go unless their system has another."""
-        return Bucket.model_construct(
-            url=self.bucket_url, **{name: getattr(self, name) for name in ENDPOINT}, systems=(), read_only=False
-        )
+        return Bucket(url=self.bucket_url, endpoint=self.endpoint)
 
     @cached_property
     def buckets(self) -> Mapping[str, Bucket]:
@@ -383,7 +307,7 @@ class Settings(BaseSettings):
             Misconfigured: names the table and the field that is wrong, never its value.
         """
         path = self.buckets_file or self.home / "buckets.toml"
-        return further(path, self.bucket, wanted=self.buckets_file is not None)
+        return read_buckets(path, self.endpoint, wanted=self.buckets_file is not None)
 
     @property
     def access_file(self) -> Path:
@@ -441,7 +365,7 @@ class Settings(BaseSettings):
         )
 
 
-def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket]:
+def read_buckets(path: Path, own: Endpoint, *, wanted: bool = True) -> dict[str, Bucket]:
     """Read buckets.toml: a table for each further bucket; what one does not say of the endpoint is as for ``own``.
 
     Raises:
@@ -457,7 +381,7 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
         return {}
     except (OSError, ValueError) as error:  # tomllib tells line and column, and quotes single characters
         raise Misconfigured(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
-    found = {name: _further(path.name, name, table, own=own) for name, table in tables.items()}
+    found = {name: _parse_table(path.name, name, table, own=own) for name, table in tables.items()}
     claimed: dict[str, str] = {}
     for name, bucket in found.items():
         for system in bucket.systems:
@@ -466,49 +390,44 @@ def further(path: Path, own: Bucket, *, wanted: bool = True) -> dict[str, Bucket
     return found
 
 
-def endpoint(known: Settings | Bucket) -> Endpoint:
-    """The S3 endpoint that settings name."""
-    return Endpoint(
-        url=known.endpoint_url,
-        name=known.endpoint_name,
-        access_key_id=known.access_key_id,
-        secret_access_key=known.secret_access_key,
-        session_token=known.session_token,
-        region=known.region,
-        read_only=isinstance(known, Bucket) and known.read_only,
-        bypass_proxy=known.bypass_proxy,
-    )
-
-
-def table(name: str, bucket: Bucket) -> str:
+def format_table(name: str, bucket: Bucket) -> str:
     """Write a bucket as a table of buckets.toml, secrets included; AWS by its address, or another would be meant."""
-    told = bucket.model_dump(exclude_none=True, exclude_defaults=True)
-    told |= {
-        "region": bucket.region,
-        "endpoint_url": bucket.endpoint_url or f"https://s3.{bucket.region}.amazonaws.com",
-    }
-    plain = {field: one.get_secret_value() if isinstance(one, SecretStr) else one for field, one in told.items()}
-    return "\n".join([f"[{name}]", *(f"{field} = {json.dumps(one)}" for field, one in plain.items()), ""])
+    told = {"url": bucket.url} | ({"systems": bucket.systems} if bucket.systems else {})
+    usual = Endpoint()
+    for field, spelt in ENDPOINT.items():
+        if (value := getattr(bucket.endpoint, spelt)) != getattr(usual, spelt):
+            told[field] = value.get_secret_value() if isinstance(value, SecretStr) else value
+    region = told["region"] = bucket.endpoint.region
+    told.setdefault("endpoint_url", f"https://s3.{region}.amazonaws.com")
+    return "\n".join([f"[{name}]", *(f"{field} = {json.dumps(one)}" for field, one in told.items()), ""])
 
 
-def _further(file: str, name: str, table: object, *, own: Bucket) -> Bucket:
+def _parse_table(file: str, name: str, table: object, *, own: Endpoint) -> Bucket:
     if not BLOCK.fullmatch(name):
         raise Misconfigured(f"{file}: a bucket's name has lower case letters, digits and dashes, and {name!r} has not")
     if name == MAIN or not isinstance(table, dict):
         what = "the site's own bucket: PLATEWAY_BUCKET_URL says where it is" if name == MAIN else "no table"
         raise Misconfigured(f"{file}: {name} is {what}")
+    said = {ENDPOINT[field]: value for field, value in table.items() if field in ENDPOINT}
+    rest = {field: value for field, value in table.items() if field not in ENDPOINT}
     try:
-        return Bucket.model_validate(_inherited(table, own) | table)
+        return Bucket.model_validate({"endpoint": _inherit(said, own) | said, **rest})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        wrong = "; ".join(f"{_spell(e['loc'])}: {e['msg']}" for e in error.errors(include_input=False))
         raise Misconfigured(f"{file}: [{name}] {wrong}") from None
 
 
-def _inherited(table: Mapping[str, Any], own: Bucket) -> dict[str, Any]:
-    """Take from the site's own bucket what a table does not say; a key is taken whole or not at all."""
-    elsewhere, other = table.get("endpoint_url", own.endpoint_url) != own.endpoint_url, bool(table.keys() & set(WHO))
-    left = set(table) | ({"endpoint_name"} if elsewhere else set()) | (set(WHO) if other else set())
-    return {name: getattr(own, name) for name in ENDPOINT if name not in left}
+def _spell(location: tuple[int | str, ...]) -> str:
+    """Write where a table is wrong as the table spells it."""
+    parts = [str(part) for part in location]
+    return ".".join(CALLED.get(part, part) for part in parts[1:]) if parts[0] == "endpoint" else ".".join(parts)
+
+
+def _inherit(said: Mapping[str, Any], own: Endpoint) -> dict[str, Any]:
+    """Take from the site's own endpoint what a table does not say; a key is taken whole or not at all."""
+    elsewhere, other = said.get("url", own.url) != own.url, bool(said.keys() & set(WHO))
+    left = {"read_only", *said} | ({"name"} if elsewhere else set()) | (set(WHO) if other else set())
+    return {one.name: getattr(own, one.name) for one in fields(Endpoint) if one.name not in left}
 
 
 def environment(given: Mapping[str, str | None]) -> dict[str, str]:

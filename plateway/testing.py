@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr
 
-from plateway import pipeline, settings
-from plateway.buckets import Buckets, sweep, temporary
+from plateway import settings
+from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
-from plateway.store import Endpoint
+from plateway.store.admin import Buckets, sweep, temporary
 
 NAME = "pytest"  # what the names of the buckets begin with
 KEPT = timedelta(days=1)  # what a killed run has left
@@ -27,7 +27,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Where S3 is, and who asks."""
     from deployments import seaweed  # noqa: PLC0415  only where there is none
 
-    known = pipeline.endpoint(settings.load())
+    known = settings.load().endpoint
     if known.url:
         yield known
         return

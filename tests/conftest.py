@@ -15,7 +15,7 @@ from typer import testing
 from typer.main import get_command
 
 from deployments import seaweed
-from plateway import store
+from plateway.endpoint import Endpoint
 
 pytest_plugins = ["plateway.testing", "tests.databases", "tests.order"]
 vars(testing)["_get_command"] = cache(get_command)  # it takes longer than most commands
@@ -41,15 +41,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.Server]
 
 
 @pytest.fixture(scope="session")
-def endpoint(server: seaweed.Server) -> store.Endpoint:
+def endpoint(server: seaweed.Server) -> Endpoint:
     """Where the run's S3 is, with its administrator's key."""
-    return store.Endpoint(
+    return Endpoint(
         url=server.url, access_key_id=server.access_key_id, secret_access_key=SecretStr(server.secret_access_key)
     )
 
 
 @pytest.fixture(scope="session")
-def client(endpoint: store.Endpoint) -> Any:
+def client(endpoint: Endpoint) -> Any:
     """A client of the run's S3 that is not ours."""
     assert endpoint.secret_access_key is not None
     return get_session().create_client(
@@ -62,7 +62,7 @@ def client(endpoint: store.Endpoint) -> Any:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(endpoint: store.Endpoint) -> store.Endpoint:
+def s3_endpoint(endpoint: Endpoint) -> Endpoint:
     """Where the plugin that Plateway has for others makes buckets here."""
     return endpoint
 

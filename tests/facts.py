@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from plateway.catalog import Catalog, Ref, Seen
+from plateway.catalog import Catalog
 from plateway.errors import Damage
-from plateway.events import ImagingEvent
+from plateway.events import ImagingEvent, Ref
+from plateway.ledger import Seen
 from plateway.records import Event, Export, Purge
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -9,9 +9,11 @@ from typing import Any
 
 from plateway import pipeline, simulator
 from plateway.archive import Archive
-from plateway.catalog import Catalog, Ledger, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
+from plateway.instruments import Instrument, Policy
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, Outcome
-from plateway.settings import Instrument, Policy
 from plateway.simulator import Announced, Simulated
 from plateway.store import Store
 

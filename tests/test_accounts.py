@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from plateway.catalog import Account, Catalog, Day, Ref, SystemFigures
+from plateway.catalog import Catalog
 from plateway.errors import Busy, Conflict, Damage
+from plateway.events import Ref
+from plateway.findings import account_of
+from plateway.ledger import Account, Day, SystemFigures
 from plateway.outcome import Restored
-from plateway.reconcile import account_of
 from plateway.records import ArchiveEntry, ArchiveManifest, Event
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove, rejected, upload
 

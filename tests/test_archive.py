@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from plateway import archive
 from plateway.archive import Archive, Entry, Inbox, dump, open_archive, parse
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, Rejected, Unsettled
-from plateway.store import Endpoint
 
 JOB = "2f1c5d0e-8a4b-4c3d-9e2f-1a2b3c4d5e6f"
 SHA = hashlib.sha256(b"x").hexdigest()

@@ -21,15 +21,19 @@ import pytest
 
 from plateway import pipeline
 from plateway.archive import Archive, open_archive, parse
-from plateway.catalog import Catalog, Ledger, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound
-from plateway.events import PREFIXES
+from plateway.events import Ref
+from plateway.keys import PREFIXES
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, Outcome
 from plateway.pipeline.archives import IN_A_ROW, lay
 from plateway.pipeline.places import adopt_place
 from plateway.place import FILE
 from plateway.records import Event, Export
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Clock, Lab

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from plateway.cli.attended import SIGNALS, attended
+from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured
-from plateway.store import Endpoint
 from tests.soak import SOAK
 
 TRAPPING = "trap 'exit 9' {kind}; touch there; while :; do sleep 0.05; done"

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from plateway import events, pipeline
-from plateway.catalog import Catalog, Ref
+from plateway import bench, pipeline
+from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
+from plateway.events import Ref
+from plateway.instruments import Instrument
 from plateway.isolation import Beat
-from plateway.settings import Instrument
 from plateway.store import open_store
 from tests.databases import furnish
 from tests.hanging import hung
@@ -47,11 +48,11 @@ class Stuck:
     def __init__(self, system: str) -> None:
         self.system, self.gate, self.met = system, threading.Event(), 0
 
-    def __call__(self, instrument: Instrument, *, beat: Beat | None = None) -> list[events.Sighting]:
+    def __call__(self, instrument: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
         if instrument.name == self.system:
             self.met += 1
             assert self.gate.wait(60)
-        return events.scan(instrument, beat=beat)
+        return bench.scan(instrument, beat=beat)
 
 
 def threads(lab: Lab) -> list[threading.Thread]:
@@ -93,7 +94,7 @@ def test_all_systems_may_hang(lab: Lab) -> None:
     """They are waited for together, not one after the other."""
     gate = threading.Event()
 
-    def scan(_: Instrument, *, beat: Beat | None = None) -> list[events.Sighting]:
+    def scan(_: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
         assert gate.wait(60)
         return []
 
@@ -122,7 +123,7 @@ def test_a_hung_mount_holds_up_only_its_own_system(lab: Lab, hangs: str) -> None
     with hung(place):
         event = lab.acquire("aretha")
         if hangs == "the disk":
-            names = events.systems(lab.bench, patience=SHORT)
+            names = bench.list_systems(lab.bench, patience=SHORT)
             assert names == ["aretha", "otis", "prince"]
         found = pipeline.register(lab.line, patience=SHORT)
         assert Ref(event.id, 1) in found.new
@@ -194,8 +195,8 @@ def test_a_system_swapped_while_it_is_looked_at_keeps_its_events(lab: Lab) -> No
     pipeline.register(lab.line)
     lab.clock.turn(hours=1)
 
-    def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[events.Sighting]:
-        found = events.scan(instrument, beat=beat)
+    def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
+        found = bench.scan(instrument, beat=beat)
         swap(lab)
         return found
 

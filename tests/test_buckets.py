@@ -13,10 +13,18 @@ from typing import Any
 
 import pytest
 
-from plateway import buckets
-from plateway.buckets import Address, Buckets, Done, Version, landing, sweep, temporary
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, NotFound, PlatewayError, Refused, Rejected
-from plateway.store import Endpoint, Stat
+from plateway.store import Stat, admin
+from plateway.store.admin import (
+    Address,
+    Buckets,
+    Done,
+    Version,
+    landing,
+    sweep,
+    temporary,
+)
 from tests.faults.proxy import Forward, Message, Reset, Script, between, error, honest, with_header
 
 
@@ -142,7 +150,7 @@ def test_usage_is_added_up(there: Buckets, bucket: str) -> None:
     fill(there, bucket, "a/1", "a/22", "b")
     found = there.usage(Address(bucket, "a"))
     assert (found.objects, found.size, found.largest) == (2, 7, 4)
-    assert there.usage(Address(bucket, "c")) == buckets.Usage(0, 0, 0, None)
+    assert there.usage(Address(bucket, "c")) == admin.Usage(0, 0, 0, None)
 
 
 def test_objects_are_copied_by_the_endpoint(there: Buckets, bucket: str) -> None:
@@ -299,8 +307,8 @@ def test_leftovers_are_swept_and_nothing_else(there: Buckets, bucket: str) -> No
         there.make(name)
     fill(there, old, "a")
     now = datetime.now(UTC)
-    assert buckets.sweep(there, bucket, before=now - timedelta(days=1)) == []  # the endpoint says that it is young
-    assert sorted(buckets.sweep(there, bucket, before=now + timedelta(hours=1))) == [old, young]
+    assert admin.sweep(there, bucket, before=now - timedelta(days=1)) == []  # the endpoint says that it is young
+    assert sorted(admin.sweep(there, bucket, before=now + timedelta(hours=1))) == [old, young]
     assert not there.there(old)
     for name in others:
         assert there.there(name)

@@ -21,10 +21,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plateway import bundle, folder
-from plateway.bundle import Packed, Packing, part_size, plan, read_manifest, walk
+from plateway import bundle, checksums, folder
+from plateway.bundle import (
+    Packed,
+    Packing,
+    plan,
+    read_manifest,
+    walk,
+)
+from plateway.checksums import part_size
 from plateway.errors import Conflict, Damaged, Unsettled
 from plateway.folder import File
+from plateway.names import shown
 
 MIB = 1 << 20
 HEAD: dict[str, Any] = {
@@ -392,7 +400,7 @@ def test_part_sizes(total: int, size: int) -> None:
 @pytest.mark.parametrize("step", [1, 3, 10, 100])
 def test_etag_is_the_one_of_s3(size: int, step: int) -> None:
     """One part has its MD5, several the MD5 of theirs with their number, however the bytes came."""
-    content, parts = os.urandom(size), bundle.Parts(10)
+    content, parts = os.urandom(size), checksums.PartHasher(10)
     for at in range(0, size, step):
         parts.update(content[at : at + step])
     if size <= 10:
@@ -468,7 +476,7 @@ def test_damage_names_the_member() -> None:
             whole[slot.offset] ^= 1
             with pytest.raises(Damaged) as caught:
                 walk([bytes(whole)])
-            assert str(caught.value).startswith(f"{folder.shown(slot.name)}: sha256 ")
+            assert str(caught.value).startswith(f"{shown(slot.name)}: sha256 ")
             whole[slot.offset] ^= 1
 
 

@@ -21,8 +21,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from plateway import events
-from plateway.catalog import NETWORK, Catalog, Ledger, Ref, State, network_file_system
+from plateway.catalog import NETWORK, Catalog, network_file_system
 from plateway.errors import (
     Busy,
     Conflict,
@@ -35,6 +34,9 @@ from plateway.errors import (
     Transient,
     Unavailable,
 )
+from plateway.events import Ref
+from plateway.keys import event_key, layout_of
+from plateway.ledger import Ledger, State
 from plateway.outcome import Restored
 from plateway.records import ArchiveLocation, Event, Export, Setback
 from tests.databases import processes
@@ -85,7 +87,7 @@ def test_registered_event_is_known(catalog: Catalog) -> None:
     assert catalog.register("prince", [seen(event)], now=NOW) == [(Ref(event.id, 1), False)]
     row = catalog.get(Ref(event.id, 1))
     assert (row.experiment, row.plate, row.path, row.details) == (event.experiment, 12, "images/1", {"position": 1})
-    assert (row.key, row.digest, row.first_seen, row.waiting_since) == (events.key(event), event.digest, NOW, NOW)
+    assert (row.key, row.digest, row.first_seen, row.waiting_since) == (event_key(event), event.digest, NOW, NOW)
     assert catalog.known("prince") == {f"{event.id}.json": (300, 7)}
     assert catalog.known("aretha") == {}
     assert catalog.newest(event.id) == Ref(event.id, 1)
@@ -116,7 +118,7 @@ def test_other_content_is_a_conflict(catalog: Catalog) -> None:
     assert catalog.register("prince", [seen(third), seen(first)], now=NOW) == [(Ref(first.id, 3), True)]
     ledgers = catalog.revisions(first.id)
     assert [one.conflict for one in ledgers] == [False, True, True]
-    assert [one.event.key for one in ledgers] == [events.key(first, revision=n) for n in (1, 2, 3)]
+    assert [one.event.key for one in ledgers] == [event_key(first, revision=n) for n in (1, 2, 3)]
     assert catalog.newest(first.id) == Ref(first.id, 3)
     assert state(catalog, Ref(first.id, 2)).reasons[-1] == "conflict: revision 2 of this id"
 
@@ -126,12 +128,12 @@ def test_layout_is_fixed_at_registration(catalog: Catalog) -> None:
     catalog.register("prince", [seen(said())], now=NOW, layout="files")
     ref = Ref(said().id, 1)
     other = catalog.rekey(ref)
-    assert other == catalog.get(ref).key == events.key(said(), revision=2, layout="files")
+    assert other == catalog.get(ref).key == event_key(said(), revision=2, layout="files")
     heir = catalog.revise(ref, digest="d" * 64, now=NOW)
-    assert catalog.get(heir).key == events.key(said(), revision=3, layout="files")
+    assert catalog.get(heir).key == event_key(said(), revision=3, layout="files")
     catalog.register("prince", [seen(said(image_count=n)) for n in (13, 14)], now=NOW, layout="files")
     catalog.register("prince", [seen(said(image_count=15))], now=NOW)
-    layouts = [events.layout(one.event.key) for one in catalog.revisions(ref.id)]
+    layouts = [layout_of(one.event.key) for one in catalog.revisions(ref.id)]
     assert layouts == ["files"] * 4 + ["bundle"]
     assert len({one.event.key for one in catalog.revisions(ref.id)}) == 5
 
@@ -140,11 +142,11 @@ def test_key_taken_by_another(catalog: Catalog) -> None:
     """Two ids that begin alike, in one second, get keys that differ, in one batch or in two."""
     ids = [UUID(int=7 << 96 | n) for n in range(3)]
     one, two, three = (said(1, id=id_) for id_ in ids)
-    assert events.key(one) == events.key(two) == events.key(three)
+    assert event_key(one) == event_key(two) == event_key(three)
     catalog.register("prince", [seen(one), seen(two)], now=NOW)
     catalog.register("prince", [seen(three)], now=NOW)
     keys = [catalog.get(Ref(id_, 1)).key for id_ in ids]
-    assert keys == [events.key(one), events.key(two, whole=True), events.key(three, whole=True)]
+    assert keys == [event_key(one), event_key(two, whole=True), event_key(three, whole=True)]
     assert len(set(keys)) == 3
 
 
@@ -451,7 +453,7 @@ def test_ledgers_by_what_is_asked(catalog: Catalog) -> None:
     assert numbers(since=NOW + timedelta(seconds=2), until=NOW + timedelta(seconds=4)) == [2, 3]
     assert numbers(refs=[Ref(said(n).id, 1) for n in (4, 2, 9)]) == [2, 4]
     assert numbers(refs=[Ref(said(n).id, 1) for n in (4, 2, 1)], limit=2, system="prince") == [1, 2]
-    assert numbers(keys=[events.key(said(2))]) == [2]
+    assert numbers(keys=[event_key(said(2))]) == [2]
 
 
 def test_pages_neither_skip_nor_repeat(catalog: Catalog) -> None:
@@ -800,7 +802,7 @@ def test_changed_images_begin_one_revision(catalog: Catalog) -> None:
     assert catalog.revise(heir, digest=said().digest, now=NOW + DAY) == ref
     old, new = catalog.get(ref), catalog.get(heir)
     assert (new.key, new.file, new.path, new.details) == (
-        events.key(said(), revision=2),
+        event_key(said(), revision=2),
         old.file,
         old.path,
         old.details,
@@ -816,13 +818,13 @@ def test_other_key_where_strangers_lie(catalog: Catalog) -> None:
     """An event whose key is taken in the bucket gets another that no event has, also later."""
     ref = add(catalog)
     other = catalog.rekey(ref)
-    assert other == catalog.get(ref).key == events.key(said(), revision=2)
+    assert other == catalog.get(ref).key == event_key(said(), revision=2)
     third = catalog.rekey(ref)
-    assert third == events.key(said(), revision=3)
+    assert third == event_key(said(), revision=3)
     catalog.register("prince", [seen(said(image_count=n)) for n in (13, 14)], now=NOW)
     keys = [one.event.key for one in catalog.revisions(ref.id)]
     assert len(set(keys)) == 3
-    assert keys[2] == events.key(said(image_count=14), revision=3, whole=True)
+    assert keys[2] == event_key(said(image_count=14), revision=3, whole=True)
 
 
 def test_setbacks_grow_and_are_jittered(catalog_url: str) -> None:

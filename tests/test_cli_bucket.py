@@ -14,8 +14,8 @@ import pytest
 from plateway import settings
 from plateway.catalog import Catalog
 from plateway.cli.bucket import environment
+from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
-from plateway.store import Endpoint
 from tests import facts
 from tests.faults.proxy import between, error
 from tests.test_cli import call, home, told
@@ -198,7 +198,7 @@ def test_it_starts_without_what_it_does_not_need() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "plateway", "bucket", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "plateway.buckets" in imported
+    assert "plateway.store.admin" in imported
     assert {"plateway.catalog", "plateway.pipeline", "sqlalchemy", "s3fs"} & imported == set()
 
 

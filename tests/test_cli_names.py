@@ -25,10 +25,10 @@ from rich.table import Table
 
 from plateway import simulator, tokens
 from plateway.cli import shell
+from plateway.endpoint import Endpoint
 from plateway.gateway.access import Access, AccessLog
-from plateway.plain import PlainFormatter, plain
+from plateway.names import PlainFormatter, plain
 from plateway.simulator import Shot, Simulated
-from plateway.store import Endpoint
 from tests.test_cli import call, home
 
 __all__ = ["home"]

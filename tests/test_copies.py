@@ -19,7 +19,8 @@ import pytest
 
 from plateway import bundle, events, folder, pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import (
     Busy,
     Conflict,
@@ -31,11 +32,13 @@ from plateway.errors import (
     Unavailable,
     Unsettled,
 )
+from plateway.events import Ref
 from plateway.pipeline import copies, inbox
 from plateway.pipeline.restore import _room, _runs
 from plateway.records import Export
 from plateway.simulator import Announced
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 
@@ -71,6 +74,7 @@ class Counting:
         self.durable = store.durable
         self.name, self.put, self.stat, self.list = store.name, store.put, store.stat, store.list
         self.delete, self.sign, self.uploads, self.abort = store.delete, store.sign, store.uploads, store.abort
+        self.delete_all, self.tags, self.lifecycle = store.delete_all, store.tags, store.lifecycle
         self.reads: list[int] = []
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:

@@ -18,8 +18,17 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
-from plateway import cli, events, pipeline, reconcile, records, settings, simulator
-from plateway.settings import Instrument, Settings
+from plateway import (
+    cli,
+    events,
+    findings,
+    pipeline,
+    records,
+    settings,
+    simulator,
+)
+from plateway.instruments import Instrument
+from plateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -262,11 +271,11 @@ def test_the_events_are_those_that_are_sent() -> None:
 def test_every_finding_is_told() -> None:
     """The page of reconcile has every kind of finding, its repair and whether it is done without being asked for."""
     told = rows("reconcile.md", "Findings")
-    assert sorted(quoted(kind)[0] for kind, *_ in told) == sorted(reconcile.Kind)
-    assert {quoted(kind)[0] for kind, what, _ in told if what.endswith("Grave.")} == reconcile.GRAVE
+    assert sorted(quoted(kind)[0] for kind, *_ in told) == sorted(findings.Kind)
+    assert {quoted(kind)[0] for kind, what, _ in told if what.endswith("Grave.")} == findings.GRAVE
     (harmless, _), (others, _) = rows("reconcile.md", "Repairs")
-    assert set(quoted(harmless)) == reconcile.HARMLESS
-    assert {*quoted(harmless), *quoted(others)} == {*reconcile.Repair} - {reconcile.Repair.NONE}
+    assert set(quoted(harmless)) == findings.HARMLESS
+    assert {*quoted(harmless), *quoted(others)} == {*findings.Repair} - {findings.Repair.NONE}
 
 
 def test_every_table_of_the_catalogue_is_told() -> None:

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plateway import events, folder
+from plateway import bench, events, instruments, keys, names
+from plateway.bench import Sighting
 from plateway.errors import Rejected, Unsettled
-from plateway.events import ImagingEvent, Sighting
+from plateway.events import ImagingEvent
 from plateway.folder import File
-from plateway.settings import IMAGES, Instrument
+from plateway.instruments import IMAGES, Instrument
 from tests.soak import SOAK
 
 PRINCE = Instrument(name="prince", root=Path("bench/prince"))
@@ -301,21 +302,21 @@ def test_a_time_that_spring_skips_is_refused() -> None:
 )
 def test_a_key_follows_from_the_event(changes: dict[str, Any], arguments: dict[str, Any], key: str) -> None:
     """Kind, experiment, UTC time and id make the key; revisions have their own."""
-    assert events.key(imaging(**changes), **arguments) == key
+    assert keys.event_key(imaging(**changes), **arguments) == key
 
 
 def test_the_key_of_files_is_their_manifests() -> None:
     """The whole id makes it; from it follow the layout, the folder, and what the tar is called on tape."""
     event, other = imaging(), imaging(experiment_id="other", timestamp="2020-01-01T00:00:00Z")
-    key = events.key(event, revision=3, layout="files")
+    key = keys.event_key(event, revision=3, layout="files")
     assert key == f"images/{ID}-r3/metadata.json"
-    assert events.key(event, layout="files") == events.key(other, layout="files", whole=True)
-    assert (events.layout(key), events.home(key), events.tar_name(key)) == ("files", f"{ID}-r3", f"{ID}-r3.tar")
+    assert keys.event_key(event, layout="files") == keys.event_key(other, layout="files", whole=True)
+    assert (keys.layout_of(key), keys.files_folder(key), keys.tar_name(key)) == ("files", f"{ID}-r3", f"{ID}-r3.tar")
 
 
 def test_what_is_an_image_is_said_by_the_instrument() -> None:
     """Its patterns choose the folder of a file; all JSON, and what might be a bundle, is none whatever they say."""
-    place = events.places(f"images/{ID}-r2/metadata.json", events.imaged(("*.raw", "*.json", "*.tar")))
+    place = keys.file_keys(f"images/{ID}-r2/metadata.json", instruments.image_matcher(("*.raw", "*.json", "*.tar")))
     kinds = {name: place(name).split("/")[0] for name in ("a/b.RAW", "a.tif", "x.json", "X.JSON", "b.tar")}
     assert kinds == {"a/b.RAW": "images"} | dict.fromkeys(("a.tif", "x.json", "X.JSON", "b.tar"), "waveforms")
     assert place("a/b.RAW") == f"images/{ID}-r2/a/b.RAW"
@@ -336,7 +337,7 @@ def test_what_is_an_image_is_said_by_the_instrument() -> None:
 )
 def test_other_keys_are_no_manifests(key: str) -> None:
     """Bundles are told from files by the key alone, so nothing else may look like one of theirs."""
-    assert (events.layout(key), events.home(key)) == ("bundle", None)
+    assert (keys.layout_of(key), keys.files_folder(key)) == ("bundle", None)
 
 
 @given(st.text(min_size=1, max_size=140))
@@ -346,7 +347,7 @@ def test_an_accepted_experiment_is_one_segment_of_a_key(name: str) -> None:
         event = events.parse(said(IMAGING, experiment_id=name), PRINCE)
     except Rejected:
         return
-    key = events.key(event, revision=99, whole=True)
+    key = keys.event_key(event, revision=99, whole=True)
     assert [len(part) > 0 for part in key.split("/")] == [True] * 4
     assert key.isprintable()
     assert len(key.encode()) <= 256
@@ -657,7 +658,7 @@ def _corpus() -> dict[str, tuple[bytes, str]]:
     for base in (TIMESTEP, IMAGING):
         for name, (text, why) in EXPERIMENTS.items():
             quoted = quote(text)
-            shown = folder.shown(quoted) if len(quoted) <= 80 else f"{quoted[:77]}..."
+            shown = names.shown(quoted) if len(quoted) <= 80 else f"{quoted[:77]}..."
             corpus[f"{len(base)}-experiment: {name}"] = (
                 said(base, experiment_id=text),
                 f"experiment_id: {shown} {why}",
@@ -801,10 +802,10 @@ def test_images_are_counted_by_name_in_any_case() -> None:
         "\udcff.h5",
     ]
     files = [File(name, 1, 1, 1, 1) for name in names]
-    assert events.images(files, IMAGES) == 6
-    assert events.images(files, ("*.TXT", "d.*")) == 2
-    assert events.images(files, ("Img/*",)) == 0
-    assert events.images(files, ()) == 0
+    assert bench.count_images(files, IMAGES) == 6
+    assert bench.count_images(files, ("*.TXT", "d.*")) == 2
+    assert bench.count_images(files, ("Img/*",)) == 0
+    assert bench.count_images(files, ()) == 0
 
 
 # Event files on the disk
@@ -829,21 +830,21 @@ def test_systems_are_directories_with_events(tmp_path: Path, prince: Instrument)
     (tmp_path / "bent" / "events").symlink_to(prince.root / "events")
     (tmp_path / "link").symlink_to(prince.root)
     (tmp_path / os.fsdecode(b"\xff") / "events").mkdir(parents=True)
-    assert events.systems(tmp_path) == ["aretha", "prince", "zappa"]
+    assert bench.list_systems(tmp_path) == ["aretha", "prince", "zappa"]
 
 
 def test_a_bench_may_itself_be_a_link(tmp_path: Path, prince: Instrument) -> None:
     """Where the bench is, is the operator's word."""
     (tmp_path / "bench").symlink_to(tmp_path)
-    assert events.systems(tmp_path / "bench") == [prince.name]
+    assert bench.list_systems(tmp_path / "bench") == [prince.name]
 
 
 def test_a_bench_that_is_not_there_is_no_empty_bench(tmp_path: Path) -> None:
     """A vanished mount is said, not taken for the absence of events."""
     with pytest.raises(Unsettled, match=r"^bench: no such file or directory$"):
-        events.systems(tmp_path / "bench")
+        bench.list_systems(tmp_path / "bench")
     with pytest.raises(Unsettled, match=r"^events: no such file or directory$"):
-        events.scan(Instrument(name="bench", root=tmp_path))
+        bench.scan(Instrument(name="bench", root=tmp_path))
 
 
 def test_scan_lists_event_files_by_name(prince: Instrument) -> None:
@@ -851,11 +852,11 @@ def test_scan_lists_event_files_by_name(prince: Instrument) -> None:
     place = prince.root / "events"
     for name in ("2.json", "1-a.json", "1.json.part", "note.txt", ".json", "-x.json", "a\nb.json"):
         (place / name).write_bytes(b"12345")
-    found = events.scan(prince)
+    found = bench.scan(prince)
     assert [sighting.name for sighting in found] == ["-x.json", ".json", "1-a.json", "2.json", "a\nb.json"]
     status = (place / "2.json").stat()
     assert found[3] == Sighting("2.json", 5, status.st_mtime_ns)
-    assert [events.read(prince, sighting) for sighting in found] == [b"12345"] * 5
+    assert [bench.read_event_file(prince, sighting) for sighting in found] == [b"12345"] * 5
 
 
 def _fifo(place: Path) -> None:
@@ -884,19 +885,19 @@ ODD: dict[str, Callable[[Path], None]] = {
 def test_what_is_no_file_is_sighted_with_its_fault(prince: Instrument, kind: str) -> None:
     """A link or FIFO among the event files is neither opened nor passed over."""
     ODD[kind](prince.root / "events" / "1.json")
-    (sighting,) = events.scan(prince)
+    (sighting,) = bench.scan(prince)
     assert sighting.fault == f"{kind}, only regular files are accepted"
     with pytest.raises(Rejected, match=rf"^{kind}, only regular files are accepted$"):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
 
 
 def test_a_name_that_is_not_utf8_is_sighted_with_its_fault(prince: Instrument) -> None:
     """Its name can be recorded, so one odd file does not stop the batch."""
     (prince.root / "events" / os.fsdecode(b"\xff.json")).touch()
-    (sighting,) = events.scan(prince)
+    (sighting,) = bench.scan(prince)
     assert (sighting.name, sighting.fault) == ("\\udcff.json", "its name is not UTF-8")
     with pytest.raises(Rejected, match=r"^its name is not UTF-8$"):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -904,24 +905,24 @@ def test_a_file_swapped_after_the_scan_is_not_followed(prince: Instrument, kind:
     """Between sighting and reading nothing can be slipped in."""
     place = prince.root / "events" / "1.json"
     place.write_bytes(b"{}")
-    (sighting,) = events.scan(prince)
+    (sighting,) = bench.scan(prince)
     place.unlink()
     ODD[kind](place)
     with pytest.raises((Rejected, Unsettled)):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
 
 
 def test_a_file_that_grew_since_is_unsettled(prince: Instrument) -> None:
     """What is still being written is read later."""
     place = prince.root / "events" / "1.json"
     place.write_bytes(b"{}")
-    (sighting,) = events.scan(prince)
+    (sighting,) = bench.scan(prince)
     place.write_bytes(b'{"a": 1}')
     with pytest.raises(Unsettled, match=r"^1.json: changed since it was sighted$"):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
     place.unlink()
     with pytest.raises(Unsettled, match=r"^events/1.json: no such file or directory$"):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
 
 
 def test_a_huge_file_is_refused_unread(prince: Instrument) -> None:
@@ -929,9 +930,9 @@ def test_a_huge_file_is_refused_unread(prince: Instrument) -> None:
     place = prince.root / "events" / "1.json"
     place.touch()
     os.truncate(place, 1 << 30)
-    (sighting,) = events.scan(prince)
+    (sighting,) = bench.scan(prince)
     with pytest.raises(Rejected, match=r"^1073741824 bytes: an event file has at most 1048576$"):
-        events.read(prince, sighting)
+        bench.read_event_file(prince, sighting)
 
 
 def test_a_linked_events_directory_is_not_entered(tmp_path: Path) -> None:
@@ -939,7 +940,7 @@ def test_a_linked_events_directory_is_not_entered(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "events").symlink_to(tmp_path / "other")
     with pytest.raises(Rejected, match=r"^events: a link where a directory should be$"):
-        events.scan(Instrument(name="prince", root=tmp_path))
+        bench.scan(Instrument(name="prince", root=tmp_path))
 
 
 def test_a_file_called_events_is_no_directory(tmp_path: Path) -> None:
@@ -947,4 +948,4 @@ def test_a_file_called_events_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "events").touch()
     (tmp_path / "1.json").touch()
     with pytest.raises(Rejected, match=r"^events: a file where a directory should be$"):
-        events.scan(Instrument(name="prince", root=tmp_path))
+        bench.scan(Instrument(name="prince", root=tmp_path))

@@ -7,20 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from plateway import pipeline, retention
 from plateway.archive import open_archive
-from plateway.catalog import Ledger, Ref
+from plateway.endpoint import Endpoint
 from plateway.errors import Denied, NotFound, Unavailable
+from plateway.events import Ref
+from plateway.instruments import Policy
+from plateway.ledger import Ledger
 from plateway.pipeline import Outcome
 from plateway.place import is_marker
 from plateway.records import ArchiveLocation, Lease, Purge, Quarantine
 from plateway.retention import Verdict
-from plateway.settings import Policy
-from plateway.store import Endpoint, Memory, Prefixed, ReadOnly, Store, open_store
+from plateway.store import Objects, Store, open_store
+from plateway.store.memory import Memory
+from plateway.store.wrappers import Prefixed, ReadOnly
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Lab, with_policy
 from tests.test_archives import content, exported, flipped, make, replaced, twin
@@ -527,7 +531,7 @@ def test_a_deletion_is_looked_at(lab: Lab) -> None:
 def test_a_read_only_bucket_keeps_everything(lab: Lab) -> None:
     """Its refusal takes the mark back."""
     (ref,) = marked(lab)
-    assert "restored" in results(pipeline.expire(replace(lab.line, store=ReadOnly(lab.store))))
+    assert "restored" in results(pipeline.expire(replace(lab.line, store=ReadOnly(cast("Objects", lab.store)))))
     assert there(lab, ref)
 
 

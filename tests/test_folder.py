@@ -17,6 +17,7 @@ import pytest
 from plateway import folder
 from plateway.errors import PlatewayError, Refused, Rejected, Unavailable, Unsettled
 from plateway.folder import File, Folder
+from plateway.names import shown
 
 SECRET = b"nothing of this may ever leave"
 ODD = [
@@ -159,7 +160,7 @@ def test_odd_names_are_kept_as_bytes_and_sorted_by_them(root: Path) -> None:
         found = opened.files()
         assert [os.fsencode(file.name) for file in found] == sorted(os.fsencode(name) for name in ODD)
         assert all(b"".join(opened.read(file)) == os.fsencode(file.name) for file in found)
-        assert all(folder.shown(file.name).isprintable() for file in found)
+        assert all(shown(file.name).isprintable() for file in found)
 
 
 def test_a_path_may_name_one_file(root: Path) -> None:

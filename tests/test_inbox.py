@@ -20,11 +20,13 @@ import sqlalchemy as sa
 
 from plateway import pipeline
 from plateway.archive import Delivery, Entry, Inbox, Limits, Page, Poll, dump, open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Rejected, Unavailable
+from plateway.events import Ref
 from plateway.pipeline import Line, Outcome
 from plateway.records import ArchiveEntry, ArchiveManifest
-from plateway.store import Endpoint, open_store
+from plateway.store import open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 from tests.soak import SOAK

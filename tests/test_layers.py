@@ -1,32 +1,23 @@
 """Imports go one way: the folder listing is the architecture."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"errors", "wire"},
-    {"bench", "ref"},
-    {"outcome"},
-    {
-        "settings",
-        "records",
-        "folder",
-        "isolation",
-        "events",
-        "bundle",
-        "store",
-        "archive",
-        "buckets",
-        "pictures",
-        "place",
-        "plain",
-        "readonly",
-        "scattered",
-    },
-    {"catalog", "retention", "reconcile", "tokens"},
+    {"errors"},
+    {"wire", "names", "instruments", "endpoint", "isolation"},
+    {"events", "checksums"},
+    {"keys", "outcome", "settings", "records", "folder"},
+    {"ledger"},
+    {"retention", "findings", "bench", "bundle"},
+    {"store"},
+    {"archive", "pictures", "place"},
+    {"catalog", "tokens"},
     {"pipeline"},
     {"cli", "gateway", "client", "simulator", "instrument", "bridges", "selftest", "testing"},
 ]
@@ -54,6 +45,37 @@ def imported(path: Path) -> set[str]:
 def layered(path: Path) -> set[str]:
     """Name the modules and packages of ours that a module imports, without what is below them."""
     return {one.split(".")[1] for one in imported(path) if one.startswith("plateway.")} & set(RANK)
+
+
+DOMAIN = (
+    "errors",
+    "instruments",
+    "endpoint",
+    "events",
+    "keys",
+    "checksums",
+    "outcome",
+    "ledger",
+    "retention",
+    "findings",
+)
+HEAVY = {"sqlalchemy", "sqlmodel", "botocore", "obstore", "s3fs", "fsspec", "prefect", "alembic"}
+
+
+@pytest.mark.parametrize("module", DOMAIN)
+def test_the_domain_needs_no_database_and_no_bucket(module: str) -> None:
+    """Parsing what an instrument announced, or judging a ledger, imports no client of anything."""
+    command = f"import sys, plateway.{module}; print(*{{one.partition('.')[0] for one in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout
+    assert HEAVY & set(loaded.split()) == set()
+
+
+def test_a_store_knows_nothing_of_tar() -> None:
+    """What bytes mean is for others; only what lays out a bundle as files, and what names its event, may know."""
+    knowing = {"per_file", "object_metadata"}
+    for path in (PACKAGE / "store").glob("*.py"):
+        if path.stem not in knowing:
+            assert not {one for one in imported(path) if one.split(".")[1:2] in (["bundle"], ["records"])}, path.name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

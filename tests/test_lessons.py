@@ -17,13 +17,15 @@ from uuid import UUID
 import pytest
 
 from plateway import pipeline
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.errors import Denied, DiskUnavailable, NotFound, PlatewayError, Rejected, Unavailable, Unsettled
+from plateway.events import Ref
 from plateway.pipeline import evidence
 from plateway.place import is_marker
 from plateway.records import Export
 from plateway.simulator import Announced
-from plateway.store import Directory, open_store
+from plateway.store import open_store
+from plateway.store.directory import Directory
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 

@@ -13,17 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from plateway import pipeline
-from plateway.buckets import Address, Buckets
 from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Denied, NotFound, PlatewayError, Unavailable
 from plateway.gateway import Parts
 from plateway.pipeline import copies, sources
-from plateway.store import Endpoint, Store, filesystem, objects, open_store
+from plateway.store import (
+    Objects,
+    filesystem,
+    open_store,
+)
+from plateway.store.admin import Address, Buckets
 from tests.databases import furnish
 from tests.faults.proxy import Forward, Message, Proxy, Reset, Script, between, error, honest, with_body
 from tests.gateway.conftest import GENEROUS, running
@@ -42,8 +47,8 @@ class Echo:
     lab: Lab
 
     @property
-    def store(self) -> Store:
-        return self.lab.store
+    def store(self) -> Objects:
+        return cast("Objects", self.lab.store)
 
     def put(self, key: str, content: bytes) -> None:
         """Store something behind Plateway's back."""
@@ -106,7 +111,7 @@ def test_asking_whether_something_is_there_reads_nothing(echo: Echo) -> None:
     there = Buckets(echo.there)
     asked: dict[str, Callable[[str], object]] = {
         "stat": echo.store.stat,
-        "look": objects(echo.store).look,
+        "look": echo.store.look,
         "bucket": lambda _: there.there(echo.bucket),
     }
     before = len(echo.book.log)

@@ -18,12 +18,14 @@ import pytest
 
 from plateway import pipeline
 from plateway.archive import Entry, Inbox, dump, open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
+from plateway.events import Ref
+from plateway.findings import Kind
 from plateway.pipeline import Line
 from plateway.place import FILE
-from plateway.reconcile import Kind
-from plateway.store import Endpoint, open_store
+from plateway.store import open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 

@@ -16,8 +16,9 @@ import pytest
 
 from plateway import folder, pipeline
 from plateway.bench import TRASH
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, NotFound, Unsettled
+from plateway.events import Ref
 from plateway.pipeline import Outcome, exports
 from plateway.pipeline.line import Hold
 from plateway.place import FILE
@@ -624,7 +625,8 @@ def test_two_workers_never_spoil_each_others_staging_copy(lab: Lab, monkeypatch:
     lab.options = {"staging": lab.home / "staging" / "prince"}
     announced = lab.acquire(images=4, size=64)
     lab.settle()
-    ref, copy, copied = Ref(announced.id, 1), folder.copy, []
+    ref, copy = Ref(announced.id, 1), folder.copy
+    copied: list[int] = []
 
     def overtaken(*args: Any, **named: Any) -> None:
         if not copied:

@@ -23,16 +23,19 @@ from deployments import seaweed
 from plateway import pipeline
 from plateway.archive import Entry, dump, open_archive
 from plateway.bench import EVENT_FILE, TRASH
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Transient
+from plateway.events import Ref
+from plateway.findings import Kind
+from plateway.instruments import Policy
 from plateway.outcome import Result
 from plateway.pipeline import Line, Outcome
 from plateway.pipeline.places import adopt_place
 from plateway.place import FILE
-from plateway.reconcile import Kind
-from plateway.settings import Policy
 from plateway.simulator import Announced
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 from tests.soak import SOAK

@@ -29,11 +29,18 @@ from typer.testing import CliRunner
 
 from deployments import seaweed
 from plateway import bundle, cli
-from plateway.buckets import Address, Buckets, temporary
+from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError, Refused
 from plateway.folder import File
 from plateway.pipeline import sources
-from plateway.store import S3, Endpoint, Stat, Upload, filesystem, open_store
+from plateway.store import (
+    Stat,
+    Upload,
+    filesystem,
+    open_store,
+)
+from plateway.store.admin import Address, Buckets, temporary
+from plateway.store.s3 import S3
 from tests.faults.proxy import Forward, Message, Proxy, Reset, Script, between, error, honest
 from tests.gateway.test_read_only import DICOM, EVENTS, OBJECTS, PROXIES, UID, endpoint, make
 from tests.test_docs import ROOT, blocks
@@ -112,8 +119,7 @@ def writes(there: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "put", lambda: there.put("a", big(), size=40 * MIB, part_size=32 * MIB, metadata={})
     yield "delete", lambda: there.delete(DICOM)
     yield "abort", lambda: there.abort(upload)
-    if hasattr(there, "delete_all"):
-        yield "delete_all", lambda: there.delete_all([DICOM])
+    yield "delete_all", lambda: there.delete_all([DICOM])
 
 
 @pytest.mark.parametrize("kind", ["opened", "below a prefix", "S3 itself", "of buckets"])
@@ -241,13 +247,12 @@ def test_a_filesystem_stays_read_only_in_another_process(haven: Haven, asked: Ca
 SCRIPT = """
 import json, sys
 from plateway import cli
-from plateway.buckets import Buckets
-from plateway.pipeline import endpoint
+from plateway.store.admin import Buckets
 from plateway.settings import load
 from plateway.store import filesystem, open_store
 
 bucket, key, to = sys.argv[1:]
-there = endpoint(load())
+there = load().endpoint
 store, (fs, root) = open_store(f"s3://{bucket}", there), filesystem(f"s3://{bucket}", there)
 cli.app(["restore", f"s3://{bucket}", "--to", to], standalone_mode=False)
 print(json.dumps({

@@ -17,14 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plateway import bundle, pipeline
+from plateway import bundle, checksums, pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Refused
-from plateway.pipeline import labels
+from plateway.events import Ref
 from plateway.pipeline.rebuilding import Rebuilt
 from plateway.records import Event
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Store, object_metadata, open_store
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 from tests.test_copies import damage, gone, tape
@@ -129,7 +131,7 @@ def unlabelled(store: Store, *, keep: set[str]) -> None:
         assert found is not None
         data = b"".join(store.open(one.key))
         kept = {name: value for name, value in found.metadata.items() if name in keep}
-        store.put(one.key, [data], size=len(data), part_size=bundle.part_size(len(data)), metadata=kept)
+        store.put(one.key, [data], size=len(data), part_size=checksums.part_size(len(data)), metadata=kept)
 
 
 OLD = {"event-id", "event-revision", "announcement"}
@@ -342,7 +344,7 @@ def test_what_is_no_bundle_of_ours_is_listed_with_the_reason(lab: Lab) -> None:
     bad, short = lab.ledger(flipped).event.key, lab.ledger(cut).event.key
     damage(lab, bad, 700)
     damage(lab, short, 700, cut=-1024)
-    lie = labels.write(lab.ledger(good).event, site=lab.line.places.site) | {"event-id": str(UUID(int=7))}
+    lie = object_metadata.write(lab.ledger(good).event, site=lab.line.places.site) | {"event-id": str(UUID(int=7))}
     lab.store.put("images/x/1.tar", [data], size=len(data), part_size=1 << 26, metadata=lie)
     told = rebuilt(lab)
     assert told.events == 1
@@ -509,19 +511,19 @@ def event(**values: Any) -> Event:
 def test_a_label_says_what_was_written(path: str, file: str, announced_at: datetime, waiting_since: datetime) -> None:
     """Whatever the names are: read back as they were, in plain ASCII, within S3's 2 KB."""
     said = event(path=path, file=file, announced_at=announced_at, waiting_since=waiting_since)
-    written = labels.write(said, site=SITE)
+    written = object_metadata.write(said, site=SITE)
     assert all(value.isascii() and value.isprintable() and value == value.strip() for value in written.values())
-    assert sum(len(f"x-amz-meta-{name}") + len(value) for name, value in written.items()) <= labels.ROOM
-    read = vars(labels.read(written))
+    assert sum(len(f"x-amz-meta-{name}") + len(value) for name, value in written.items()) <= object_metadata.ROOM
+    read = vars(object_metadata.read(written))
     for name in ("id", "revision", "digest", "path", "image_count", "file", "announced_at", "waiting_since"):
         assert read[name] == getattr(said, name)
 
 
 def test_what_does_not_fit_is_left_out() -> None:
     """A path as long as a disk can have: the facts that identify the event stay."""
-    written = labels.write(event(path="/".join(["é" * 100] * 10)), site=SITE)
+    written = object_metadata.write(event(path="/".join(["é" * 100] * 10)), site=SITE)
     assert "path" not in written
-    read = labels.read(written)
+    read = object_metadata.read(written)
     assert (read.id, read.revision, read.digest, read.file) == (UUID(int=7), 2, "d" * 64, "one.json")
 
 
@@ -541,11 +543,11 @@ def test_what_does_not_fit_is_left_out() -> None:
 )
 def test_nonsense_on_a_label_is_nothing(name: str, value: str) -> None:
     """A writer who is no friend cannot make a number of words, or a path of a name."""
-    read = labels.read({name.title(): value})
+    read = object_metadata.read({name.title(): value})
     assert set(vars(read).values()) == {None}
 
 
 def test_times_of_a_label_keep_their_microseconds() -> None:
     """The rows they come from have them."""
     moment = datetime(2026, 5, 4, 6, 0, 0, 123456, tzinfo=UTC) + timedelta(microseconds=1)
-    assert labels.read(labels.write(event(announced_at=moment), site=SITE)).announced_at == moment
+    assert object_metadata.read(object_metadata.write(event(announced_at=moment), site=SITE)).announced_at == moment

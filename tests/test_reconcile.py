@@ -17,13 +17,23 @@ from uuid import NAMESPACE_URL, uuid5
 import pytest
 
 from plateway import pipeline
-from plateway.catalog import Account, Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.errors import Refused, Unavailable
+from plateway.events import Ref
+from plateway.findings import (
+    Finding,
+    Kind,
+    Repair,
+    compare,
+    limit,
+)
+from plateway.ledger import Account
 from plateway.pipeline import Reconciled, reconciliation
 from plateway.place import FILE
-from plateway.reconcile import Finding, Kind, Repair, compare, limit
 from plateway.records import Export
-from plateway.store import KEPT, Memory, Stat, open_store
+from plateway.store import Stat, open_store
+from plateway.store.directory import KEPT
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab

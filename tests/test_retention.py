@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from plateway.catalog import Ledger
+from plateway.instruments import Policy
+from plateway.ledger import Ledger
 from plateway.records import ArchiveLocation, Event, Export, Lease, Quarantine
 from plateway.retention import SMALL, CopyState, halt, judge, judge_staging, prove
-from plateway.settings import Policy
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=30)

@@ -22,17 +22,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plateway import bundle, events, pipeline
+from plateway import bundle, instruments, pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Refused, Rejected
+from plateway.events import Ref
+from plateway.findings import Finding
 from plateway.folder import File
+from plateway.instruments import IMAGES
+from plateway.keys import file_keys, file_name, files_folder, layout_of
 from plateway.pipeline import Outcome
 from plateway.place import is_marker
-from plateway.reconcile import Finding
-from plateway.scattered import Scattered
-from plateway.settings import IMAGES
-from plateway.store import Endpoint, Memory, Prefixed, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.memory import Memory
+from plateway.store.per_file import PerFile
+from plateway.store.wrappers import Prefixed
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
 
@@ -82,7 +87,7 @@ class Site:
             "type": "stitch",
             "system": "aretha",
             "local_path": str(id_),
-            "img_count": sum(map(events.imaged(IMAGES), files)),
+            "img_count": sum(map(instruments.image_matcher(IMAGES), files)),
             "metadata": {"laser": 1},
         }
         (bench / "events").mkdir(exist_ok=True)
@@ -119,7 +124,7 @@ def site_in(tmp_path: Path, store: Store) -> Iterator[Site]:
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalogue.db'}", clock=clock)
     furnish(catalog)
     archive = open_archive((tmp_path / "tape").as_uri())
-    lab = Lab(tmp_path, Scattered(store), clock, catalog, options={"layout": "files"}, archive=archive)
+    lab = Lab(tmp_path, PerFile(store), clock, catalog, options={"layout": "files"}, archive=archive)
     yield Site(lab, store)
     lab.catalog.close()
 
@@ -363,6 +368,7 @@ class Mortal:
         self.name, self.durable = store.name, store.durable
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.abort = store.uploads, store.abort
+        self.tags, self.lifecycle = store.tags, store.lifecycle
         self._store, self._left = store, itertools.count(at, -1)
 
     def put(
@@ -371,6 +377,11 @@ class Mortal:
         if not key.startswith("plateway-site/"):  # the marker of the site is no part of an event
             self._change()
         return self._store.put(key, chunks, size=size, part_size=part_size, metadata=metadata)
+
+    def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
+        for key in keys:
+            self.delete(key)
+        return {}
 
     def delete(self, key: str) -> None:
         self._change()
@@ -386,14 +397,14 @@ def test_an_export_that_is_killed_heals(site: Site, at: int) -> None:
     """Whenever it dies nothing is recorded and no manifest is there; the next one completes what arrived."""
     ref = site.announce(FILES)
     site.lab.settle()
-    site.lab.store = Scattered(Mortal(site.inner, at=at))
+    site.lab.store = PerFile(Mortal(site.inner, at=at))
     with pytest.raises(Killed):
         site.lab.export()
     assert site.lab.ledger(ref).export is None
     assert site.lab.state(ref) == "ready"
     there = site.objects()
     assert f"images/{ref.id}/metadata.json" not in there
-    site.lab.store = Scattered(Once(site.inner))
+    site.lab.store = PerFile(Once(site.inner))
     assert results(site.lab.export()) == ["exported", "verified"]
     assert there.items() <= site.objects().items()
     assert len(site.objects()) == len(FILES) + 1
@@ -446,7 +457,7 @@ def test_a_complete_upload_that_nobody_noted_is_noted(site: Site) -> None:
     site.lab.catalog.close()
     site.lab.catalog = other
     site.lab.settle()
-    site.lab.store = Scattered(Mortal(site.inner, at=0))
+    site.lab.store = PerFile(Mortal(site.inner, at=0))
     assert results(site.lab.export()) == ["exported", "verified"]
     assert site.key(ref) == f"images/{ref.id}/metadata.json"
 
@@ -600,11 +611,11 @@ def test_an_expiry_that_is_killed_goes_on(site: Site, at: int) -> None:
     site.lab.clock.turn(days=8)
     assert expired(site) == ["marked"]
     site.lab.clock.turn(hours=2)
-    site.lab.store = Scattered(Mortal(site.inner, at=at))
+    site.lab.store = PerFile(Mortal(site.inner, at=at))
     with pytest.raises(Killed):
         expired(site)
     assert f"images/{ref.id}/metadata.json" in site.objects()
-    site.lab.store = Scattered(site.inner)
+    site.lab.store = PerFile(site.inner)
     assert expired(site) == ["expired"]
     assert site.objects() == {}
     assert site.lab.ledger(ref).expired
@@ -619,10 +630,10 @@ def test_an_expiry_that_was_cut_off_stops_where_tape_lost_its_copy(site: Site) -
     site.lab.clock.turn(days=8)
     expired(site)
     site.lab.clock.turn(hours=2)
-    site.lab.store = Scattered(Mortal(site.inner, at=1))
+    site.lab.store = PerFile(Mortal(site.inner, at=1))
     with pytest.raises(Killed):
         expired(site)
-    site.lab.store = Scattered(site.inner)
+    site.lab.store = PerFile(site.inner)
     left = site.objects()
     (path,) = (one.path for one in site.lab.ledger(ref).archives)
     (site.lab.home / "tape" / path).write_bytes(b"")
@@ -672,7 +683,7 @@ def test_only_what_was_packed_for_a_place_goes_there(site: Site) -> None:
     """Bytes from elsewhere, and a bundle for another key, are refused before anything is written."""
     files = [File("a.tif", 1, 0, 1, 1)]
     for key in ("images/exp/1.tar", f"images/{IDS}/metadata.json", None):
-        keys = events.places(key, events.imaged(IMAGES)) if key and events.home(key) else None
+        keys = file_keys(key, instruments.image_matcher(IMAGES)) if key and files_folder(key) else None
         packing = bundle.Packing(bundle.plan(files, {}, keys=keys), lambda file: iter([b"a"]))
         size = packing.layout.size
         with pytest.raises(Rejected):
@@ -735,10 +746,10 @@ names = st.text(
 @given(st.lists(names, unique=True, max_size=6))
 def test_keys_tell_names_apart(given_names: list[str]) -> None:
     """No two names share a key, and each key says its name again."""
-    place = events.places(f"images/{IDS}/metadata.json", events.imaged(IMAGES))
+    place = file_keys(f"images/{IDS}/metadata.json", instruments.image_matcher(IMAGES))
     keys = {name: place(name) for name in given_names if name != "metadata.json"}
     assert len(set(keys.values())) == len(keys)
-    assert [events.placed(key) for key in keys.values()] == list(keys)
+    assert [file_name(key) for key in keys.values()] == list(keys)
     assert f"images/{IDS}/metadata.json" not in keys.values()
 
 
@@ -753,7 +764,7 @@ def test_the_key_tells_the_layout_from_registration_on(site: Site) -> None:
     refs.append(site.announce(FILES, number=1))
     site.lab.settle()
     assert results(site.lab.export()) == ["exported", "exported", "verified", "verified"]
-    assert [events.layout(site.key(ref)) for ref in refs] == ["files", "bundle"]
+    assert [layout_of(site.key(ref)) for ref in refs] == ["files", "bundle"]
     assert len(site.objects()) == len(FILES) + 1 + 1
     assert reconciled(site.lab) == ()
 
@@ -777,7 +788,7 @@ def test_memory_does_not_grow_with_a_bundle(site: Site) -> None:
     files = {f"{number:03}.tif": bytes([number]) * MIB for number in range(96)}
     ref = site.announce(files)
     site.lab.settle()
-    site.lab.store = Scattered(Sink())
+    site.lab.store = PerFile(Sink())
     tracemalloc.start()
     assert pipeline.export(site.lab.line, ref).result == "exported"
     peak = tracemalloc.get_traced_memory()[1]

@@ -12,20 +12,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import make_url, text
 
-from plateway.catalog import (
-    STATES,
-    ArchiveRow,
-    Catalog,
-    Cursor,
-    DailyRow,
-    Ledger,
-    Member,
-    Overview,
-    Ref,
-    SystemOverview,
-)
+from plateway.catalog import Catalog
 from plateway.catalog.search import archive_id
 from plateway.errors import Rejected
+from plateway.events import Ref
+from plateway.ledger import STATES, ArchiveRow, Cursor, DailyRow, Ledger, Member, Overview, SystemOverview
 from plateway.records import ArchiveLocation
 from tests.databases import administration
 from tests.facts import NOW, add, export, rejected, said, seen

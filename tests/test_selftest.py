@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from plateway import selftest
-from plateway.buckets import Address
+from plateway.endpoint import Endpoint
 from plateway.errors import Denied, Refused
-from plateway.store import Endpoint
+from plateway.store.admin import Address
 from tests.faults.proxy import Forward, Message, Reset, between, error, with_body, with_header
 from tests.test_cli import call, home
 

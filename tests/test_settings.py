@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from plateway import settings
+from plateway import instruments, settings
 from plateway.errors import Misconfigured
-from plateway.reconcile import limit
+from plateway.findings import limit
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +36,17 @@ NO_SHARES: list[Any] = [0, 0.0, -1, -0.1, 1.001, 10, 100, float("nan"), float("i
 @pytest.mark.parametrize("value", SHARES)
 def test_a_share_is_above_nothing_and_at_most_all(value: float) -> None:
     """Of a batch's fraction."""
-    assert settings.bounded_fraction(value) == value
-    assert replace(settings.Policy(), fraction=value).fraction == value
+    assert instruments.bounded_fraction(value) == value
+    assert replace(instruments.Policy(), fraction=value).fraction == value
 
 
 @pytest.mark.parametrize("value", NO_SHARES)
 def test_no_policy_has_a_fraction_that_is_no_share(value: Any) -> None:
     """However it is made: ten percent written as 10 would switch the rule off that stops and asks."""
     with pytest.raises(Misconfigured):
-        settings.bounded_fraction(value)
+        instruments.bounded_fraction(value)
     with pytest.raises(Misconfigured):
-        replace(settings.Policy(purge=True), fraction=value)
+        replace(instruments.Policy(purge=True), fraction=value)
     with pytest.raises(Misconfigured):
         limit(1000, value)
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,17 +18,20 @@ from typer.testing import CliRunner
 from deployments import seaweed
 from plateway import cli, pipeline, settings, simulator, store
 from plateway.archive import open_archive
-from plateway.buckets import Buckets
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import AWS, Endpoint, endpoint_identity
 from plateway.errors import Conflict, Misconfigured, NotFound, Unavailable
+from plateway.events import Ref
+from plateway.findings import Kind
 from plateway.gateway.site import parts
+from plateway.instruments import Instrument
 from plateway.pipeline import Line
 from plateway.pipeline.line import Place
 from plateway.place import is_marker
-from plateway.reconcile import Kind
 from plateway.records import Export
-from plateway.settings import Instrument
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Objects, Store, open_store, wrappers
+from plateway.store.admin import Buckets
+from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.faults import proxy
 from tests.gateway.conftest import GENEROUS, running
@@ -53,8 +56,8 @@ class Site(Lab):
         return replace(super().line, endpoint=self.endpoint, others=self.places)
 
     @property
-    def second(self) -> Store:
-        return self.places["second"].store
+    def second(self) -> Objects:
+        return cast("Objects", self.places["second"].store)
 
     def export_of(self, ref: Ref) -> Export:
         export = self.ledger(ref).export
@@ -137,10 +140,10 @@ def test_a_table_says_what_differs(tmp_path: Path) -> None:
         read_only = true
         """
     known = written(tmp_path, text, endpoint_name="surf", session_token="of ours")
-    dev, haven = known.buckets["dev"], known.buckets["haven"]
-    assert (dev.endpoint_url, dev.endpoint_name, dev.access_key_id) == ("http://s3.example", "surf", "OURS")
+    dev, haven = (known.buckets[name].endpoint for name in ("dev", "haven"))
+    assert (dev.url, dev.name, dev.access_key_id) == ("http://s3.example", "surf", "OURS")
     assert dev.session_token == SecretStr("of ours")
-    assert (haven.endpoint_name, haven.session_token, haven.read_only) == (None, None, True)
+    assert (haven.name, haven.session_token, haven.read_only) == (None, None, True)
     assert "hush" not in repr(haven)
     assert [known.instrument(name).bucket for name in ("aretha", "nina", "prince")] == ["dev", "dev", None]
 
@@ -191,15 +194,15 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         ("https://s3.example:443", "https://s3.example"),
         ("http://user:pass@s3.example", "http://s3.example"),
         ("http://s3.example:8080/gate/", "http://s3.example:8080/gate"),
-        ("https://s3.eu-west-1.amazonaws.com", store.AWS),
-        (None, store.AWS),
+        ("https://s3.eu-west-1.amazonaws.com", AWS),
+        (None, AWS),
     ],
 )
 def test_an_endpoint_is_known_by_its_address(address: str | None, same: str) -> None:
     """However an address is written it is the same one; a name goes before it."""
-    assert store.identity("s3://raw", Endpoint(url=address)) == same
-    assert store.identity("s3://raw", Endpoint(url=address, name="surf")) == "surf"
-    assert store.identity("memory://raw", Endpoint(url=address, name="surf")) == "memory:"
+    assert endpoint_identity("s3://raw", Endpoint(url=address)) == same
+    assert endpoint_identity("s3://raw", Endpoint(url=address, name="surf")) == "surf"
+    assert endpoint_identity("memory://raw", Endpoint(url=address, name="surf")) == "memory:"
 
 
 def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
@@ -516,7 +519,7 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
     """One that no system's exports go to is not compared, nor, if it is read-only, rebuilt from; unless it has some."""
     second = lab.second
     put(second, "images/theirs.tar", b"a collection")
-    read_only = Place(store.ReadOnly(second), THERE, read_only=True, receives=False)
+    read_only = Place(wrappers.ReadOnly(second), THERE, read_only=True, receives=False)
     for places, refused in (({"second": read_only}, 0), ({"second": Place(second, THERE, receives=False)}, 1)):
         lab.places = places
         assert found(lab) == set()

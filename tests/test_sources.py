@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from plateway import bundle
-from plateway.buckets import Address
 from plateway.catalog import Catalog
 from plateway.errors import Damaged, NotFound
 from plateway.folder import File
 from plateway.pipeline import sources
-from plateway.scattered import Scattered
 from plateway.simulator import Announced
-from plateway.store import Directory, ReadOnly, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.admin import Address
+from plateway.store.directory import Directory
+from plateway.store.per_file import PerFile
+from plateway.store.wrappers import ReadOnly
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 
@@ -198,7 +200,7 @@ def single(tmp_path: Path) -> tuple[Announced, str]:
     """A bucket with one bundle of single files: the event, and the key of its manifest."""
     for name in ("bench", "bucket"):
         (tmp_path / name).mkdir()
-    clock, store = Clock(), Scattered(open_store((tmp_path / "bucket").as_uri()))
+    clock, store = Clock(), PerFile(open_store((tmp_path / "bucket").as_uri()))
     with closing(Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)) as catalog:
         furnish(catalog)
         lab = Lab(tmp_path, store, clock, catalog, options={"layout": "files"})

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plateway.catalog import Catalog, Ref, Settled
+from plateway.catalog import Catalog
 from plateway.errors import Conflict, NotFound, Refused, Rejected
+from plateway.events import Ref
+from plateway.ledger import Settled
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Record
 from tests.databases import furnish
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plateway.store import Endpoint
+from plateway.endpoint import Endpoint
 from tests.soak import SOAK
 
 ROOT = Path(__file__).resolve().parent.parent

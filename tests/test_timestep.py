@@ -26,9 +26,10 @@ from fastapi import FastAPI
 
 from deployments.seaweed import PLAIN
 from plateway import instrument
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
 from plateway.gateway.server import listen
-from plateway.store import Memory
+from plateway.store.memory import Memory
 from tests.lab import DAWN, Clock, Lab
 
 

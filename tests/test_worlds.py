@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from plateway import pipeline
-from plateway.catalog import Catalog, Ledger
+from plateway.catalog import Catalog
+from plateway.findings import Kind
+from plateway.ledger import Ledger
 from plateway.pipeline import TRASH, Reconciled
 from plateway.pipeline.adoption import site_of
 from plateway.place import is_marker
-from plateway.reconcile import Kind
-from plateway.store import Memory
+from plateway.store.memory import Memory
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab
 from tests.soak import SOAK

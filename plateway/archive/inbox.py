@@ -10,9 +10,9 @@ from uuid import uuid4
 
 from plateway.archive.manifest import CAP
 from plateway.archive.place import Found, Place
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, NotFound, Unsettled
-from plateway.folder import shown
-from plateway.store import Endpoint
+from plateway.names import shown
 
 ACCEPTED = "accepted"
 QUARANTINE = "quarantine"

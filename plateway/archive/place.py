@@ -23,9 +23,11 @@ from fsspec.registry import known_implementations, registry  # type: ignore[impo
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # the same
 
 from plateway import store
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Unavailable
-from plateway.folder import NO_SYNC, shown
-from plateway.store import Endpoint
+from plateway.folder import NO_SYNC
+from plateway.names import shown
+from plateway.store import errors
 
 WINDOW = 1 << 20  # read at a time of a disk
 FAR_WINDOW = 8 << 20  # read at a time of anything else: each costs a request
@@ -312,7 +314,7 @@ class Place:
         """Let foreign errors in as ours."""
         what = self.at(path)
         try:
-            with store.door(what):
+            with errors.translate_errors(what):
                 yield
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in FOREIGN:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from plateway.errors import Denied, Misconfigured, NotFound, Rejected, Unavailable
 from plateway.events import quoted, read_json
-from plateway.folder import shown
+from plateway.names import shown
 
 MIB = 1 << 20
 FIRST_PAUSE = 0.5  # seconds before a request is repeated; twice as long each time

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from plateway import bundle
 from plateway.bundle import BLOCK, padded
 from plateway.errors import Damaged
-from plateway.folder import shown
+from plateway.names import shown
 
 MOST_EXTENSION = 1 << 20  # bytes of a long name or a PAX header
 SPARSE = 482  # where a GNU header says that another one follows; in the following ones it is

@@ -12,8 +12,9 @@ from plateway.archive import tar
 from plateway.archive.manifest import CAP
 from plateway.archive.place import Place
 from plateway.archive.tar import TarMember
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, NotFound
-from plateway.store import Endpoint, plain
+from plateway.store.contract import check_key
 
 MANIFESTS = "manifests"
 ASIDE = re.compile(r"\..+\.part-[0-9a-f]{12}")  # what a write is called until it is whole
@@ -62,7 +63,7 @@ class Archive:
 
     def stat(self, path: str) -> Filed | None:
         """Return size and modification time of a file; None if there is none."""
-        found = self._place.find(plain(path))
+        found = self._place.find(check_key(path))
         if found is None or found.kind not in {"file", "link"}:
             return None
         return Filed(path, found.size, found.modified)
@@ -74,11 +75,11 @@ class Archive:
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is not there is fine."""
-        self._place.remove(plain(path))
+        self._place.remove(check_key(path))
 
     def open(self, path: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice: from `start`, at most `length` bytes. `NotFound` comes at once."""
-        return self._place.open(plain(path), start=start, length=length)
+        return self._place.open(check_key(path), start=start, length=length)
 
     def write(self, path: str, chunks: Iterable[bytes]) -> Written:
         """Write a file aside, read it back, and give it its name; nothing is overwritten, nothing is visible half.
@@ -89,7 +90,7 @@ class Archive:
         Raises:
             Conflict: there is one of that name. Damaged: what was read back is other than what was written.
         """
-        return Written(*self._place.write(plain(path), chunks))
+        return Written(*self._place.write(check_key(path), chunks))
 
     def list(self, prefix: str = "") -> Iterator[Filed]:
         """List the files whose path begins so, by path; what is being written is not among them."""

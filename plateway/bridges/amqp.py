@@ -33,7 +33,7 @@ except ImportError as error:
     raise Misconfigured("the AMQP bridge needs pika: pip install 'plateway[amqp]'") from error
 
 from plateway.bridges.running import NAP, Patience, rest, stopping
-from plateway.folder import shown
+from plateway.names import shown
 from plateway.pipeline import Line, inbox
 
 EXCHANGE = "surf-data-archive"

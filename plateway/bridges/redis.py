@@ -38,9 +38,9 @@ try:
 except ImportError as error:
     raise Misconfigured("the Redis bridge needs redis-py: pip install 'plateway[redis]'") from error
 
-from plateway import events, folder
+from plateway import bench, events, folder
 from plateway.bridges.running import Patience, rest, stopping
-from plateway.folder import shown
+from plateway.names import shown
 
 STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # as DLM v2's code and as its README has it
 GROUP = "plateway"
@@ -259,7 +259,7 @@ def _place(root: Path, system: str) -> str:
 
     A system without a directory for event files is waited for: on a disk that is not mounted, a file would be lost.
     """
-    known = set(events.systems(root)) - {STRANGE}
+    known = set(bench.list_systems(root)) - {STRANGE}
     if system in known:
         return system
     if not known:

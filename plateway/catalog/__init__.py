@@ -31,7 +31,9 @@ from plateway.catalog.places import Places
 from plateway.catalog.purges import Purges
 from plateway.catalog.search import Search
 from plateway.catalog.tape import Tape
-from plateway.catalog.values import (
+from plateway.catalog.work import Work
+from plateway.events import Ref
+from plateway.ledger import (
     DAY,
     STATES,
     Account,
@@ -48,8 +50,6 @@ from plateway.catalog.values import (
     SystemFigures,
     SystemOverview,
 )
-from plateway.catalog.work import Work
-from plateway.ref import Ref
 
 __all__ = [
     "DAY",

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import ARCHIVE, DARK, EVENT, EXPORT, LEASE, PURGE, SETBACK, expired, tied
 from plateway.catalog.database import Database
 from plateway.catalog.rows import EPOCH, chunks
-from plateway.catalog.values import Account
 from plateway.errors import Busy, Conflict
+from plateway.events import Ref
+from plateway.ledger import Account
 from plateway.records import DarkObject, Event, Export, Lease, Purge, Setback
-from plateway.ref import Ref
 
 PAGE = 10_000  # events in one transaction
 RAW = ("here", "aside", "gone")

@@ -12,6 +12,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from plateway.errors import Damage
+from plateway.events import Ref
 from plateway.records import (
     ArchiveEntry,
     ArchiveLocation,
@@ -28,7 +29,6 @@ from plateway.records import (
     Record,
     Setback,
 )
-from plateway.ref import Ref
 
 EVENT, FILE, EXPORT, PURGE, QUARANTINE, SETBACK, LEASE = (
     Record.metadata.tables[table.__tablename__].c

@@ -18,8 +18,8 @@ from plateway import migrations
 from plateway.catalog.engine import door, make_home, open_engine, pragmas
 from plateway.catalog.rows import add_incident
 from plateway.errors import Damaged
+from plateway.events import Ref
 from plateway.outcome import Incidence
-from plateway.ref import Ref
 
 LOCK = 0x706C6174  # of PostgreSQL's advisory locks: "plat"
 

@@ -14,16 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from plateway import events
 from plateway.catalog.conditions import EVENT, FILE, QUARANTINE, SETBACK, in_quarantine, is_event
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, own
-from plateway.catalog.values import Seen
 from plateway.errors import Conflict, NotFound, Rejected
-from plateway.events import ImagingEvent
+from plateway.events import ImagingEvent, Ref
+from plateway.instruments import Shape
+from plateway.keys import event_key, layout_of
+from plateway.ledger import Seen
 from plateway.records import Event, EventFile, Quarantine, Setback
-from plateway.ref import Ref
-from plateway.settings import Shape
 
 
 class Discovery(Database):
@@ -121,7 +120,7 @@ class Discovery(Database):
                     id=ref.id,
                     revision=revision,
                     digest=digest,
-                    key=_free(session, [(_said(event), revision)], events.layout(event.key))[0],
+                    key=_free(session, [(_said(event), revision)], layout_of(event.key))[0],
                     announced_at=event.announced_at,
                     first_seen=now,
                     waiting_since=now,
@@ -135,7 +134,7 @@ class Discovery(Database):
         with self._writing() as session:
             self._take_turn(session)
             event = own(session, ref)
-            event.key = _later(session, _said(event), event.revision, events.layout(event.key))
+            event.key = _later(session, _said(event), event.revision, layout_of(event.key))
             return event.key
 
     def quarantine(self, ref: Ref, reason: str, content: bytes = b"", *, now: datetime) -> None:
@@ -238,14 +237,14 @@ def _said(event: Event) -> ImagingEvent:
 
 def _free(session: Session, wanted: Sequence[tuple[ImagingEvent, int]], layout: Shape) -> list[str]:
     """Give each event a key that no other has: the short one, or a longer or later one where that is taken."""
-    short = [events.key(said, revision=revision, layout=layout) for said, revision in wanted]
+    short = [event_key(said, revision=revision, layout=layout) for said, revision in wanted]
     taken = set(session.scalars(select(EVENT.key).where(EVENT.key.in_(short))))
     keys = []
     for key, (said, revision) in zip(short, wanted, strict=True):
         if key not in taken:
             keys.append(key)
         elif layout == "bundle":
-            keys.append(events.key(said, revision=revision, whole=True))
+            keys.append(event_key(said, revision=revision, whole=True))
         else:
             keys.append(_later(session, said, revision, layout, taken=taken))
         taken.add(keys[-1])
@@ -254,7 +253,7 @@ def _free(session: Session, wanted: Sequence[tuple[ImagingEvent, int]], layout: 
 
 def _later(session: Session, said: ImagingEvent, revision: int, layout: Shape, *, taken: Collection[str] = ()) -> str:
     """Find the next key that no event has."""
-    keys = (events.key(said, revision=number, layout=layout) for number in itertools.count(revision + 1))
+    keys = (event_key(said, revision=number, layout=layout) for number in itertools.count(revision + 1))
     there = select(EVENT.key)
     return next(key for key in keys if key not in taken and session.scalar(there.where(EVENT.key == key)) is None)
 

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import EVENT, EXPORT, PURGE, SETBACK, expired, is_event
 from plateway.catalog.database import Database
 from plateway.catalog.rows import CHUNK, doubt, fenced, let_go, own
-from plateway.catalog.values import DAY
 from plateway.errors import Busy, Damage
+from plateway.events import Ref
+from plateway.ledger import DAY
 from plateway.outcome import Incidence, Restored
 from plateway.records import Export, Purge, Setback
-from plateway.ref import Ref
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 # after the first, second … and any later failure

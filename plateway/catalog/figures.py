@@ -30,9 +30,14 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
-from plateway.catalog.values import DAY, Day, Ledger, SystemFigures
+from plateway.events import Ref
+from plateway.ledger import (
+    DAY,
+    Day,
+    Ledger,
+    SystemFigures,
+)
 from plateway.records import Event, Export
-from plateway.ref import Ref
 
 
 class Figures(Database):

@@ -9,9 +9,9 @@ from sqlalchemy import select
 from plateway.catalog.conditions import INCIDENT
 from plateway.catalog.database import Database
 from plateway.catalog.rows import own
+from plateway.events import Ref
 from plateway.outcome import Incidence
 from plateway.records import Incident
-from plateway.ref import Ref
 
 
 class Incidents(Database):

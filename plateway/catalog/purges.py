@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from plateway.catalog.conditions import ARCHIVE, EVENT, EXPORT, PURGE, about, among, expired, is_event, raw_away
 from plateway.catalog.database import Database
 from plateway.catalog.rows import check_fence, chunks, fetch_ledgers, own
-from plateway.catalog.values import Ledger
 from plateway.errors import NotFound, Refused
+from plateway.events import Ref
+from plateway.ledger import Ledger
 from plateway.outcome import Incidence, Restored
 from plateway.records import Event, Export, Purge
-from plateway.ref import Ref
 
 WHAT = {"raw": "raw images", "bucket": "bucket copy"}
 

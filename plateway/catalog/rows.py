@@ -24,8 +24,9 @@ from plateway.catalog.conditions import (
     is_event,
     tied,
 )
-from plateway.catalog.values import Ledger
 from plateway.errors import Busy, NotFound
+from plateway.events import Ref
+from plateway.ledger import Ledger
 from plateway.outcome import Incidence
 from plateway.records import (
     ArchiveEntry,
@@ -39,7 +40,6 @@ from plateway.records import (
     Record,
     Setback,
 )
-from plateway.ref import Ref
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # a lease that was let go has expired then
 CHUNK = 500  # names or refs in one statement

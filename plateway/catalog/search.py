@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
-from plateway import events
+from plateway import keys
 from plateway.catalog.conditions import (
     ARCHIVE,
     EVENT,
@@ -38,9 +38,19 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
-from plateway.catalog.values import DAY, STATES, ArchiveRow, Cursor, DailyRow, Ledger, Member, Overview, SystemOverview
+from plateway.events import Ref
+from plateway.ledger import (
+    DAY,
+    STATES,
+    ArchiveRow,
+    Cursor,
+    DailyRow,
+    Ledger,
+    Member,
+    Overview,
+    SystemOverview,
+)
 from plateway.records import ArchiveLocation, Event, Export
-from plateway.ref import Ref
 
 ID = re.compile(r"([0-9a-f-]{1,36})(?:-r([1-9]\d{0,8}))?", re.IGNORECASE)
 HEX = 32  # digits of an id
@@ -95,7 +105,7 @@ class Search(Database):
             for row in _archives(session, list(itertools.islice(paths, 1)), [begins(EVENT.key, prefix)]):
                 members = session.execute(query.where(ARCHIVE.path == row.path))
                 return row, [
-                    Member(Ref(id_, revision), events.tar_name(key), *facts) for id_, revision, key, *facts in members
+                    Member(Ref(id_, revision), keys.tar_name(key), *facts) for id_, revision, key, *facts in members
                 ]
         return None
 

@@ -29,11 +29,11 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers, own
-from plateway.catalog.values import DAY, Ledger, Settled
 from plateway.errors import Conflict, Damage, NotFound, Rejected
+from plateway.events import Ref
+from plateway.ledger import DAY, Ledger, Settled
 from plateway.outcome import Incidence
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Event, Export
-from plateway.ref import Ref
 
 BATCH = 5000  # entries that are settled in one transaction
 EVIDENCE = ("name", "size", "checksum")  # from the weakest

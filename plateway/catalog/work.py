@@ -25,10 +25,10 @@ from plateway.catalog.conditions import (
 )
 from plateway.catalog.database import Database
 from plateway.catalog.rows import EPOCH, chunks, fenced, fetch_ledger, fetch_ledgers, let_go, own, required
-from plateway.catalog.values import Ledger
 from plateway.errors import Busy, NotFound
+from plateway.events import Ref
+from plateway.ledger import Ledger
 from plateway.records import Event, Export, Lease
-from plateway.ref import Ref
 
 
 class Work(Database):

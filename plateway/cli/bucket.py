@@ -19,13 +19,21 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from plateway import settings
-from plateway.buckets import Address, Buckets, Done, Version, landing, temporary
 from plateway.cli.attended import attended
 from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
+from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
-from plateway.folder import shown
+from plateway.names import shown
 from plateway.place import FILE
-from plateway.store import Endpoint, Stat
+from plateway.store import Stat
+from plateway.store.admin import (
+    Address,
+    Buckets,
+    Done,
+    Version,
+    landing,
+    temporary,
+)
 
 bucket = typer.Typer(no_args_is_help=True, help="Make, fill, list, copy, empty and remove buckets.")
 lifecycle = typer.Typer(no_args_is_help=True, help="The rules by which a bucket deletes objects by itself.")
@@ -57,14 +65,14 @@ class Place:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        found = self._named if self.block is not None else settings.endpoint(settings.load(home=self.home))
+        found = self._named if self.block is not None else settings.load(home=self.home).endpoint
         return replace(found, url=self.endpoint_url) if self.endpoint_url else found
 
     @property
     def _named(self) -> Endpoint:
         known = settings.load(home=self.home).buckets.get(str(self.block))
         if known is not None:
-            return settings.endpoint(known)
+            return known.endpoint
         from blocks import bucket as blocks  # noqa: PLC0415  Prefect, which other commands need not wait for
 
         return blocks.load(str(self.block))

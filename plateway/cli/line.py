@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from plateway import pipeline, settings
-from plateway.catalog import Ref
 from plateway.cli.shell import (
     Experiment,
     Home,
@@ -29,6 +28,7 @@ from plateway.cli.shell import (
     print_json,
 )
 from plateway.cli.verbs import chosen, finish, run, working
+from plateway.events import Ref
 from plateway.pipeline import Line, Outcome
 from plateway.settings import MAIN
 

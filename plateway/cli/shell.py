@@ -30,8 +30,7 @@ from typer.core import TyperGroup
 
 from plateway import __version__
 from plateway.errors import Damaged, Misconfigured, PlatewayError, Transient
-from plateway.folder import shown
-from plateway.plain import PlainFormatter, plain
+from plateway.names import PlainFormatter, plain, shown
 
 
 class Commands(TyperGroup):

@@ -18,8 +18,6 @@ from rich.table import Column, Table
 
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
-from plateway.buckets import Address
-from plateway.catalog import Ref
 from plateway.cli.bucket import Place, placed
 from plateway.cli.shell import (
     Experiment,
@@ -38,12 +36,14 @@ from plateway.cli.shell import (
 )
 from plateway.cli.verbs import chosen, finish, parsed, show_outcomes, verdict, working
 from plateway.errors import Misconfigured, NotFound, PlatewayError
+from plateway.events import Ref
+from plateway.findings import GRAVE, Finding
 from plateway.outcome import BAD, UNFINISHED, Outcome
 from plateway.pipeline import Line, sources
 from plateway.pipeline.copies import Where
-from plateway.reconcile import GRAVE, Finding
 from plateway.records import ArchiveManifest
 from plateway.store import Store, open_store
+from plateway.store.admin import Address
 
 EVERYTHING = 1 << 62  # bytes: no budget
 
@@ -94,7 +94,9 @@ def reconcile(
             outcomes += pipeline.read_archive(line, budget=most)
     if as_json:
         findings = [told_finding(one) for one in told.findings]
-        print_json({"findings": findings, "counts": told.counts, "outcomes": [pipeline.told(one) for one in outcomes]})
+        print_json(
+            {"findings": findings, "counts": told.counts, "outcomes": [pipeline.as_dict(one) for one in outcomes]}
+        )
     else:
         whole = not any(one.result in BAD | UNFINISHED for one in outcomes)
         show_findings(told.findings, told.counts, whole=whole)
@@ -110,7 +112,7 @@ def reconcile(
 
 def collected(line: Line, config: settings.Settings) -> list[Outcome]:
     """Look behind the doors that are configured."""
-    inbox = Inbox(config.archive_inbox, pipeline.endpoint(config)) if config.archive_inbox else None
+    inbox = Inbox(config.archive_inbox, config.endpoint) if config.archive_inbox else None
     poll = Poll(config.archive_url, config.archive_token) if config.archive_url else None
     return pipeline.collect(line, inbox=inbox, poll=poll)
 
@@ -319,11 +321,11 @@ def rebuild(
 ) -> None:
     """Fill an empty catalogue from the bucket and the archive's manifests, and list what only the old one knew."""
     with working(home) as (line, config), measured("rebuild", None) as beat:
-        kept = Inbox(config.archive_inbox, pipeline.endpoint(config)).accepted() if config.archive_inbox else ()
+        kept = Inbox(config.archive_inbox, config.endpoint).accepted() if config.archive_inbox else ()
         told = pipeline.rebuild(line, workers=workers, manifests=kept, beat=beat, site=site)
     if as_json:
         facts = {field: getattr(told, field) for field in ("events", "known", "from_archive", "manifests")}
-        refused, gaps = map(pipeline.told, told.refused), (gap._asdict() for gap in told.gaps)
+        refused, gaps = map(pipeline.as_dict, told.refused), (gap._asdict() for gap in told.gaps)
         print_json({**facts, "refused": list(refused), "gaps": list(gaps)})
     else:
         out.print(

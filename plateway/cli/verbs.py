@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.table import Column, Table
 
 from plateway import pipeline, settings
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.cli.shell import err, label, out, print_json, size, utc
+from plateway.events import Ref
 from plateway.outcome import Outcome, Result
 from plateway.pipeline import Line
 
@@ -98,7 +99,7 @@ def parsed(text: str) -> tuple[UUID, int | None]:
 def finish(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     """Show what came of it and end with the exit code that sums it up."""
     if as_json:
-        print_json({"outcomes": [pipeline.told(one) for one in outcomes]})
+        print_json({"outcomes": [pipeline.as_dict(one) for one in outcomes]})
     else:
         show_outcomes(outcomes)
     if code := verdict(outcomes):

@@ -12,8 +12,7 @@ from pydantic import TypeAdapter
 from rich.table import Column, Table
 from rich.text import Text
 
-from plateway import events, pipeline, settings, wire
-from plateway.catalog import Ref
+from plateway import keys, pipeline, settings, wire
 from plateway.cli.shell import (
     NARROW,
     Experiment,
@@ -32,6 +31,7 @@ from plateway.cli.shell import (
 )
 from plateway.cli.verbs import opened, parsed, working
 from plateway.errors import NotFound
+from plateway.events import Ref
 from plateway.records import Quarantine
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="Announcements that could not be accepted.")
@@ -114,7 +114,7 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
         tape.add_row(location["path"], location["member"], location["job_id"], location["evidence"], reported)
     if tape.row_count:
         out.print(tape)
-    apart = events.layout(told.key) == "files"
+    apart = keys.layout_of(told.key) == "files"
     columns = Column("image", overflow="fold"), "bytes", Column("SHA-256", overflow="fold")
     place = Column("object" if apart else "offset", overflow="fold")
     files = Table(*columns, place, title="objects of their own" if apart else "in the bundle")
@@ -212,7 +212,7 @@ def config_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="A Bu
         raise NotFound(f"there is no Bucket block {name!r} in Prefect")
     instruments = asyncio.run(blocks.load_instruments())
     systems = tuple(sorted(one.system for one in instruments if one.bucket == name))
-    print_text(settings.table(name, found.value(systems)).removesuffix("\n"))
+    print_text(settings.format_table(name, found.value(systems)).removesuffix("\n"))
 
 
 @db_app.command("upgrade")

@@ -23,7 +23,8 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from plateway import __version__, store
+from plateway import __version__
+from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
 from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
 from plateway.gateway.access import AccessLog, Logged
@@ -31,7 +32,7 @@ from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly,
 from plateway.gateway.probes import Probe, Probes, run
 from plateway.gateway.shelf import Shelf
 from plateway.pipeline import Line
-from plateway.store import Endpoint, Objects, open_store
+from plateway.store import Objects, open_store
 from plateway.tokens import SESSIONS, Tokens
 
 LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
@@ -213,7 +214,7 @@ def _shelf(parts: Parts) -> Shelf | None:
     if parts.bucket is not None and overlap(parts.objects, parts.bucket):
         raise Misconfigured("objects need a bucket or a prefix of their own: no token may reach the events")
     endpoint = replace(parts.endpoint, read_only=parts.endpoint.read_only or parts.read_only)
-    return Shelf(store.objects(open_store(parts.objects, endpoint)), parts.place)
+    return Shelf(open_store(parts.objects, endpoint), parts.place)
 
 
 def _sweep(place: Objects) -> None:

@@ -14,15 +14,15 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from plateway import pipeline, wire
-from plateway.catalog import Cursor, Ledger, Ref
 from plateway.errors import NotFound, Unavailable
-from plateway.events import LARGEST, Kind
+from plateway.events import LARGEST, Kind, Ref
 from plateway.gateway.access import note
 from plateway.gateway.images import bucket_of
 from plateway.gateway.lifecycle import Instant, Name, Seen
 from plateway.gateway.probes import Probe, Probes
+from plateway.instruments import Instrument
+from plateway.ledger import Cursor, Ledger
 from plateway.pipeline import Line
-from plateway.settings import Instrument
 from plateway.store import open_store
 
 READS = 8  # looks into bundles of one worker at a time: a bucket that is slow holds up nothing else

@@ -30,9 +30,8 @@ from pydantic import BaseModel
 
 from plateway import pictures
 from plateway.bundle import Member
-from plateway.catalog import Ledger, Ref
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
-from plateway.events import tar_name
+from plateway.events import Ref
 from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.answers import Problem
@@ -40,6 +39,8 @@ from plateway.gateway.conditions import Span, consider, date, ranged
 from plateway.gateway.probes import SECONDS, Probes
 from plateway.gateway.streams import MEDIA, SMALL, Rest, content, described
 from plateway.gateway.thumbs import Thumbs
+from plateway.keys import tar_name
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, copies
 from plateway.records import Export
 from plateway.store import Stat

@@ -15,10 +15,10 @@ from fastapi import FastAPI, HTTPException, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from plateway import wire
-from plateway.catalog import ArchiveRow
 from plateway.errors import Misconfigured, Refused
 from plateway.events import LARGEST, Kind
 from plateway.gateway import auth
+from plateway.ledger import ArchiveRow
 from plateway.pipeline import Line
 from plateway.records import Export
 

@@ -13,11 +13,11 @@ from typing import Annotated, NamedTuple
 from fastapi import FastAPI, Request, Response
 
 from plateway import __version__
-from plateway.catalog import STATES, Overview, SystemOverview
 from plateway.errors import PlatewayError
 from plateway.gateway import auth
 from plateway.gateway.durations import BOUNDS, Durations, Timed, Timing
 from plateway.gateway.images import Recall
+from plateway.ledger import STATES, Overview, SystemOverview
 from plateway.pipeline import Line
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

@@ -11,7 +11,8 @@ from __future__ import annotations
 from urllib.parse import unquote_to_bytes
 
 from plateway.errors import Rejected
-from plateway.store import KEPT, UNPLAIN
+from plateway.store.contract import UNPLAIN
+from plateway.store.directory import KEPT
 
 LONGEST = 1024  # bytes of a key, and of the name that is made of it
 SEGMENT = 250  # bytes between two slashes: what file systems and some S3 servers have room for

@@ -38,7 +38,7 @@ LOGS = {  # of every worker; requests are in the access log
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"()": "plateway.plain.PlainFormatter", "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s"}
+        "line": {"()": "plateway.names.PlainFormatter", "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s"}
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from starlette.datastructures import Headers
 
-from plateway.bundle import Parts, part_size
+from plateway.checksums import PartHasher, part_size
 from plateway.errors import Busy, Damaged, NotFound
 from plateway.gateway import names
 from plateway.gateway.answers import Problem
@@ -81,7 +81,7 @@ class Sums:
     """Checksums of what passes: what the client said, and what the store will say; a `part` of 0: it says nothing."""
 
     def __init__(self, part: int, wanted: Mapping[str, bytes]) -> None:
-        self._parts, self._wanted = Parts(part) if part else None, wanted
+        self._parts, self._wanted = PartHasher(part) if part else None, wanted
         self._others = {kind: hashlib.new(kind, usedforsecurity=False) for kind in {*wanted, "sha256"}}
         self.size = 0
 

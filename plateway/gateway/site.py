@@ -12,7 +12,7 @@ from plateway.gateway.app import Parts, overlap
 from plateway.gateway.auth import loopback
 from plateway.gateway.limits import Limits, Rate
 from plateway.pipeline import Line, open_line
-from plateway.settings import MAIN, Settings, endpoint
+from plateway.settings import MAIN, Settings
 
 
 def parts(settings: Settings) -> Parts:
@@ -29,7 +29,7 @@ def parts(settings: Settings) -> Parts:
         tokens=settings.tokens,
         objects=settings.objects_url,
         bucket=settings.bucket_url,
-        endpoint=replace(endpoint(settings), read_only=settings.read_only),
+        endpoint=replace(settings.endpoint, read_only=settings.read_only),
         access=settings.access_file,
         limits=Limits(
             token=Rate(settings.token_rate),
@@ -50,7 +50,9 @@ def parts(settings: Settings) -> Parts:
 def reader(settings: Settings) -> Line:
     """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
     known = {MAIN: settings.bucket, **settings.buckets}
-    asked = {name: (one.url, replace(endpoint(one), read_only=True)) for name, one in known.items()}
+    asked = {
+        name: one.model_copy(update={"endpoint": replace(one.endpoint, read_only=True)}) for name, one in known.items()
+    }
     return open_line(settings, buckets=asked)
 
 

@@ -43,7 +43,3 @@ from plateway.pipeline.reports import report as report
 from plateway.pipeline.restore import restore as restore
 from plateway.pipeline.views import detail as detail
 from plateway.pipeline.views import status as status
-from plateway.settings import endpoint as endpoint
-
-told = as_dict
-noted = log_outcome

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from plateway.catalog import Ledger
 from plateway.errors import Conflict, Refused
-from plateway.pipeline import labels
+from plateway.ledger import Ledger
 from plateway.pipeline.line import Line
 from plateway.pipeline.testimony import Bench, read
 from plateway.records import Event, Export
-from plateway.store import Stat
+from plateway.store import Stat, object_metadata
 
 
 def adopt(line: Line, key: str, ledger: Ledger | None, *, bench: Bench, now: datetime) -> Export:
@@ -36,7 +35,7 @@ def adopt(line: Line, key: str, ledger: Ledger | None, *, bench: Bench, now: dat
 
 def site_of(found: Stat | None) -> UUID | None:
     """Return which site an object says that it is of; None where it does not say."""
-    return None if found is None else labels.read(found.metadata).site
+    return None if found is None else object_metadata.read(found.metadata).site
 
 
 def _same(known: Event, said: Event) -> None:

@@ -16,15 +16,22 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from uuid import UUID, uuid5
 
-from plateway import bundle, events
+from plateway import bundle, keys
 from plateway.archive import MANIFESTS, Archive, Entry, dump
-from plateway.catalog import Ledger, Ref
+from plateway.checksums import sha256_of
 from plateway.errors import Conflict, Damaged, Misconfigured, NotFound, PlatewayError, Transient, Unsettled
-from plateway.events import PREFIXES
+from plateway.events import Ref
+from plateway.keys import PREFIXES
+from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.evidence import verify
 from plateway.pipeline.inbox import receive, settle
-from plateway.pipeline.line import Line, digest_of, failed, spoken_place, unnamed
+from plateway.pipeline.line import (
+    Line,
+    failed,
+    spoken_place,
+    unnamed,
+)
 from plateway.pipeline.places import check_archive
 from plateway.records import Export
 
@@ -274,7 +281,7 @@ class _Run:
         try:
             for member in self.target.members(path):
                 alike = wanted[member.name.removeprefix("./"), member.size]
-                read = digest_of(self.target.open(path, start=member.offset, length=member.size)) if alike else ""
+                read = sha256_of(self.target.open(path, start=member.offset, length=member.size)) if alike else ""
                 same = next((one for one in alike if _export(one).sha256 == read), None)
                 if same is not None:
                     alike.remove(same)
@@ -318,7 +325,7 @@ def _export(ledger: Ledger) -> Export:
 
 
 def _name(ledger: Ledger) -> str:
-    return events.tar_name(_export(ledger).key)
+    return keys.tar_name(_export(ledger).key)
 
 
 def _without(ledgers: Sequence[Ledger], refs: set[Ref]) -> list[Ledger]:

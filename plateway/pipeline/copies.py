@@ -16,9 +16,8 @@ from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from plateway import bundle, events
+from plateway import bundle, keys
 from plateway.bundle import Manifest, Member
-from plateway.catalog import Ledger, Ref
 from plateway.errors import (
     Damaged,
     Misconfigured,
@@ -27,7 +26,9 @@ from plateway.errors import (
     Transient,
     Unavailable,
 )
-from plateway.folder import shown
+from plateway.events import Ref
+from plateway.ledger import Ledger
+from plateway.names import shown
 from plateway.pipeline.line import Line
 from plateway.records import ArchiveLocation, Export
 
@@ -117,7 +118,7 @@ def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
     Raises:
         NotFound: no member of its name has its size.
     """
-    names = {name.removeprefix("./") for name in (location.member, events.tar_name(export.key)) if name}
+    names = {name.removeprefix("./") for name in (location.member, keys.tar_name(export.key)) if name}
     for member in archive.members(location.path):
         if member.name.removeprefix("./") in names and member.size == export.size:
             return member.offset

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
-from plateway import events, folder
-from plateway.bench import EVENTS
-from plateway.catalog import Ref, Seen
+from plateway import bench, events, folder
+from plateway.bench import EVENTS, read_announcement, read_sidecar
 from plateway.errors import (
     PlatewayError,
     Rejected,
     Transient,
     Unsettled,
 )
+from plateway.events import Ref
+from plateway.instruments import Instrument
 from plateway.isolation import PATIENCE, Beat, run_apart
+from plateway.ledger import Seen
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.line import Line
 from plateway.pipeline.places import check_bench
 from plateway.records import Event
-from plateway.settings import Instrument
 
 BATCH = 500  # event files read and registered in one transaction
-Scan = Callable[..., list[events.Sighting]]
+Scan = Callable[..., list[bench.Sighting]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Registered:
 
 
 def register(
-    line: Line, *, now: datetime | None = None, patience: timedelta = PATIENCE, scan: Scan = events.scan
+    line: Line, *, now: datetime | None = None, patience: timedelta = PATIENCE, scan: Scan = bench.scan
 ) -> Registered:
     """Pass once over the bench: read what is announced and new, and seal what is complete and has settled.
 
@@ -51,7 +51,10 @@ def register(
     whose directory is a link now is not followed, and ``later`` as well.
     """
     now = now or line.catalog.now()
-    names = [*events.systems(line.root), *(name for name in events.links(line.root) if line.catalog.known(name))]
+    names = [
+        *bench.list_systems(line.root),
+        *(name for name in bench.list_links(line.root) if line.catalog.known(name)),
+    ]
     acts = {name: partial(_register, line, line.instrument(name), now, scan) for name in names}
     found = run_apart(f"register {line.root}", acts, patience=patience)
     passes = [_troubled(name, one) if isinstance(one, PlatewayError) else one for name, one in found.items()]
@@ -108,13 +111,13 @@ def _announced(
     return new, refused, young
 
 
-def _read(instrument: Instrument, sighting: events.Sighting, now: datetime, beat: Beat) -> Seen | None:
+def _read(instrument: Instrument, sighting: bench.Sighting, now: datetime, beat: Beat) -> Seen | None:
     """Read one event file; None when it is still being written or cannot be read right now."""
     beat()
     announced = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)
     seen = Seen(sighting.name, sighting.size, sighting.mtime_ns, announced_at=announced, content=b"", event=None)
     try:
-        seen = replace(seen, content=events.read(instrument, sighting))
+        seen = replace(seen, content=bench.read_event_file(instrument, sighting))
         return replace(seen, event=events.parse(seen.content, instrument))
     except Unsettled:
         return None
@@ -140,7 +143,7 @@ def _settled(
                 _check(instrument, event)
         except Rejected as error:
             folder.exists(instrument.root, EVENTS)  # a link in place of the disk is no fault of the event
-            content = announcement(instrument, event)
+            content = read_announcement(instrument, event)
             beat()
             line.catalog.quarantine(ref, str(error), content, now=now)
             rejected.append(_quarantined(ref, event.system, event.key, str(error)))
@@ -162,15 +165,6 @@ def _quarantined(ref: Ref | None, system: str, key: str, reason: str) -> Outcome
     return log_outcome(Outcome(ref, system, "register", Result.QUARANTINED, key=key, reasons=(reason,)))
 
 
-def announcement(instrument: Instrument, event: Event) -> bytes:
-    """Read an event's own file again; nothing when it is gone."""
-    try:
-        with folder.enter(instrument.root, f"{EVENTS}/{event.file}") as place:
-            return b"".join(chunk for file in place.files() for chunk in place.read(file))
-    except (Rejected, Unsettled):
-        return b""
-
-
 @dataclass(frozen=True)
 class Look:
     """What lay in an image directory at one moment."""
@@ -184,7 +178,7 @@ def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
     try:
         with folder.enter(instrument.root, event.path) as images:
             files = images.files(beat=beat)
-            return Look(folder.fingerprint(files), events.images(files, instrument.patterns))
+            return Look(folder.fingerprint(files), bench.count_images(files, instrument.patterns))
     except Unsettled:
         return Look(None, None)
 
@@ -192,7 +186,7 @@ def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
 def _check(instrument: Instrument, event: Event) -> None:
     """Refuse images whose own metadata.json is none; not earlier than now, for it may have been half written."""
     with suppress(Unsettled), folder.enter(instrument.root, event.path) as images:
-        sidecar(images, images.files())
+        read_sidecar(images, images.files())
 
 
 def _settle(event: Event, look: Look, instrument: Instrument, now: datetime) -> timedelta | None:
@@ -212,14 +206,3 @@ def _settle(event: Event, look: Look, instrument: Instrument, now: datetime) -> 
         there = "no images" if look.present is None else f"{look.present} of {event.image_count} images"
         raise Rejected(f"{there} present after {instrument.deadline}")
     return None if calm or look.fingerprint is None else instrument.settle
-
-
-def sidecar(images: folder.Folder, files: Sequence[folder.File]) -> dict[str, Any]:
-    """Read the metadata.json among the images, if there is one."""
-    for file in files:
-        if file.name in {"metadata.json", "Img/metadata.json"}:
-            try:
-                return events.sidecar(b"".join(images.read(file)))
-            except Rejected as error:
-                raise Rejected(f"{file.name}: {error}") from error
-    return {}

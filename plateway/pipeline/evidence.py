@@ -10,15 +10,16 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from plateway import bundle, scattered
-from plateway.catalog import Ledger, Ref
+from plateway import bundle
 from plateway.errors import Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
+from plateway.events import Ref
 from plateway.isolation import beating
+from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.line import Line, set_back
 from plateway.pipeline.places import check_bucket
 from plateway.records import Export
-from plateway.store import Stat, Store
+from plateway.store import Stat, Store, per_file
 
 EXPIRED = "the bucket copy has expired"
 UNREADABLE = {"500", "InternalError"}  # what an endpoint answers for an object whose bytes rotted on its disk
@@ -92,7 +93,7 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
         raise Damaged(f"lost: nothing at {export.key}", damage=Damage.LOST)
     if found.size != export.size:
         size = f"{export.key} has {found.size:,} bytes, {export.size:,} were sent"
-        raise Damaged(f"changed: {scattered.faults(store, export.key) or size}")
+        raise Damaged(f"changed: {per_file.faults(store, export.key) or size}")
     if found.etag == export.etag and not read_back:
         return Seen("etag", found)
     try:
@@ -183,7 +184,7 @@ def manifest_of(line: Line, ledger: Ledger) -> bundle.Manifest:
             raise Damaged(f"lost: nothing at {export.key}", damage=Damage.LOST)
         if (found.size, found.etag) != (export.size, export.seen_etag):
             other = f"{export.key} is not the object that was verified"
-            raise Damaged(f"changed: {scattered.faults(line.store, export.key) or other}")
+            raise Damaged(f"changed: {per_file.faults(line.store, export.key) or other}")
         return read_manifest(line, export)
     except Damaged as error:
         record_damage(line, export, error)

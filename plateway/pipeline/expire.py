@@ -11,9 +11,11 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from plateway import events, retention
-from plateway.catalog import Ledger, Ref
+from plateway import keys, retention
 from plateway.errors import Busy, Damaged, PlatewayError, Refused, Unavailable
+from plateway.events import Ref
+from plateway.instruments import Instrument, Policy
+from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Restored, Result
 from plateway.pipeline import removal
 from plateway.pipeline.evidence import manifest_of, proof_of, read_manifest, verify
@@ -22,7 +24,6 @@ from plateway.pipeline.places import check_bucket
 from plateway.pipeline.proof import read_tape_manifest, unheld
 from plateway.pipeline.removal import Batch, Decision, Location, report
 from plateway.records import Export, Purge
-from plateway.settings import Instrument, Policy
 
 
 def expire(
@@ -193,7 +194,7 @@ def _half_deleted(line: Line, export: Export) -> bool:
     """Return whether a deletion was cut off among files that are objects of their own; the manifest goes last."""
     found = line.store.stat(export.key)
     partly = found is not None and found.etag != "" and found.size < export.size
-    return partly and events.layout(export.key) == "files"
+    return partly and keys.layout_of(export.key) == "files"
 
 
 def _record_gone(line: Line, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from plateway import bundle, events, folder
-from plateway.bench import RESERVE
-from plateway.catalog import Ref
+from plateway import bench, bundle, checksums, folder, instruments
+from plateway.bench import RESERVE, read_sidecar
+from plateway.checksums import sha256_of
 from plateway.errors import (
     Busy,
     Conflict,
@@ -25,13 +25,14 @@ from plateway.errors import (
     Taken,
     Unsettled,
 )
+from plateway.events import Ref
+from plateway.instruments import Instrument
+from plateway.keys import file_keys, layout_of
 from plateway.outcome import Outcome, Result, log_outcome
-from plateway.pipeline import labels
-from plateway.pipeline.discovery import sidecar
-from plateway.pipeline.line import Hold, Line, digest_of, set_back
+from plateway.pipeline.line import Hold, Line, set_back
 from plateway.pipeline.places import check_aside, check_bucket
 from plateway.records import Event, Export
-from plateway.settings import Instrument
+from plateway.store import object_metadata
 
 SCHEMA = "0.1.0a1"  # of metadata.json; the field that DLM v2 wrote
 
@@ -122,7 +123,7 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, hold: H
             recorded = sent if sent is not None and sent.key == event.key else None
             _allow(line, event, packed, recorded=recorded, force=force)
 
-        layout = bundle.plan(files, _head(event, sidecar(images, files)), keys=_keys(event, instrument))
+        layout = bundle.plan(files, _head(event, read_sidecar(images, files)), keys=_keys(event, instrument))
         packing = bundle.Packing(layout, images.read, seal=seal, beat=hold)
         _put(line, event, packing, sent)
         return packing.packed
@@ -130,9 +131,9 @@ def _send(line: Line, event: Event, sent: Export | None, *, force: bool, hold: H
 
 def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
     """Say where each file becomes an object of its own, if the event's key says that they do."""
-    if events.layout(event.key) == "bundle":
+    if layout_of(event.key) == "bundle":
         return None
-    return events.places(event.key, events.imaged(instrument.patterns))
+    return file_keys(event.key, instruments.image_matcher(instrument.patterns))
 
 
 def _put(line: Line, event: Event, packing: bundle.Packing, sent: Export | None) -> None:
@@ -145,7 +146,7 @@ def _put(line: Line, event: Event, packing: bundle.Packing, sent: Export | None)
                 packing,
                 size=layout.size,
                 part_size=layout.part_size,
-                metadata=labels.write(event, site=line.places.site),
+                metadata=object_metadata.write(event, site=line.places.site),
             )
     except Taken as error:
         if _sent(sent):
@@ -186,7 +187,7 @@ def _complete(
     line: Line, event: Event, files: Sequence[folder.File], instrument: Instrument, *, sealed: str | None
 ) -> None:
     """Send an event back to waiting when its images are not those that were complete: ``sealed`` is what they were."""
-    present = events.images(files, instrument.patterns)
+    present = bench.count_images(files, instrument.patterns)
     if present == event.image_count and sealed in {None, folder.fingerprint(files)}:
         return
     line.catalog.unseal(Ref(event.id, event.revision), now=line.catalog.now())
@@ -237,7 +238,7 @@ def _same(line: Line, key: str, packed: bundle.Packed) -> bool:
     """Read what is there, in a thread of its own: obstore is in the midst of an upload, and cannot read in this one."""
     with ThreadPoolExecutor(1, "same") as aside:
         try:
-            return aside.submit(lambda: digest_of(line.store.open(key))).result() == packed.sha256
+            return aside.submit(lambda: sha256_of(line.store.open(key))).result() == packed.sha256
         except Damaged:
             return False
 
@@ -253,7 +254,7 @@ def row(line: Line, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: 
         size=sent.size,
         sha256=sent.sha256,
         etag=etag,
-        part_size=bundle.part_size(sent.size),
+        part_size=checksums.part_size(sent.size),
         member_count=len(sent.members),
         manifest_offset=sent.manifest_offset,
         manifest_size=sent.manifest_size,

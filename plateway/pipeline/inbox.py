@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from plateway import archive, events
+from plateway import archive, keys
 from plateway.archive import Archive, Delivery, Inbox, Notice, Poll, TarMember
-from plateway.catalog import Ref
+from plateway.checksums import sha256_of
 from plateway.errors import Damage, Damaged, NotFound, PlatewayError, Rejected, Transient, Unsettled
+from plateway.events import Ref
 from plateway.outcome import Outcome, Result, log_outcome
-from plateway.pipeline.line import Line, digest_of
+from plateway.pipeline.line import Line
 from plateway.pipeline.places import check_archive
 from plateway.pipeline.proof import record_tape_damage
 from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Export
@@ -280,7 +281,7 @@ class _Reading:
         for member in self._candidates(location, export):
             if member.offset not in tried:
                 self.spent += export.size
-                found = digest_of(self._place.open(location.path, start=member.offset, length=export.size))
+                found = sha256_of(self._place.open(location.path, start=member.offset, length=export.size))
                 if found == export.sha256:
                     return member
                 tried[member.offset] = found
@@ -295,7 +296,7 @@ class _Reading:
             yield TarMember(location.member, export.size, location.offset)
         if self._index[0] != location.path:
             self._index = location.path, *self._members(location.path)
-        names = {location.member.removeprefix("./"), events.tar_name(export.key)}
+        names = {location.member.removeprefix("./"), keys.tar_name(export.key)}
         for member in self._index[1]:
             if member.size == export.size and member.name.removeprefix("./") in names:
                 yield member

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plateway import events
-from plateway.catalog import Account
+from plateway import keys
 from plateway.errors import Damage, Denied, NotFound, Unavailable
-from plateway.events import PREFIXES
+from plateway.keys import PREFIXES
+from plateway.ledger import Account
 from plateway.pipeline.line import Line
 from plateway.records import Export
-from plateway.store import lifecycle
 
 FILTERS = {"Prefix", "Tag", "Tags", "And", "ObjectSizeGreaterThan", "ObjectSizeLessThan"}
 UNKNOWN = {"NotImplemented", "MethodNotAllowed", "501", "405"}  # what endpoints without such rules answer
@@ -56,7 +55,7 @@ def announced_expiry(line: Line, export: Export) -> str:
     """
     within = line.store.name.partition("/")[2]
     key = f"{within}/{export.key}" if within else export.key
-    scattered = events.layout(export.key) == "files"  # its files have other keys and sizes: any rule may be about one
+    scattered = keys.layout_of(export.key) == "files"  # its files have other keys and sizes: any rule may be about one
     for rule in line.places.rules(f"{line.endpoint}/{line.store.name}", lambda: _rules(line)):
         if scattered or (key.startswith(rule.prefix) and rule.larger < export.size < rule.smaller):
             return rule.spoken()
@@ -66,7 +65,7 @@ def announced_expiry(line: Line, export: Export) -> str:
 def _rules(line: Line) -> list[_Rule]:
     """Read the rules of a bucket that delete objects in use; an endpoint that knows no rules has none."""
     try:
-        told = lifecycle(line.store)
+        told = line.store.lifecycle()
     except Unavailable as error:
         if error.code not in UNKNOWN:
             raise
@@ -78,7 +77,7 @@ def _cautions(line: Line, now: datetime) -> list[Caution]:
     """Warn of the rules of one bucket."""
     of = f"{line.place}: " if line.others else ""
     try:
-        told = lifecycle(line.store)
+        told = line.store.lifecycle()
     except (Denied, NotFound, Unavailable) as error:
         if isinstance(error, NotFound) and not line.others:
             raise

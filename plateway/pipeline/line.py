@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateway.archive import Archive, open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Bucket, endpoint_identity
 from plateway.errors import (
     DiskUnavailable,
     Misconfigured,
@@ -26,13 +26,15 @@ from plateway.errors import (
     Transient,
     Unavailable,
 )
+from plateway.events import Ref
+from plateway.instruments import Instrument
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.identity import Places
 from plateway.place import local_path, refuse_overlaps
 from plateway.records import Export
-from plateway.scattered import Scattered
-from plateway.settings import MAIN, Instrument, Settings, endpoint
-from plateway.store import Endpoint, Store, identity, open_store
+from plateway.settings import MAIN, Settings
+from plateway.store import Store, open_store
+from plateway.store.per_file import PerFile
 
 log = logging.getLogger(__name__)
 
@@ -188,22 +190,22 @@ class Line:
 def open_line(
     settings: Settings,
     *,
-    buckets: Mapping[str, tuple[str, Endpoint]] | None = None,
+    buckets: Mapping[str, Bucket] | None = None,
     instruments: Mapping[str, Instrument] | None = None,
 ) -> Line:
-    """Put the line together; ``buckets`` (URL and endpoint, by name) and ``instruments`` go before what settings say.
+    """Put the line together; ``buckets`` (by name) and ``instruments`` go before what settings say.
 
     Raises:
         Misconfigured: two buckets that exports go to are one, or two places are or lie in each other.
     """
     named = instruments or {}
     known = {MAIN: settings.bucket, **settings.buckets}
-    where = {name: (one.url, endpoint(one)) for name, one in known.items()} | dict(buckets or {})
+    where = known | dict(buckets or {})
     receiving = {name for name, one in known.items() if one.systems} | {one.bucket for one in named.values()}
-    tape = where[MAIN][1]  # is reached as the site's own bucket is
+    tape = where[MAIN].endpoint  # is reached as the site's own bucket is
     refuse_overlaps(_directories(settings, where, named), home=settings.home)
-    _refuse_inside_bucket(settings, *where[MAIN])
-    own, others = _open(*where.pop(MAIN)), {name: _open(*one) for name, one in where.items()}
+    _refuse_inside_bucket(settings, where[MAIN].url)
+    own, others = _open(where.pop(MAIN)), {name: _open(one) for name, one in where.items()}
     return Line(
         catalog=Catalog(settings.catalog_url),
         store=own.store,
@@ -218,14 +220,14 @@ def open_line(
 
 
 def _directories(
-    settings: Settings, buckets: Mapping[str, tuple[str, Endpoint]], instruments: Mapping[str, Instrument]
+    settings: Settings, buckets: Mapping[str, Bucket], instruments: Mapping[str, Instrument]
 ) -> dict[str, Path]:
     """Name every directory of this machine that a site keeps something in, by its setting."""
     urls = {
         "PLATEWAY_ARCHIVE_TARGET": settings.archive_target,
         "PLATEWAY_ARCHIVE_INBOX": settings.archive_inbox,
         "PLATEWAY_OBJECTS_URL": settings.objects_url,
-        **{f"bucket {name}": url for name, (url, _) in buckets.items()},
+        **{f"bucket {name}": one.url for name, one in buckets.items()},
     }
     found = {name: path for name, url in urls.items() if (path := local_path(url)) is not None}
     found["PLATEWAY_SOURCE_ROOT"] = settings.root
@@ -239,7 +241,7 @@ def _directories(
     return found
 
 
-def _refuse_inside_bucket(settings: Settings, url: str, endpoint: Endpoint) -> None:
+def _refuse_inside_bucket(settings: Settings, url: str) -> None:
     """Refuse an archive or objects that lie among the exports: what expires there would take them along.
 
     Raises:
@@ -254,8 +256,9 @@ def _refuse_inside_bucket(settings: Settings, url: str, endpoint: Endpoint) -> N
             raise Misconfigured(f"PLATEWAY_{name.upper()} and the bucket lie in each other: each needs its own prefix")
 
 
-def _open(url: str, endpoint: Endpoint) -> Place:
-    return Place(Scattered(open_store(url, endpoint)), identity(url, endpoint), endpoint.read_only)
+def _open(bucket: Bucket) -> Place:
+    where, who = bucket.url, bucket.endpoint
+    return Place(PerFile(open_store(where, who)), endpoint_identity(where, who), who.read_only)
 
 
 def _apart(own: Place, others: Mapping[str, Place], receiving: Container[str | None]) -> dict[str, Place]:
@@ -344,10 +347,3 @@ def set_back(line: Line, ref: Ref, verb: str, error: PlatewayError, *, began: da
         began=began,
     )
     log.warning("%s %s failed (attempt %d, next %s): %s", ref, verb, row.attempt, row.next_at.isoformat(), error)
-
-
-def digest_of(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from plateway.catalog import Ref
 from plateway.errors import Damage, NotFound, PlatewayError, Transient
+from plateway.events import Ref
+from plateway.findings import Finding, Kind
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.line import Line
 from plateway.pipeline.places import check_archive
-from plateway.reconcile import Finding, Kind
 from plateway.records import ArchiveLocation, Export
 
 KEPT = 10_000  # findings that are listed

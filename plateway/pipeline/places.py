@@ -7,13 +7,13 @@ from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
-from plateway import events, folder
+from plateway import bench, folder
 from plateway.archive import Archive
 from plateway.bench import EVENTS, TRASH
 from plateway.errors import NotFound, PlatewayError
+from plateway.instruments import Instrument
 from plateway.pipeline.line import Line
 from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
-from plateway.settings import Instrument
 
 
 def check_bench(line: Line, instrument: Instrument, *, owned: bool = False) -> None:
@@ -154,5 +154,5 @@ def _bucket_name(line: Line) -> str:
 
 def _systems(line: Line) -> list[str]:
     with suppress(PlatewayError):
-        return events.systems(line.root)
+        return bench.list_systems(line.root)
     return []

@@ -8,9 +8,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from plateway import retention
-from plateway.catalog import Ledger, Ref
 from plateway.errors import Busy, Damage, Damaged, PlatewayError, Refused, Transient, Unavailable
+from plateway.events import Ref
+from plateway.instruments import Policy
 from plateway.isolation import beating
+from plateway.ledger import Ledger
 from plateway.outcome import Result
 from plateway.pipeline.copies import Copy, archived_copies
 from plateway.pipeline.evidence import as_seen, difference, verify
@@ -19,7 +21,6 @@ from plateway.pipeline.line import Line
 from plateway.pipeline.places import check_archive, check_bucket
 from plateway.records import ArchiveLocation
 from plateway.retention import CopyState
-from plateway.settings import Policy
 
 DAY = timedelta(days=1)
 

@@ -9,23 +9,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from plateway import events, folder, retention
-from plateway.bench import EVENT_FILE, EVENTS, TRASH
+from plateway import bench, events, folder, retention
+from plateway.bench import EVENT_FILE, EVENTS, TRASH, read_announcement
 from plateway.bundle import Member
-from plateway.catalog import Ledger, Ref
+from plateway.checksums import sha256_of
 from plateway.errors import Busy, Damaged, Refused, Rejected, Unsettled
+from plateway.events import Ref
 from plateway.folder import File
+from plateway.instruments import Instrument, Policy
 from plateway.isolation import beating
+from plateway.ledger import Ledger
+from plateway.names import shown
 from plateway.outcome import Outcome, Restored, Result
 from plateway.pipeline import removal
-from plateway.pipeline.discovery import announcement
 from plateway.pipeline.evidence import manifest_of, proof_of
-from plateway.pipeline.line import Hold, Line, digest_of, leased
+from plateway.pipeline.line import Hold, Line, leased
 from plateway.pipeline.places import check_aside, check_bench
 from plateway.pipeline.proof import unheld
 from plateway.pipeline.removal import Batch, Decision, Location, report
 from plateway.records import Event, Purge
-from plateway.settings import Instrument, Policy
 
 VERB = {"raw": "purge", "staging": "purge staging"}
 
@@ -47,7 +49,7 @@ def purge(
         Misconfigured: ``fraction`` is not between 0 and 1.
     """
     now = now or line.catalog.now()
-    names = systems or sorted({*events.systems(line.root), *line.catalog.systems()})
+    names = systems or sorted({*bench.list_systems(line.root), *line.catalog.systems()})
     return removal.run(line, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now)
 
 
@@ -163,7 +165,7 @@ def _judge(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> retenti
 def _shows_event_files(instrument: Instrument) -> bool:
     """Return whether the disk shows a positive sign that it is the instrument's: an empty listing proves nothing."""
     try:
-        return bool(events.scan(instrument))
+        return bool(bench.scan(instrument))
     except (Unsettled, Rejected):
         return False
 
@@ -217,10 +219,10 @@ def _compare_images(
     """Hash files and name those that are others than the bundle's."""
 
     def hash_file(file: File) -> str:
-        return digest_of(beating(images.read(file), beat))
+        return sha256_of(beating(images.read(file), beat))
 
     return [
-        f"{folder.shown(file.name)} has another SHA-256 than the copy"
+        f"{shown(file.name)} has another SHA-256 than the copy"
         for file in files
         if hash_file(file) != expected[file.name].sha256
     ]
@@ -228,8 +230,8 @@ def _compare_images(
 
 def _differences(there: set[str], expected: set[str]) -> list[str]:
     return [
-        *(f"{folder.shown(name)} is not in the copy" for name in sorted(there - expected)),
-        *(f"{folder.shown(name)} is missing here" for name in sorted(expected - there)),
+        *(f"{shown(name)} is not in the copy" for name in sorted(there - expected)),
+        *(f"{shown(name)} is missing here" for name in sorted(expected - there)),
     ]
 
 
@@ -343,7 +345,7 @@ class _Finish:
                     raise Refused("images were written to after they were moved aside")
             strangers = [file.name for file in files if file.name not in expected]
             if strangers:
-                raise Refused(*(f"{folder.shown(name)} is not in the copy" for name in strangers))
+                raise Refused(*(f"{shown(name)} is not in the copy" for name in strangers))
             reasons = _compare_images(images, files, expected, self.hold)
             if not reasons and images.files() != files:
                 reasons = ["images changed while they were compared in the trash"]
@@ -467,7 +469,7 @@ def _move_event_file(instrument: Instrument, event: Event, location: Location, p
     if location.place != "raw":
         return
     try:
-        announced = events.parse(announcement(instrument, event), instrument)
+        announced = events.parse(read_announcement(instrument, event), instrument)
     except Rejected:
         return
     if announced.digest == event.digest:

@@ -17,18 +17,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from plateway import archive, bundle, events
-from plateway.catalog import Ledger, Ref
+from plateway import archive, bundle
 from plateway.errors import Damage, Damaged, Misconfigured, NotFound, PlatewayError, Refused, Rejected, Unsettled
-from plateway.folder import shown
+from plateway.events import Ref
+from plateway.keys import tar_name
+from plateway.ledger import Ledger
+from plateway.names import shown
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline import inbox
 from plateway.pipeline.adoption import site_of
-from plateway.pipeline.labels import Label
 from plateway.pipeline.line import Line
 from plateway.pipeline.testimony import UNKNOWN, Announced, Found, announced, read, testify, walk
 from plateway.place import OBJECTS, is_marker
 from plateway.store import Stat
+from plateway.store.object_metadata import Label
 
 if TYPE_CHECKING:
     from plateway.records import ArchiveEntry
@@ -351,7 +353,7 @@ def _read(work: _Work, line: Line, key: str, entry: ArchiveEntry) -> Found:
 def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:
     if entry.offset is not None and entry.size is not None:
         return entry.offset, entry.size
-    names = {name.removeprefix("./") for name in (entry.member, events.tar_name(key)) if name}
+    names = {name.removeprefix("./") for name in (entry.member, tar_name(key)) if name}
     for member in tape.members(entry.path):
         if member.name.removeprefix("./") in names:
             return member.offset, member.size

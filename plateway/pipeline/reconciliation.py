@@ -23,23 +23,11 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple, TypeVar
 from uuid import UUID
 
-from plateway import events, folder
-from plateway.bench import EVENT_FILE, EVENTS, TRASH
-from plateway.catalog import DAY, Account, Ledger, Ref
+from plateway import folder
+from plateway.bench import EVENT_FILE, EVENTS, TRASH, list_systems
 from plateway.errors import Misconfigured, NotFound, PlatewayError, Refused, Rejected, Transient
-from plateway.outcome import Outcome, Restored, Result, log_outcome
-from plateway.pipeline.adoption import adopt, site_of
-from plateway.pipeline.evidence import verify
-from plateway.pipeline.exports import export
-from plateway.pipeline.inbox import settle
-from plateway.pipeline.line import Line, failed, leased, spoken_place, unnamed
-from plateway.pipeline.only_copies import inspect_only_copies
-from plateway.pipeline.places import check_bench, check_bucket
-from plateway.pipeline.purge import take_back
-from plateway.pipeline.restore import clear_leftover
-from plateway.pipeline.testimony import UNKNOWN, Announced, announced
-from plateway.place import FILE, is_marker
-from plateway.reconcile import (
+from plateway.events import Ref
+from plateway.findings import (
     HARMLESS,
     Finding,
     Kind,
@@ -52,9 +40,22 @@ from plateway.reconcile import (
     limit,
     open_uploads,
 )
+from plateway.instruments import Instrument, bounded_fraction
+from plateway.ledger import DAY, Account, Ledger
+from plateway.outcome import Outcome, Restored, Result, log_outcome
+from plateway.pipeline.adoption import adopt, site_of
+from plateway.pipeline.evidence import verify
+from plateway.pipeline.exports import export
+from plateway.pipeline.inbox import settle
+from plateway.pipeline.line import Line, failed, leased, spoken_place, unnamed
+from plateway.pipeline.only_copies import inspect_only_copies
+from plateway.pipeline.places import check_bench, check_bucket
+from plateway.pipeline.purge import take_back
+from plateway.pipeline.restore import clear_leftover
+from plateway.pipeline.testimony import UNKNOWN, Announced, announced
+from plateway.place import FILE, is_marker
 from plateway.records import ArchiveEntry
-from plateway.settings import Instrument, bounded_fraction
-from plateway.store import Stat, Store, Upload, tags
+from plateway.store import Stat, Store, Upload
 
 KEPT = 10_000  # findings of one kind that are told; further ones are counted
 RUN = 100_000  # objects that are sorted at a time
@@ -204,7 +205,7 @@ class _Bench:
     def systems(self) -> Iterator[Instrument]:
         """Give every system whose disk can be looked at."""
         try:
-            there = events.systems(self._line.root)
+            there = list_systems(self._line.root)
         except PlatewayError:
             there = []  # each system that is known will say so
         for name in sorted({*there, *self._line.catalog.systems()}):
@@ -665,7 +666,7 @@ class _Run:
         with suppress(PlatewayError):  # nobody needs them
             for at in wanted[:HINTS]:
                 one = self.findings[at]
-                if tags(self.line.store, one.key).get("archived") == "true":
+                if self.line.store.tags(one.key).get("archived") == "true":
                     detail = f"{one.detail}; tagged archived=true, so its manifest may have been dropped"
                     self.findings[at] = replace(one, detail=detail)
 

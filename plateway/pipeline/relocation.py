@@ -12,8 +12,8 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 
-from plateway.catalog import Ledger
 from plateway.errors import Damaged, PlatewayError, Transient
+from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.evidence import Seen, as_seen, difference, inspect_object
 from plateway.pipeline.line import Line

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Protocol
 
 from plateway import retention
-from plateway.catalog import Ledger, Ref
 from plateway.errors import Damaged, Misconfigured, PlatewayError, Refused, Transient
+from plateway.events import Ref
+from plateway.instruments import Instrument, Policy, bounded_fraction
 from plateway.isolation import run_apart
+from plateway.ledger import Ledger
 from plateway.outcome import Incidence, Outcome, Result, log_outcome
 from plateway.pipeline.line import Line
 from plateway.pipeline.proof import Postponed, bucket_state, read_object, read_tape, tape_state
 from plateway.records import Purge
 from plateway.retention import CopyState, Verdict
-from plateway.settings import Instrument, Policy, bounded_fraction
 
 PATIENCE = timedelta(minutes=2)  # without any progress, disk or bucket
 

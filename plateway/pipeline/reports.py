@@ -8,10 +8,10 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from plateway import events, folder, wire
+from plateway import bench, folder, wire
 from plateway.bench import EVENTS
-from plateway.catalog import Ledger, SystemFigures
 from plateway.errors import PlatewayError
+from plateway.ledger import Ledger, SystemFigures
 from plateway.pipeline.line import Line
 
 DAYS = 30  # that the report looks back
@@ -171,7 +171,7 @@ def _disks(line: Line, figures: dict[str, SystemFigures]) -> list[wire.DiskRepor
 def _listed(root: Path) -> list[str]:
     """List the systems on the bench; none when it is not there, which each of its disks then says."""
     with suppress(PlatewayError):
-        return events.systems(root)
+        return bench.list_systems(root)
     return []
 
 

@@ -14,20 +14,21 @@ from functools import partial
 from pathlib import Path
 
 from plateway import bundle, events, folder
-from plateway.bench import EVENTS, RESERVE, TRASH
+from plateway.bench import EVENTS, RESERVE, TRASH, read_announcement
 from plateway.bundle import Manifest, Member
-from plateway.catalog import Ledger, Ref
+from plateway.checksums import sha256_of
 from plateway.errors import Conflict, Damaged, PlatewayError, Refused, Rejected, Unavailable, Unsettled
-from plateway.folder import shown
+from plateway.events import Ref
+from plateway.instruments import Instrument
+from plateway.ledger import Ledger
+from plateway.names import confined, shown
 from plateway.outcome import Outcome, Restored, Result, log_outcome
 from plateway.pipeline.copies import Copy, Search, Where, home, read_manifest, search_copies
-from plateway.pipeline.discovery import announcement
-from plateway.pipeline.line import Hold, Line, digest_of, leased
+from plateway.pipeline.line import Hold, Line, leased
 from plateway.pipeline.places import check_bench
 from plateway.pipeline.purge import take_back
 from plateway.pipeline.removal import prove_copies
 from plateway.records import Event, Export, Purge
-from plateway.settings import Instrument
 
 ON_REQUEST = "restored on request"
 NEAR = 1 << 20  # files with at most so many bytes between them are read as one
@@ -87,7 +88,7 @@ def _check(manifest: Manifest, export: Export) -> None:
     names = set()
     for member in manifest.members:
         name = home(member)
-        folder.confined(name)
+        confined(name)
         if name in names:
             raise Rejected(f"{shown(name)} is in the manifest twice")
         if member.size < 0 or not bundle.BLOCK <= member.offset <= export.manifest_offset - member.size:
@@ -309,7 +310,7 @@ def clear_leftover(line: Line, ref: Ref) -> None:
                 file.name
                 for file in files
                 if not file.name.startswith("parts/")
-                and digest_of(leftover.read(file)) != expected.get(file.name.removeprefix("images/"))
+                and sha256_of(leftover.read(file)) != expected.get(file.name.removeprefix("images/"))
             ]
         if strange:
             raise Refused(*(f"{shown(name)} is not in the copy" for name in strange))
@@ -325,7 +326,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
     """
     expected = {home(member): member.sha256 for member in manifest.members}
     with folder.enter(root, path) as images:
-        found = {file.name: digest_of(images.read(file)) for file in images.files()}
+        found = {file.name: sha256_of(images.read(file)) for file in images.files()}
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if other:
         raise Refused(*(f"{path} holds something else: {shown(name)}" for name in other))
@@ -344,7 +345,7 @@ def _announce(line: Line, instrument: Instrument, event: Event, *, aside: str) -
     """Write the event file again, if it then says what was announced; say what was done, nothing if it is there."""
     digests = {one.event.digest for one in line.catalog.revisions(event.id)}
     if folder.exists(instrument.root, f"{EVENTS}/{event.file}"):
-        if _digest(announcement(instrument, event), instrument) in digests:
+        if _digest(read_announcement(instrument, event), instrument) in digests:
             return []
         return [f"{EVENTS}/{shown(event.file)} announces something else and was left alone"]
     content = _announcement(event)

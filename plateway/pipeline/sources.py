@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from plateway import bundle, folder
-from plateway.buckets import Address, compare, landing
-from plateway.bundle import MANIFEST, Member, Parts, Tail, part_size
+from plateway.bundle import Member, Tail
+from plateway.checksums import PartHasher, part_size
 from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Transient, Unavailable
-from plateway.folder import Landing, shown
+from plateway.folder import Landing
+from plateway.keys import MANIFEST
+from plateway.names import confined, shown
 from plateway.outcome import Outcome, Result
-from plateway.pipeline import labels
 from plateway.pipeline.copies import Copy, home, named, take
 from plateway.place import is_marker
-from plateway.scattered import Scattered
-from plateway.store import Stat, Store
+from plateway.store import Stat, Store, object_metadata
+from plateway.store.admin import Address, compare, landing
+from plateway.store.per_file import PerFile
 
 ABREAST = 8  # objects on their way at a time
 ASIDE = ".plateway.part"  # in the directory that is restored to: what is half written
@@ -50,7 +52,7 @@ def find(store: Store, where: Address) -> Found:
     Raises:
         NotFound: nothing does.
     """
-    for one in (Scattered(store), store):  # a part of a bundle of single files is what it is
+    for one in (PerFile(store), store):  # a part of a bundle of single files is what it is
         if found := list(_there(one, where)):
             return Found(one, where, found)
     raise NotFound(f"{where}: nothing is there")
@@ -75,7 +77,7 @@ def account(store: Store, key: str) -> Tail | None:
         return _tail(store, key)
     except Damaged:
         stat = store.stat(key)
-        if stat is not None and labels.read(stat.metadata).id is not None:
+        if stat is not None and object_metadata.read(stat.metadata).id is not None:
             raise
         return None
 
@@ -98,7 +100,7 @@ def image(store: Store, key: str, name: str) -> Iterator[bytes]:
     Raises:
         NotFound: there is no such object or image. Damaged: it is no bundle, or the image is other than it says.
     """
-    store = Scattered(store)
+    store = PerFile(store)
     member = named(_tail(store, key).manifest, name)
 
     def read(start: int, length: int | None) -> Iterator[bytes]:
@@ -116,7 +118,7 @@ def _tail(store: Store, key: str) -> Tail:
 
 def _proven(store: Store, stat: Stat) -> Iterator[bytes]:
     """Hand out an object as it comes, and compare it at its end with what the store says of it."""
-    size, parts = 0, Parts(part_size(stat.size))
+    size, parts = 0, PartHasher(part_size(stat.size))
     for chunk in store.open(stat.key):
         size += len(chunk)
         parts.update(chunk)
@@ -148,7 +150,7 @@ def examine(found: Found, stat: Stat) -> Source:
         return Source(stat, place)
     place = place.removesuffix(".tar") if place.endswith(".tar") else PurePosixPath(place).parent.as_posix()
     below = PurePosixPath(place)
-    files = {"/".join((*below.parts, *folder.confined(home(one)))): one for one in tail.manifest.members}
+    files = {"/".join((*below.parts, *confined(home(one)))): one for one in tail.manifest.members}
     return Source(stat, place, tail, files)
 
 
@@ -237,7 +239,7 @@ class _Bringing:
         chunks = self._landing.read(source.place)
         if chunks is None:
             return False
-        size, parts = 0, Parts(part_size(source.stat.size))
+        size, parts = 0, PartHasher(part_size(source.stat.size))
         for chunk in chunks:
             size += len(chunk)
             parts.update(chunk)

@@ -16,15 +16,17 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from plateway import bundle, events, folder
+from plateway import bundle, checksums, events, folder
+from plateway.bench import count_images, list_systems, read_event_file, scan
 from plateway.bundle import Walked
-from plateway.catalog import Ref
 from plateway.errors import Damaged, NotFound, PlatewayError, Rejected, Unavailable
-from plateway.events import ImagingEvent
-from plateway.pipeline import exports, labels
-from plateway.pipeline.labels import Label
+from plateway.events import ImagingEvent, Ref
+from plateway.keys import MANIFEST, event_key, layout_of
+from plateway.pipeline import exports
 from plateway.pipeline.line import Line
 from plateway.records import Event, Export
+from plateway.store import object_metadata
+from plateway.store.object_metadata import Label
 
 GUESSES = 1024  # ways tried to tell what was announced from what lay among the images
 UNKNOWN = ".plateway-unknown"  # below it no event can be announced: images there are never found, and never purged
@@ -71,7 +73,7 @@ def read(
     if after is None or (after.size, after.etag) != (walked.size, before.etag):
         raise Unavailable(f"{key} was replaced while it was read")
     sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
-    found = testify(line, walked, labels.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
+    found = testify(line, walked, object_metadata.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
     found.export.evidence, found.export.seen_etag = "read-back", after.etag
     found.export.seen_modified, found.export.seen_version = after.modified, after.version
     found.export.evidence_at = found.export.read_back_at = now
@@ -84,16 +86,16 @@ def walk(chunks: Iterable[bytes], *, key: str, size: int) -> tuple[Walked, str]:
     Raises:
         Damaged: it is no sound bundle, or none of files that lie beside their manifest at that key.
     """
-    if events.layout(key) == "files":
-        tally = bundle.Tally()
+    if layout_of(key) == "files":
+        tally = checksums.FileETags()
         walked = bundle.walk(chunks, keep=SIDECARS, tally=tally)
         keys = {one.name: one.key for one in walked.members if one.key is not None}
-        return walked, tally.etag({**keys, bundle.MANIFEST: key})
-    parts = bundle.Parts(bundle.part_size(size))
+        return walked, tally.etag({**keys, MANIFEST: key})
+    parts = checksums.PartHasher(checksums.part_size(size))
     return bundle.walk(_summed(chunks, parts), keep=SIDECARS), parts.etag()
 
 
-def _summed(chunks: Iterable[bytes], parts: bundle.Parts) -> Iterator[bytes]:
+def _summed(chunks: Iterable[bytes], parts: checksums.PartHasher) -> Iterator[bytes]:
     for chunk in chunks:
         parts.update(chunk)
         yield chunk
@@ -108,7 +110,7 @@ def testify(line: Line, walked: Walked, label: Label, *, key: str, etag: str, at
     said, hint, sure = _said(line, walked, label, bench)
     revision = label.revision or _revision(key)
     if not _own(key, said):
-        raise Rejected(f"its manifest says event {said.id}, which belongs at {events.key(said, revision=revision)}")
+        raise Rejected(f"its manifest says event {said.id}, which belongs at {event_key(said, revision=revision)}")
     if label.id not in {None, said.id}:
         raise Rejected(f"labelled as event {label.id}, its manifest says {said.id}")
     announced_at = label.announced_at or (hint.at if hint else said.timestamp)
@@ -160,7 +162,7 @@ def _said(line: Line, walked: Walked, label: Label, bench: Bench) -> tuple[Imagi
     digest, where that is known.
     """
     head = walked.manifest.head
-    counted = events.images(
+    counted = count_images(
         [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.members],
         line.instrument(_system(head)).patterns,
     )
@@ -241,7 +243,7 @@ def _hint(announced: Sequence[Announced], guess: ImagingEvent, label: Label, wal
 
 def _own(key: str, said: ImagingEvent) -> bool:
     """Tell whether a key is one that this event may have, at whatever revision."""
-    own = {events.key(said), events.key(said, whole=True), events.key(said, layout="files")}
+    own = {event_key(said), event_key(said, whole=True), event_key(said, layout="files")}
     return AGAIN.sub("", key) in own
 
 
@@ -254,18 +256,18 @@ def announced(line: Line) -> dict[UUID, list[Announced]]:
     """Read every event file that is on the bench, as far as there is one, by the id that it announces."""
     found: dict[UUID, list[Announced]] = defaultdict(list)
     try:
-        names = events.systems(line.root)
+        names = list_systems(line.root)
     except PlatewayError:
         return {}
     for name in names:
         instrument = line.instrument(name)
         try:
-            sightings = events.scan(instrument)
+            sightings = scan(instrument)
         except PlatewayError:
             continue
         for sighting in sightings:
             try:
-                said = events.parse(events.read(instrument, sighting), instrument)
+                said = events.parse(read_event_file(instrument, sighting), instrument)
             except PlatewayError:
                 continue
             at = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)

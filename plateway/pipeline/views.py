@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from plateway import folder, wire
-from plateway.catalog import Ledger
 from plateway.errors import PlatewayError
+from plateway.ledger import Ledger
 from plateway.outcome import Incidence
 from plateway.pipeline.copies import contents
 from plateway.pipeline.line import Line

@@ -22,8 +22,8 @@ import redis as client
 
 from plateway import pipeline
 from plateway.bridges import redis as bridge
-from plateway.catalog import Ref
 from plateway.errors import Denied, Misconfigured
+from plateway.events import Ref
 from tests.bridges.servers import RedisServer, wait_until
 from tests.databases import processes
 from tests.lab import Lab

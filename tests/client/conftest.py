@@ -17,11 +17,11 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from plateway.catalog import Ref
 from plateway.client import AsyncPlateway, AsyncRestStore, Images, Plateway, RestStore
+from plateway.endpoint import Endpoint
+from plateway.events import Ref
 from plateway.gateway import Parts
 from plateway.simulator import Announced
-from plateway.store import Endpoint
 from tests.client.scripted import Scripted
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.gateway.sites import Site, site

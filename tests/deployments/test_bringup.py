@@ -22,7 +22,7 @@ from rich.console import Console
 
 from deployments import bringup, seaweed
 from deployments.supervisor import HOME, LOCK, RECORD, Part, Step, Supervisor, claim, members, take_over
-from plateway import pipeline, settings, store
+from plateway import endpoint, settings
 from plateway.errors import Busy, Unavailable
 from tests.deployments.stand_in import stand_in
 
@@ -221,7 +221,7 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
     assert (read.endpoint_url, read.access_key_id) == ("http://127.0.0.1:12345", s3.admin.access_key_id)
     named = settings.load(home=tmp_path, endpoint_url="http://127.0.0.1:12345")  # as somebody copied it
     for known in (read, named):
-        assert store.identity(known.bucket_url, pipeline.endpoint(known)) == "embedded"  # whatever its port
+        assert endpoint.endpoint_identity(known.bucket_url, known.endpoint) == "embedded"  # whatever its port
     assert read.secret_access_key == told.secret_access_key
     shown = json.loads(file.read_text())
     assert (shown["prefect_ui"], shown["s3_endpoint"]) == ("http://127.0.0.1:4200", s3.url)

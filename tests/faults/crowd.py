@@ -16,7 +16,9 @@ from pydantic import SecretStr
 
 from plateway import pipeline
 from plateway.catalog import Catalog
-from plateway.store import Endpoint, Prefixed, open_store
+from plateway.endpoint import Endpoint
+from plateway.store import open_store
+from plateway.store.wrappers import Prefixed
 from tests.lab import Clock, Lab
 
 
@@ -29,7 +31,7 @@ def work(job: dict[str, Any], number: int, start: int) -> None:
     lab = Lab(Path(job["home"]), store, Clock(), Catalog(url))  # so many wait long for their turn on a slow disk
     due = pipeline.due(lab.line, "export")
     os.read(start, 1)
-    outcomes = [pipeline.told(one) for one in pipeline.each(pipeline.export, lab.line, due)]
+    outcomes = [pipeline.as_dict(one) for one in pipeline.each(pipeline.export, lab.line, due)]
     Path(job["home"], f"told-{number}").write_text(json.dumps(outcomes))
     lab.catalog.close()
 

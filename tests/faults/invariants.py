@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from plateway import archive, bundle, events, pipeline
-from plateway.catalog import Ledger
+from plateway import archive, bundle, pipeline
 from plateway.errors import Damaged, NotFound, Rejected
+from plateway.keys import layout_of
+from plateway.ledger import Ledger
 from plateway.place import FILE, is_marker
 from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
@@ -272,7 +273,7 @@ def truthful(scene: Scene) -> Iterator[str]:
 
 def going(scene: Scene, ledger: Ledger) -> bool:
     """Say whether an export may be there in part: its files go one by one once its deletion has begun."""
-    return scene.world.rest is None and ledger.expired and events.layout(ledger.event.key) == "files"
+    return scene.world.rest is None and ledger.expired and layout_of(ledger.event.key) == "files"
 
 
 def unlike(scene: Scene, ledger: Ledger, export: Export, manifest: bundle.Manifest) -> Iterator[str]:

@@ -35,10 +35,12 @@ import plateway
 from plateway import folder, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
+from plateway.instruments import Policy
 from plateway.place import is_marker
-from plateway.scattered import Scattered
-from plateway.settings import Policy
-from plateway.store import Endpoint, Prefixed, Store, open_store
+from plateway.store import Objects, Store, open_store
+from plateway.store.per_file import PerFile
+from plateway.store.wrappers import Prefixed
 from tests.faults import tapes
 from tests.faults.tapes import Site
 from tests.lab import Clock
@@ -206,7 +208,7 @@ def opened(path: str, mode: str) -> Any:
 class Corner(Prefixed):
     """A part of a bucket that takes itself for the whole: what is recorded in one fits another."""
 
-    def __init__(self, bucket: Store, prefix: str) -> None:
+    def __init__(self, bucket: Objects, prefix: str) -> None:
         super().__init__(bucket, prefix)
         self.name = bucket.name
 
@@ -233,14 +235,14 @@ class Desk:
         return self._catalog
 
 
-def laboratory(job: dict[str, Any], bucket: Store, desk: Desk) -> Site:
+def laboratory(job: dict[str, Any], bucket: Objects, desk: Desk) -> Site:
     """Open the laboratory that a job is about; its objects have a prefix of their own."""
     home, clock = Path(job["home"]), Clock()
     clock.now = datetime.fromisoformat(job["now"])
     options: dict[str, Any] = {"staging": home / "staging" / "prince"} if job["staging"] else {}
     options |= {"layout": "files"} if job["files"] else {}
     archive = open_archive((home / "tape").as_uri()) if (home / "tape").is_dir() else None
-    store = Scattered(Corner(bucket, job["prefix"]))
+    store = PerFile(Corner(bucket, job["prefix"]))
     poll = job.get("poll", "")
     return Site(home, store, clock, desk.at(clock), policy=POLICY, options=options, archive=archive, poll=poll)
 
@@ -374,10 +376,10 @@ def recover(lab: Site, reaper: Reaper, heal: Callable[[Site], Sequence[pipeline.
         left = sum(1 for _ in Path("/proc/self/fd").iterdir())
         if reaper.count == before and all(one.verb != "sweep" for one in outcomes):
             return {"passes": number, "descriptors": left - opened if number else 0, "now": lab.clock().isoformat()}
-    return {"passes": PASSES, "left": [pipeline.told(one) for one in outcomes]}
+    return {"passes": PASSES, "left": [pipeline.as_dict(one) for one in outcomes]}
 
 
-def live(job: dict[str, Any], bucket: Store, hands: Store, desk: Desk) -> None:
+def live(job: dict[str, Any], bucket: Objects, hands: Objects, desk: Desk) -> None:
     """Do one job, in a process of one's own: ``doing`` is to live a life or to recover."""
     lab = laboratory(job, bucket, desk)
     ledger = os.open(job["effects"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -387,7 +389,7 @@ def live(job: dict[str, Any], bucket: Store, hands: Store, desk: Desk) -> None:
     if job["doing"] == "recover":
         told: Any = recover(lab, reaper, healing(job["life"]))
     else:
-        told = [pipeline.told(one) for outcomes in LIVES[job["life"]](lab) for one in outcomes]
+        told = [pipeline.as_dict(one) for outcomes in LIVES[job["life"]](lab) for one in outcomes]
     Path(job["told"]).write_text(json.dumps(told, default=str))
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from plateway import folder, pipeline
 from plateway.archive import Inbox, Poll
-from plateway.catalog import Ledger
+from plateway.ledger import Ledger
 from plateway.pipeline import Outcome
 from plateway.place import is_marker
 from plateway.simulator import Announced

@@ -37,15 +37,18 @@ from hypothesis.stateful import (
 from plateway import pipeline
 from plateway.archive import Entry, dump, open_archive
 from plateway.bench import EVENTS, TRASH
-from plateway.catalog import Catalog, Ledger, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
+from plateway.events import Ref
+from plateway.instruments import Instrument, Policy
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, Outcome
 from plateway.pipeline.identity import Places
 from plateway.pipeline.places import adopt_place, named
 from plateway.place import FILE, Marker, is_marker
-from plateway.scattered import Scattered
-from plateway.settings import Instrument, Policy
-from plateway.store import Endpoint, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.per_file import PerFile
 from tests.databases import furnish
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab
@@ -117,7 +120,7 @@ class Adversary(RuleBasedStateMachine):
         for name in ("bench", "bucket", "tape", "staging", "aside"):
             (self.disks / name).mkdir(parents=True)
         self.local, self.clock = open_far is None, Clock()
-        self.store = Scattered(open_store((self.disks / "bucket").as_uri()) if open_far is None else open_far())
+        self.store = PerFile(open_store((self.disks / "bucket").as_uri()) if open_far is None else open_far())
         self.site = found_site(self.home / "site", self.disks, self.store, self.clock)
         self.other = found_site(self.home / "other", self.disks, self.store, self.clock, staged=False)
         self.files: dict[str, tuple[Ref, bytes]] = {}  # what instruments wrote, by SHA-256

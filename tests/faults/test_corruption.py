@@ -13,11 +13,12 @@ import pytest
 
 from plateway import pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
+from plateway.instruments import Policy
 from plateway.place import FILE, OBJECTS
-from plateway.scattered import Scattered
-from plateway.settings import Policy
 from plateway.store import open_store
+from plateway.store.per_file import PerFile
 from tests.databases import furnish
 from tests.lab import Clock, Lab
 from tests.soak import SOAK
@@ -47,7 +48,7 @@ class Shelf:
         clock = Clock()
         catalog = Catalog(f"sqlite:///{home}/catalogue.db", clock=clock)
         furnish(catalog)
-        self.lab = Lab(home, Scattered(open_store((home / "bucket").as_uri())), clock, catalog)
+        self.lab = Lab(home, PerFile(open_store((home / "bucket").as_uri())), clock, catalog)
         self.lab.options = {"layout": "bundle" if place == "bundle" else "files"}
         self.lab.archive = open_archive((home / "tape").as_uri())
         self.tape = place == "tape"

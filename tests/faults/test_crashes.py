@@ -39,10 +39,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from plateway import archive, catalog, folder
-from plateway.catalog import Ledger
+from plateway.endpoint import Endpoint
+from plateway.ledger import Ledger
 from plateway.pipeline.places import check_aside, check_bench, check_bucket
 from plateway.simulator import Announced
-from plateway.store import Endpoint, Store, open_store
+from plateway.store import Objects, open_store
 from tests.faults import mortal, tapes
 from tests.faults.invariants import Rest, Scene, World, check, judge
 from tests.faults.proxy import Forward, Message, Proxy, Reset, between, honest
@@ -230,7 +231,7 @@ class Theatre:
     """Where lives are lived: some slots, a bucket, and for each case a bench as it is before."""
 
     home: Path
-    bucket: Store
+    bucket: Objects
     slots: queue.Queue[Slot]
     secret: str
     client: Any  # of the bucket, that is not ours

@@ -23,8 +23,9 @@ import pytest
 
 from plateway import folder, pipeline
 from plateway.bench import RESERVE
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.errors import PlatewayError
+from plateway.events import Ref
 from plateway.pipeline import evidence
 from plateway.simulator import Announced
 from plateway.store import open_store

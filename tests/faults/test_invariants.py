@@ -12,7 +12,8 @@ import pytest
 
 from plateway import pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
 from plateway.pipeline.purge import _intent
 from plateway.place import is_marker
 from plateway.records import Export

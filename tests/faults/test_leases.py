@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Busy
 from plateway.pipeline.line import leased
 from plateway.place import is_marker
-from plateway.store import Endpoint, Prefixed, open_store
+from plateway.store import open_store
+from plateway.store.wrappers import Prefixed
 from tests.databases import furnish
 from tests.faults.invariants import World, check
 from tests.faults.proxy import Forward, Message, Proxy, between

@@ -21,12 +21,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from plateway import pipeline
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
+from plateway.events import Ref
 from plateway.place import is_marker
-from plateway.scattered import Scattered
 from plateway.simulator import Announced
-from plateway.store import Endpoint, Prefixed, Store, open_store
+from plateway.store import Objects, Store, open_store
+from plateway.store.per_file import PerFile
+from plateway.store.wrappers import Prefixed
 from tests.databases import furnish
 from tests.faults.invariants import Thing, Version, World, check
 from tests.faults.proxy import Forward, Message, Reset, between, error, with_body, with_header
@@ -134,7 +137,7 @@ class Bench:
 
     home: Path
     endpoint: Endpoint
-    bucket: Store
+    bucket: Objects
     announced: dict[str, Announced]
     now: datetime
     calls: dict[str, list[Call]] = field(default_factory=dict)
@@ -196,7 +199,7 @@ def try_out(bench: Bench, size: str, call: Call | None, fault: Fault) -> tuple[l
     assert bench.endpoint.url
     with between(bench.endpoint.url) as proxy:
         behind = open_store("s3://s3-faults", replace(bench.endpoint, url=proxy.url))
-        store, honest = (Scattered(Prefixed(one, f"{number}/")) for one in (behind, bench.bucket))
+        store, honest = (PerFile(Prefixed(one, f"{number}/")) for one in (behind, bench.bucket))
         template, wrote = bench.home / size, bench.announced[size]
         wrote = replace(
             wrote, path=home / wrote.path.relative_to(template), images=home / wrote.images.relative_to(template)

@@ -18,8 +18,10 @@ from blocks import line as configured
 from blocks.bucket import Bucket
 from deployments import sensor
 from plateway import simulator
-from plateway.catalog import Catalog, Ledger, Ref
+from plateway.catalog import Catalog
 from plateway.errors import NotFound
+from plateway.events import Ref
+from plateway.ledger import Ledger
 from plateway.simulator import Announced, Simulated
 from tests.flows.conftest import Site, ask, ended, until
 from tests.soak import SOAK

@@ -15,11 +15,11 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from blocks import line as configured
-from blocks.bucket import Bucket, endpoint
+from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
 from deployments.provision import FLOWS, Memory, buckets, document
-from plateway import cli, pipeline, settings
+from plateway import cli, settings
 from tests.flows.conftest import Site, ask
 
 
@@ -105,7 +105,7 @@ def test_a_block_of_ours_follows_the_settings(site: Site) -> None:
     site.provision(endpoint_url="http://127.0.0.1:7", access_key_id="key", secret_access_key="s3cret")
     moved = bucket()
     assert moved.endpoint == "http://127.0.0.1:7"
-    assert endpoint(moved).secret_access_key == SecretStr("s3cret")
+    assert moved.value().endpoint.secret_access_key == SecretStr("s3cret")
     assert "s3cret" not in repr(moved)
     site.provision()
     assert bucket().endpoint is None
@@ -121,7 +121,7 @@ def test_each_bucket_has_a_block(site: Site, tmp_path: Path) -> None:
     try:
         ask(lambda client: buckets(client, known, Memory(tmp_path)))
         blocks = ask(lambda _: configured.load_buckets())
-        assert endpoint(blocks["dev"]) == pipeline.endpoint(known.buckets["dev"])
+        assert blocks["dev"].value().endpoint == known.buckets["dev"].endpoint
         instrument = Instrument.of(known.instrument("prince"))
         assert instrument.bucket == "dev"
         with closing(configured.put_together(known, blocks, [instrument])) as line:

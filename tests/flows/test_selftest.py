@@ -12,8 +12,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws import AwsCredentials
 
 from blocks.bucket import Bucket, load
+from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound, Refused, Unavailable
-from plateway.store import Endpoint
 from tests.flows.conftest import Site, ask
 from tests.flows.test_line import found, message, ran
 from tests.flows.test_provision import awaited

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
+from plateway.events import Ref
 from plateway.gateway import Parts
 from plateway.pipeline import Line
 from plateway.records import Event
-from plateway.store import Endpoint, open_store
+from plateway.store import open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab
 

@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from plateway import pipeline, wire
-from plateway.catalog import STATES, Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.events import Ref
 from plateway.gateway import Parts, access
-from plateway.store import Memory
+from plateway.ledger import STATES
+from plateway.store.memory import Memory
 from tests import facts
 from tests.filling import END, fill
 from tests.gateway.conftest import GENEROUS, Gateway, running

@@ -17,13 +17,14 @@ from pydantic import SecretStr
 
 from deployments.seaweed import PLAIN
 from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Unavailable
 from plateway.gateway import Parts
 from plateway.gateway.pages import dashboard
 from plateway.gateway.probes import MOST, STUCK, Probes
+from plateway.instruments import Instrument
 from plateway.pipeline import Line
-from plateway.settings import Instrument
-from plateway.store import Endpoint, Store, open_store
+from plateway.store import Store, open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.gateway.sites import Site, site
 

@@ -24,17 +24,20 @@ import tifffile
 from PIL import Image
 
 from deployments.seaweed import PLAIN
-from plateway import events, pipeline
+from plateway import keys, pipeline
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Rejected
+from plateway.events import Ref
 from plateway.gateway import Parts, access
 from plateway.gateway.images import Recall
 from plateway.gateway.thumbs import Thumbs
+from plateway.instruments import Shape
 from plateway.pipeline import copies
-from plateway.scattered import Scattered
-from plateway.settings import Shape
-from plateway.store import Endpoint, Memory, open_store
+from plateway.store import open_store
+from plateway.store.memory import Memory
+from plateway.store.per_file import PerFile
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import DAWN, Clock, Lab
 from tests.test_copies import HOSTILE, Broken, Counting, damage, plant, tape
@@ -113,7 +116,7 @@ def placed(
     clock = Clock()
     catalog = Catalog(f"sqlite:///{home / 'catalogue.db'}", clock=clock)
     catalog.upgrade()
-    store = Scattered(Memory() if url == "memory" else open_store(url, endpoint))
+    store = PerFile(Memory() if url == "memory" else open_store(url, endpoint))
     archive = open_archive((home / "tape").as_uri())
     lab = Lab(home, store, clock, catalog, archive=archive, options={"layout": layout})
     whole = {"home": home, "tokens": home / "tokens.json", "limits": GENEROUS, **parts}
@@ -576,7 +579,7 @@ def test_a_bundle_is_a_link_or_comes_from_here(place: Place, ref: Ref) -> None:
     else:
         assert (answer.status_code, answer.content) == (200, whole)
         assert answer.headers["content-type"] == "application/x-tar"
-        assert f'filename="{events.tar_name(key)}"' in answer.headers["content-disposition"]
+        assert f'filename="{keys.tar_name(key)}"' in answer.headers["content-disposition"]
         part = place.client.get(path, headers={"Range": "bytes=512-1023"})
         assert (part.status_code, part.content) == (206, whole[512:1024])
         assert place.client.get(path, headers={"If-None-Match": head.headers["etag"]}).status_code == 304

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from plateway import __version__, settings
+from plateway.endpoint import Endpoint
 from plateway.gateway import site
-from plateway.store import Endpoint
 from tests.gateway.conftest import Start, running
 from tests.gateway.test_threats_keys import Line
 

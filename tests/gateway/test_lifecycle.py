@@ -22,12 +22,15 @@ import pytest
 
 from deployments.seaweed import PLAIN
 from plateway import pipeline, simulator
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.errors import Refused
+from plateway.events import Ref
 from plateway.gateway import Parts
 from plateway.records import Event, Export
 from plateway.simulator import Simulated
-from plateway.store import Endpoint, Memory, Store, open_store
+from plateway.store import Store, open_store
+from plateway.store.memory import Memory
 from tests.facts import damage, intent
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab

@@ -16,10 +16,11 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.seaweed import PLAIN
-from plateway.catalog import STATES, Catalog
+from plateway.catalog import Catalog
 from plateway.gateway import Parts
 from plateway.gateway.durations import BOUNDS, Durations
-from plateway.store import Memory
+from plateway.ledger import STATES
+from plateway.store.memory import Memory
 from tests.databases import processes
 from tests.facts import add
 from tests.filling import END, PERIOD, fill

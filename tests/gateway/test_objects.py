@@ -21,9 +21,11 @@ import psutil
 import pytest
 
 from plateway import store
+from plateway.endpoint import Endpoint
 from plateway.errors import Rejected
 from plateway.gateway import names
 from plateway.gateway.objects import MOST
+from plateway.store import contract, directory, memory
 from tests.gateway.conftest import Gateway, Start
 
 MIB = 1 << 20
@@ -225,8 +227,8 @@ def test_ten_thousand_keys_stay_inside(gateway: Gateway) -> None:
         except Rejected:
             continue
         name = names.name(key)
-        assert names.shown(store.plain(name)) == key
-        assert Path(os.path.normpath(place / name)).is_relative_to(place) and name.split("/")[0] != store.KEPT
+        assert names.shown(contract.check_key(name)) == key
+        assert Path(os.path.normpath(place / name)).is_relative_to(place) and name.split("/")[0] != directory.KEPT
         checked += 1
     assert checked > 1000
     with gateway.client() as http:  # and some of them over HTTP
@@ -318,7 +320,7 @@ def test_cursors_that_are_none(http: httpx.Client, cursor: str) -> None:
 
 def test_o10_a_page_costs_what_it_has() -> None:
     """O10: a page out of 30,000 keys is found without going through them."""
-    place = store.Memory()
+    place = memory.Memory()
     for number in range(30_000):
         place.put(f"k{number:06}", [b""], size=0, part_size=MIB, metadata={})
     place.page(limit=1)
@@ -578,7 +580,7 @@ def test_a_store_that_is_gone(start: Start, tmp_path: Path) -> None:
         assert http.get("/health").status_code == 200
 
 
-def test_an_endpoint_that_is_gone(start: Start, endpoint: store.Endpoint) -> None:
+def test_an_endpoint_that_is_gone(start: Start, endpoint: Endpoint) -> None:
     """An S3 endpoint that does not answer is 503; its address is told to nobody."""
     gateway = start(objects="s3://bucket", endpoint=replace(endpoint, url="http://127.0.0.1:9"))
     with gateway.client() as http:

@@ -21,8 +21,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from deployments.seaweed import PLAIN
 from plateway import pipeline, simulator
 from plateway.archive import open_archive
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
 from plateway.errors import Rejected, Unavailable
+from plateway.events import Ref
 from plateway.gateway import Parts, Rate
 from plateway.gateway.auth import COOKIE
 from plateway.gateway.pages import dashboard, find, login, plots

@@ -31,9 +31,11 @@ from pydantic import SecretStr
 from deployments import seaweed
 from deployments.seaweed import PLAIN
 from plateway import tokens
-from plateway.catalog import Catalog, Ref
+from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
+from plateway.events import Ref
 from plateway.gateway import access
-from plateway.store import Endpoint, open_store
+from plateway.store import open_store
 from tests.faults.proxy import Proxy, between
 from tests.gateway.conftest import Start
 from tests.lab import Clock, Lab

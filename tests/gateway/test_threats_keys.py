@@ -21,8 +21,8 @@ from uuid import uuid4
 import pytest
 
 from plateway import store
+from plateway.endpoint import Endpoint
 from plateway.gateway import Parts
-from plateway.store import Endpoint
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.soak import SOAK
 

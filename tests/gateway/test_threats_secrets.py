@@ -15,6 +15,7 @@ from sqlalchemy import MetaData, make_url
 from deployments.seaweed import PLAIN
 from plateway import store
 from plateway.catalog import Catalog
+from plateway.endpoint import Endpoint
 from plateway.gateway import Parts, auth, create_app
 from plateway.pipeline import Line
 from tests.databases import administration
@@ -82,7 +83,7 @@ def dumped(url: str) -> str:
 
 
 def test_secrets_are_told_to_nobody(
-    tmp_path: Path, postgres_url: str, endpoint: store.Endpoint, bucket: str, heard: pytest.LogCaptureFixture
+    tmp_path: Path, postgres_url: str, endpoint: Endpoint, bucket: str, heard: pytest.LogCaptureFixture
 ) -> None:
     """On a site that works: no answer, metric, log, access log, file or row tells a secret; links are only answers."""
     database = make_url(postgres_url).set(password=PASSWORD).render_as_string(hide_password=False)
@@ -116,10 +117,10 @@ def test_secrets_are_told_to_nobody(
 
 
 def test_secrets_are_not_told_when_everything_fails(
-    tmp_path: Path, endpoint: store.Endpoint, bucket: str, heard: pytest.LogCaptureFixture
+    tmp_path: Path, endpoint: Endpoint, bucket: str, heard: pytest.LogCaptureFixture
 ) -> None:
     """Without a database, and with a key that S3 refuses: errors name neither, nor where anything is."""
-    wrong = store.Endpoint(url=endpoint.url, access_key_id="nobody", secret_access_key=SecretStr(SECRET))
+    wrong = Endpoint(url=endpoint.url, access_key_id="nobody", secret_access_key=SecretStr(SECRET))
 
     def line() -> Line:
         database = f"postgresql+psycopg://plateway:{PASSWORD}@127.0.0.1:9/plateway?connect_timeout=2"

@@ -29,7 +29,8 @@ from pydicom.dataset import FileMetaDataset
 from deployments import seaweed
 from plateway import simulator
 from plateway.catalog import Catalog
-from plateway.store import Endpoint, Store, open_store
+from plateway.endpoint import Endpoint
+from plateway.store import Store, open_store
 from tests.gateway.test_read_only import DICOM, PROXIES, UID, make
 from tests.lab import Clock, Lab
 from tests.test_docs import LINK, ROOT, blocks, headings, prose

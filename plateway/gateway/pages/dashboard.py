@@ -20,11 +20,11 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import FastAPI, Request, Response
 
 from plateway import pipeline
-from plateway.catalog import DailyRow, Ledger, Overview, SystemOverview
 from plateway.gateway import auth
 from plateway.gateway.answers import Problem
 from plateway.gateway.pages import plots, site
 from plateway.gateway.probes import run
+from plateway.ledger import DailyRow, Ledger, Overview, SystemOverview
 from plateway.pipeline import Line
 from plateway.records import Quarantine
 

@@ -12,13 +12,14 @@ from fastapi import FastAPI, Request, Response
 
 from plateway import pictures
 from plateway.bundle import Member
-from plateway.catalog import Cursor, Ledger, Ref
 from plateway.errors import NotFound, PlatewayError
+from plateway.events import Ref
 from plateway.gateway import answers, auth, events, images
 from plateway.gateway.access import note
 from plateway.gateway.images import Gallery
 from plateway.gateway.pages import site, story
 from plateway.gateway.probes import SECONDS
+from plateway.ledger import Cursor, Ledger
 from plateway.pictures import Grid
 from plateway.pipeline import Line, copies
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from fastapi import FastAPI, Request, Response
 
-from plateway.catalog import Cursor, Ledger
 from plateway.errors import Rejected
 from plateway.events import LARGEST, Kind
 from plateway.gateway import auth
 from plateway.gateway.pages import plots, site
+from plateway.ledger import Cursor, Ledger
 from plateway.pipeline import Line
 
 LENGTH = 50  # events on a page

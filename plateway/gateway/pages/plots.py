@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
-from plateway.catalog import Ledger, Ref
+from plateway.events import Ref
+from plateway.ledger import Ledger
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 STEPS = (

@@ -19,10 +19,10 @@ from markupsafe import Markup
 
 from plateway import __version__
 from plateway.errors import NotFound, PlatewayError
-from plateway.folder import shown
 from plateway.gateway import answers, auth
 from plateway.gateway.answers import Problem
 from plateway.gateway.limits import POLICY
+from plateway.names import shown
 from plateway.pipeline.reports import spoken_size
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from plateway import wire
-from plateway.catalog import Ledger
+from plateway.ledger import Ledger
 from plateway.pipeline import Line, views
 from plateway.pipeline.reports import spoken_size
 

@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from plateway.errors import Damage, Rejected
-from plateway.events import ImagingEvent
-from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
-from plateway.ref import Ref
+from plateway.events import ImagingEvent, Ref
+
+if TYPE_CHECKING:
+    from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
 
 DAY = timedelta(days=1)
 ON_WORD = "on the archive's word: its copy on tape was never read by us"

@@ -26,11 +26,14 @@ from uuid import uuid4
 
 from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
 
-from plateway.bundle import Parts, part_size
+from plateway.checksums import PartHasher, part_size
+from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
-from plateway.folder import confined
+from plateway.names import confined
 from plateway.place import FILE, OBJECTS
-from plateway.store import S3, Endpoint, Stat, door, filesystem
+from plateway.store import Stat, filesystem
+from plateway.store.errors import translate_errors
+from plateway.store.s3 import S3
 
 ABREAST = 32  # objects on their way at a time
 AT_ONCE = 1000  # keys that S3 deletes in one request
@@ -79,7 +82,7 @@ class Address(NamedTuple):
         return cls(bucket, key)
 
 
-class Bucket(NamedTuple):
+class BucketInfo(NamedTuple):
     """A bucket as its owner sees it."""
 
     name: str
@@ -123,10 +126,10 @@ class Buckets:
 
     # ------------------------------------------------------------------------------------------------------- buckets
 
-    def names(self) -> list[Bucket]:
+    def names(self) -> list[BucketInfo]:
         """List the buckets that we may see, by name."""
         found = self._ask("list_buckets", what="buckets")["Buckets"]
-        return sorted(Bucket(one["Name"], one["CreationDate"]) for one in found)
+        return sorted(BucketInfo(one["Name"], one["CreationDate"]) for one in found)
 
     def make(self, bucket: str) -> None:
         """Make a bucket.
@@ -159,7 +162,7 @@ class Buckets:
         """
         self._may(f"s3://{bucket}")
         self.vacant(bucket)
-        with door(bucket):
+        with translate_errors(bucket):
             try:
                 self._fs.call_s3("delete_bucket", Bucket=bucket)
             except OSError as error:
@@ -318,9 +321,9 @@ class Buckets:
 
     def _put(self, path: Path, to: Address) -> Done:
         try:
-            with door(path.name), path.open("rb") as file:
+            with translate_errors(path.name), path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                parts, store = Parts(part_size(size)), self.store(to.bucket)
+                parts, store = PartHasher(part_size(size)), self.store(to.bucket)
                 chunks = self._passing(iter(partial(file.read, WINDOW), b""), parts.update)
                 told = store.put(to.key, chunks, size=size, part_size=part_size(size), metadata={}) or _etag(store, to)
             if told and MD5.fullmatch(told) and told != parts.etag():
@@ -332,16 +335,16 @@ class Buckets:
     def _get(self, stat: Stat, source: Address, path: Path) -> Done:
         aside = path.with_name(f".{path.name}.part-{uuid4().hex[:8]}")
         try:
-            with door(path.name):
+            with translate_errors(path.name):
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 found, chunks = self.store(source.bucket).fetch(source.key)
-                size, parts = 0, Parts(part_size(found.size))
-                with door(path.name), aside.open("xb") as file:
+                size, parts = 0, PartHasher(part_size(found.size))
+                with translate_errors(path.name), aside.open("xb") as file:
                     for chunk in self._passing(chunks, parts.update):
                         size += file.write(chunk)
                 compare(source, found, size, parts.etag())
-                with door(path.name):
+                with translate_errors(path.name):
                     aside.replace(path)
             finally:
                 aside.unlink(missing_ok=True)
@@ -351,7 +354,7 @@ class Buckets:
 
     def _copy(self, move: Callable[[str, str], None], stat: Stat, source: Address, to: Address) -> Done:
         try:
-            with door(str(to)):
+            with translate_errors(str(to)):
                 move(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
             made = self.store(to.bucket).stat(to.key)
             if made is None or made.size != stat.size:
@@ -421,7 +424,7 @@ class Buckets:
             yield chunk
 
     def _ask(self, operation: str, *, what: str, **how: Any) -> Any:
-        with door(what):
+        with translate_errors(what):
             return self._fs.call_s3(operation, **how)
 
     def _may(self, what: str) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -22,21 +22,19 @@ from typing import Any, NamedTuple
 from plateway.bundle import (
     BLOCK,
     END,
-    MANIFEST,
     Layout,
     Member,
     Packing,
-    Parts,
     Slot,
-    combined,
     member_header,
     padded,
-    part_size,
     read_manifest,
 )
+from plateway.checksums import PartHasher, combined_etag, part_size
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Taken, Unavailable
-from plateway.events import FOLDERS, HOME, home, placed
-from plateway.store import WINDOW, Feed, Stat, Store, Upload, lifecycle, plain, tags
+from plateway.keys import FOLDERS, HOME, MANIFEST, file_name, files_folder
+from plateway.store import Stat, Store, Upload
+from plateway.store.contract import WINDOW, Feed, check_key
 
 IMAGES, WAVEFORMS = FOLDERS
 ABREAST = 8  # objects on their way at a time, of one bundle
@@ -50,7 +48,7 @@ SHORT = 100  # bytes of a name that a plain header has room for
 LARGEST = 8**11  # bytes from which on a size does not fit into one
 
 
-class Scattered:
+class PerFile:
     """A store with bundles that lie scattered in it; at keys that are no manifests', the store itself."""
 
     def __init__(self, store: Store) -> None:
@@ -71,7 +69,7 @@ class Scattered:
                 was written.
             Rejected: a file's name is too long for a key.
         """
-        if home(key) is None:
+        if files_folder(key) is None:
             return self._store.put(key, chunks, size=size, part_size=part_size, metadata=metadata)
         if not isinstance(chunks, Packing) or chunks.layout.manifest_key != key:
             raise Rejected(f"{key}: only a bundle that was packed for that place goes there")
@@ -87,7 +85,7 @@ class Scattered:
         return None
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        if home(key) is None:
+        if files_folder(key) is None:
             return self._store.open(key, start=start, length=length)
         tar = self._tar(key, before=None if length is None or start < 0 else start + length)
         start = max(0, tar.size + start) if start < 0 else start
@@ -100,7 +98,7 @@ class Scattered:
         The size is that of the tar that they make, the ETag the `bundle.combined` one. It is empty where the manifest
         is missing: something lies there, and either no bundle was ever complete or it is not any more.
         """
-        if home(key) is None:
+        if files_folder(key) is None:
             return self._store.stat(key)
         listed = self._listed(key)
         looked = {one.key: self._store.stat(one.key) for one in listed if one.key == key or not one.etag}
@@ -120,15 +118,20 @@ class Scattered:
         Raises:
             Damaged: the manifest cannot be read; nothing was removed.
         """
-        if home(key) is not None:
+        if files_folder(key) is not None:
             with suppress(NotFound):
                 told = {one.key for one in self._tar(key).members}
                 self._remove([one.key for one in self._listed(key) if one.key in told])
         self._recent.pop(key, None)
         self._store.delete(key)
 
+    def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
+        for key in keys:
+            self.delete(key)
+        return {}
+
     def sign(self, key: str, *, expires: timedelta) -> str:
-        if home(key) is not None:
+        if files_folder(key) is not None:
             raise Refused(f"{self.name}/{key}: there is no link to a bundle whose files are objects of their own")
         return self._store.sign(key, expires=expires)
 
@@ -144,11 +147,11 @@ class Scattered:
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         """Read the rules by which the bucket deletes objects by itself."""
-        return lifecycle(self._store)
+        return self._store.lifecycle()
 
     def tags(self, key: str) -> dict[str, str]:
         """Read an object's tags; a bundle's are those of its manifest."""
-        return tags(self._store, key)
+        return self._store.tags(key)
 
     def faults(self, key: str) -> Iterator[str]:
         """Say what is wrong with the files of a bundle: first what a listing tells, then what reading them does.
@@ -230,7 +233,7 @@ class Scattered:
 
     def _listed(self, key: str) -> Sequence[Stat]:
         """List the objects of a bundle."""
-        found = (self._store.list(f"{folder}/{home(key)}/") for folder in FOLDERS)
+        found = (self._store.list(f"{folder}/{files_folder(key)}/") for folder in FOLDERS)
         return [one for one in itertools.chain(*found) if _event(one.key) is not None]
 
     def _joined(self, prefix: str) -> Iterator[Stat]:
@@ -268,14 +271,9 @@ class Scattered:
             return {}
 
     def _remove(self, keys: Sequence[str]) -> None:
-        """Delete objects, many by one request where the store has such."""
-        several: Callable[[Sequence[str]], dict[str, str]] | None = getattr(self._store, "delete_all", None)
-        if several is None:
-            for key in keys:
-                self._store.delete(key)
-            return
+        """Delete objects, many by one request."""
         for start in range(0, len(keys), AT_ONCE):
-            for key, problem in several(keys[start : start + AT_ONCE]).items():
+            for key, problem in self._store.delete_all(keys[start : start + AT_ONCE]).items():
                 raise Unavailable(f"{self.name}/{key}: {problem}")
 
 
@@ -285,7 +283,7 @@ def faults(store: Store, key: str) -> str:
     Raises:
         Damaged: the manifest cannot be read. NotFound, Unavailable, Denied: a file cannot be.
     """
-    if home(key) is None or not isinstance(store, Scattered):
+    if files_folder(key) is None or not isinstance(store, PerFile):
         return ""
     return "; ".join(itertools.islice(store.faults(key), FAULTS))
 
@@ -318,7 +316,7 @@ class _Sending:
 
     def send(self, feed: Feed, layout: Layout) -> bytes:
         """Send all files; return the manifest, which follows them, when they have arrived."""
-        own = {plain(str(slot.key)) for slot in layout.slots} | {layout.manifest_key}
+        own = {check_key(str(slot.key)) for slot in layout.slots} | {layout.manifest_key}
         self.taken += sorted(self._there.keys() - own)
         at = 0
         flying: deque[tuple[int, Future[None]]] = deque()
@@ -390,7 +388,7 @@ class _Sums:
 
     def __init__(self, size: int, content: bytes = b"") -> None:
         self.size = size
-        self._digest, self._parts = hashlib.sha256(), Parts(part_size(size))
+        self._digest, self._parts = hashlib.sha256(), PartHasher(part_size(size))
         self.update(content)
 
     def update(self, data: bytes) -> None:
@@ -457,7 +455,10 @@ def _laid(key: str, content: bytes) -> _Tar:
     at = 0
     for member in members:
         fits = (
-            member.key and _event(member.key) == home(key) and member.key != key and placed(member.key) == member.name
+            member.key
+            and _event(member.key) == files_folder(key)
+            and member.key != key
+            and file_name(member.key) == member.name
         )
         if not fits or member.size < 0 or member.offset != at + _header(member.name, member.size):
             raise Damaged(f"{key}: not the manifest of files that lie beside it")
@@ -469,10 +470,10 @@ def _folded(key: str, objects: Sequence[Stat]) -> Stat:
     """Make of the objects of a bundle the one that they stand for."""
     manifest = next((one for one in objects if one.key == key), None)
     etags = [one.etag for one in objects]
-    size = sum(_room(MANIFEST if one is manifest else placed(one.key), one.size) for one in objects) + len(END)
+    size = sum(_room(MANIFEST if one is manifest else file_name(one.key), one.size) for one in objects) + len(END)
     if manifest is None:
         return Stat(key, size, "", max(one.modified for one in objects))
-    told = combined((one.key, one.size, one.etag) for one in objects) if all(etags) else ""
+    told = combined_etag((one.key, one.size, one.etag) for one in objects) if all(etags) else ""
     return replace(manifest, size=size, etag=told, checksums={})
 
 

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from plateway.catalog import Account, Ledger, Ref
 from plateway.errors import Damage, Refused
-from plateway.settings import bounded_fraction, spoken
-from plateway.store import Upload
+from plateway.events import Ref
+from plateway.instruments import bounded_fraction, format_duration
+from plateway.ledger import Account, Ledger
+
+if TYPE_CHECKING:
+    from plateway.store import Upload
 
 PATIENCE = timedelta(hours=1)  # for which an upload may wait for its evidence: the line is at it
 PLACES = {"here": "on the bench", "aside": "in the trash", "strayed": "in the trash", "unknown": "perhaps on the bench"}
@@ -243,7 +246,9 @@ def _recorded(account: Account, found: Listed | None, *, now: datetime, within: 
     elif account.evidence is None and age > PATIENCE:
         yield _about(account, Kind.UNPROVEN, f"sent {_ago(age)} ago", Repair.VERIFY)
     if found is not None and not damage and not account.archives and within is not None and age > within:
-        yield _about(account, Kind.UNARCHIVED, f"sent {_ago(age)} ago, tape should have it after {spoken(within)}")
+        yield _about(
+            account, Kind.UNARCHIVED, f"sent {_ago(age)} ago, tape should have it after {format_duration(within)}"
+        )
 
 
 def _difference(account: Account, found: Listed) -> str:
@@ -301,7 +306,7 @@ def _about(account: Account, kind: Kind, detail: str, repair: Repair = Repair.NO
 def _ago(age: timedelta) -> str:
     days, hours, minutes = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
     unit = days if age >= 2 * days else hours if age >= 2 * hours else minutes
-    return spoken(age // unit * unit)
+    return format_duration(age // unit * unit)
 
 
 # ------------------------------------------------------------------------------------------------------------ streams
