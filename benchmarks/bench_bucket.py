@@ -27,7 +27,7 @@ import psutil
 
 from benchmarks.bench_export import BUCKET, Bench, bucket, environment, fill, s5cmd_program, warm
 from benchmarks.measure import MIB, cpu_of, in_memory, machine, median, room, run, table, told, write
-from deployments import seaweed
+from plateway.local import seaweed
 
 FILES, SIZE, FOLDERS = 10_000, 16 * 1024, 100
 STEPS = ("up", "list", "down", "delete")

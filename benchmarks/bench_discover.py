@@ -48,7 +48,7 @@ def announce(root: Path, numbers: range) -> None:
         (home / "events" / f"{1_700_000_000 + number}.json").write_text(json.dumps(event))
 
 
-def register(line: pipeline.Line, *, expected: int) -> dict[str, float]:
+def register(line: pipeline.Site, *, expected: int) -> dict[str, float]:
     """Pass over the bench once and say what it took; something is wrong unless that many were new and are complete."""
     with worked() as spent:
         found = pipeline.register(line)
@@ -60,7 +60,7 @@ def register(line: pipeline.Line, *, expected: int) -> dict[str, float]:
 def measure(space: Path, *, known: int, new: int, rounds: int) -> dict[str, Any]:
     """Go through the whole of it."""
     settings = load(home=space, source_root=space / "bench", settle_seconds=0, bucket_url=f"file://{space}/bucket")
-    line = pipeline.open_line(settings)
+    line = pipeline.open_site(settings)
     line.catalog.upgrade()
     announce(settings.root, range(known))
     first = register(line, expected=known)

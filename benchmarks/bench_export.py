@@ -38,9 +38,9 @@ import psutil
 from pydantic import SecretStr
 
 from benchmarks.measure import MIB, Cost, cpu_of, in_memory, machine, median, module, room, run, table, told, write
-from deployments import seaweed
 from plateway import keys
 from plateway.endpoint import Endpoint
+from plateway.local import seaweed
 from plateway.store import open_store
 from plateway.store.per_file import PerFile
 

@@ -53,8 +53,8 @@ from benchmarks.measure import (
     told,
     write,
 )
-from deployments import seaweed
 from plateway import tokens
+from plateway.local import seaweed
 
 OURS, DESIGN, STORES = "plateway", "design", "stores"
 NAMES = {

@@ -34,12 +34,12 @@ import httpx
 from rich.console import Console
 
 from benchmarks.measure import machine, median, percentile, table, told, write
-from deployments import seaweed
-from deployments.bringup import bring_up
 from plateway import simulator
 from plateway.catalog import Catalog
 from plateway.events import Ref
 from plateway.ledger import Ledger
+from plateway.local import seaweed
+from plateway.local.bringup import bring_up
 from plateway.settings import Settings, load
 
 SYSTEM = "prince"

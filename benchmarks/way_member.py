@@ -33,7 +33,7 @@ Fetch = Callable[[str], bytes]
 
 def catalogued(job: dict[str, Any]) -> Fetch:
     """Fetch with `plateway cat`'s verb."""
-    line = pipeline.open_line(load())
+    line = pipeline.open_site(load())
     ref = Ref(*_ref(job["id"]))
     return lambda name: b"".join(pipeline.cat(line, ref, name))
 

@@ -23,7 +23,7 @@ from plateway.store import open_store
 
 def export(settings: Settings) -> dict[str, Any]:
     """Export everything announced; returns the cost and which directory went to which key."""
-    line = pipeline.open_line(settings)
+    line = pipeline.open_site(settings)
     line.catalog.upgrade()
     pipeline.register(line)
     refs = pipeline.due(line, "export", limit=1_000_000)
@@ -39,7 +39,7 @@ def export(settings: Settings) -> dict[str, Any]:
     return {**spent, "verify": verifying, "objects": objects}
 
 
-def _directory(line: pipeline.Line, ref: Ref) -> str:
+def _directory(line: pipeline.Site, ref: Ref) -> str:
     event = line.catalog.get(ref)
     return str(line.root / event.system / event.path)
 

@@ -13,7 +13,7 @@ import obstore
 from obstore.store import S3Store
 
 from benchmarks.measure import worked
-from plateway.pipeline.evidence import inspect_object
+from plateway.pipeline.verify import inspect_object
 from plateway.records import Export
 from plateway.settings import load
 from plateway.store import open_store

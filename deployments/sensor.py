@@ -47,7 +47,7 @@ Tell = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Watched:
     """A directory where files announce something, and what to call that."""
 
     path: Path
@@ -72,27 +72,27 @@ class Place:
         return look.st_dev, look.st_ino
 
 
-def places(root: Path) -> list[Place]:
+def places(root: Path) -> list[Watched]:
     """Name what there is to watch on the bench now; the root may be missing."""
     if not root.is_dir():
         return []
     return [
-        Place(root / system / "events", event=ANNOUNCED, resource=f"plateway.system.{system}")
+        Watched(root / system / "events", event=ANNOUNCED, resource=f"plateway.system.{system}")
         for system in bench.list_systems(root)
     ]
 
 
-def letterbox(url: str | None) -> Place | None:
+def letterbox(url: str | None) -> Watched | None:
     """Name the inbox for archive manifests, where it is a directory; others are looked into by schedule."""
     scheme, _, rest = url.partition("://") if url and "://" in url else ("file", "", url)
     if not rest or scheme not in {"file", "local"}:
         return None
-    return Place(Path(rest), event=DELIVERED, resource="plateway.archive.inbox")
+    return Watched(Path(rest), event=DELIVERED, resource="plateway.archive.inbox")
 
 
-async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbox: Place | None = None) -> None:
+async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbox: Watched | None = None) -> None:
     """Watch every place, also those that appear, vanish or are mounted anew, until cancelled."""
-    watching: dict[tuple[Place, tuple[int, int]], asyncio.Task[None]] = {}
+    watching: dict[tuple[Watched, tuple[int, int]], asyncio.Task[None]] = {}
     anyio.to_thread.current_default_thread_limiter().total_tokens = 1000  # each watch keeps one
     async with asyncio.TaskGroup() as group:
         while True:
@@ -105,10 +105,10 @@ async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbo
             await asyncio.sleep(LOOK)
 
 
-def identified(root: Path, inbox: Place | None = None) -> set[tuple[Place, tuple[int, int]]]:
+def identified(root: Path, inbox: Watched | None = None) -> set[tuple[Watched, tuple[int, int]]]:
     """Name what there is to watch, so that something else in the same place counts as new."""
     found = set()
-    looks: dict[str, Callable[[], list[Place]]] = {
+    looks: dict[str, Callable[[], list[Watched]]] = {
         "the bench": lambda: places(root),
         "the archive inbox": lambda: [inbox] if inbox else [],
     }
@@ -122,7 +122,7 @@ def identified(root: Path, inbox: Place | None = None) -> set[tuple[Place, tuple
     return found
 
 
-async def watch(place: Place, tell: Tell, *, poll: bool, interval: timedelta) -> None:
+async def watch(place: Watched, tell: Tell, *, poll: bool, interval: timedelta) -> None:
     """Give a hint at once, and one for every batch of files that comes."""
     slow = poll or await asyncio.to_thread(remote, place.path)
     logger.info("%s: %s", place.resource, "polled" if slow else "watched")
@@ -137,7 +137,7 @@ async def watch(place: Place, tell: Tell, *, poll: bool, interval: timedelta) ->
             await asyncio.sleep(GAP)
 
 
-async def batches(place: Place, *, poll: bool, interval: timedelta) -> AsyncIterator[set[str]]:
+async def batches(place: Watched, *, poll: bool, interval: timedelta) -> AsyncIterator[set[str]]:
     """Yield nothing first, when the place is being watched, then the names of the files that came, until it goes."""
     pause = max(interval.total_seconds(), SHARE * await asyncio.to_thread(effort, place.path)) if poll else 0
     gone = str(place.path)  # a directory made anew may look like the one that was deleted
@@ -165,7 +165,7 @@ async def batches(place: Place, *, poll: bool, interval: timedelta) -> AsyncIter
         coming.cancel()
 
 
-def announces(place: Place, path: str) -> bool:
+def announces(place: Watched, path: str) -> bool:
     """Say whether a file of this name announces something."""
     name = os.path.basename(path)  # noqa: PTH119  a Path for each of many changes would be slow
     return name.endswith(place.suffix) and not name.startswith(".")

@@ -9,14 +9,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from plateway import pipeline
 
 write = task(name="archive", cache_policy=NO_CACHE, persist_result=False)(pipeline.archive)
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def archive(before: date | None = None, dry_run: bool = False, unattended: bool = False) -> State[None]:
     """Bundle verified exports into one tar per kind, experiment and day, and read each back before it counts.
 
@@ -30,7 +30,7 @@ async def archive(before: date | None = None, dry_run: bool = False, unattended:
             return Completed(message="there is no archive: PLATEWAY_ARCHIVE_TARGET is not set")
         if unattended and (settings.archive_inbox or settings.archive_url or settings.amqp_url):
             return Completed(message="left to the archiver whose manifests come in")
-        outcomes = await carry.result(carry.start(write, line, before=before, dry_run=dry_run))
+        outcomes = await tasks.result(tasks.start(write, line, before=before, dry_run=dry_run))
     for outcome in outcomes:
-        tell.announce(outcome)
-    return await tell.close(outcomes)
+        reporting.announce(outcome)
+    return await reporting.close(outcomes)

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from plateway import pipeline
 from plateway.events import Ref
 
@@ -20,23 +20,23 @@ PAUSE = 1.0  # seconds at least between two looks at the bench while exports go 
 LONG = 300.0  # seconds after which a run takes up nothing new, so that another can show what happened
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def discover() -> State[None]:
     """Register, export and verify what is new on the bench."""
     async with configured.opened() as (line, settings):
-        carrier = carry.Carrier(line, settings.export_workers)
+        carrier = tasks.Carrier(line, settings.export_workers)
         looked = await drain(carrier)
-    await tell.relieve(looked)
-    return await tell.close(carrier.outcomes, nothing="nothing new", retried=True)
+    await reporting.relieve(looked)
+    return await reporting.close(carrier.outcomes, nothing="nothing new", retried=True)
 
 
-async def drain(carrier: carry.Carrier) -> datetime:
+async def drain(carrier: tasks.Carrier) -> datetime:
     """Look at the bench again and again while there is something to carry; return when it was looked at last.
 
     What is big holds up nothing new.
     """
     started, last = time.monotonic(), datetime.now(UTC)
-    progress = tell.Progress()
+    progress = reporting.Progress()
     taken: dict[Ref, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
         while (looked := time.monotonic()) - started < LONG:
@@ -56,17 +56,17 @@ async def drain(carrier: carry.Carrier) -> datetime:
     return last
 
 
-async def look(carrier: carry.Carrier) -> timedelta | None:
+async def look(carrier: tasks.Carrier) -> timedelta | None:
     """Register what is new, and say when something else will have settled."""
     found = await asyncio.to_thread(pipeline.register, carrier.line)
-    tell.registered(found.new)
+    reporting.registered(found.new)
     for outcome in (*found.quarantined, *found.troubled):
         if outcome not in carrier.outcomes:
             carrier.note(outcome)
     return found.settles_in
 
 
-def work(carrier: carry.Carrier) -> list[tuple[Ref, Callable[[Ref], Coroutine[None, None, None]]]]:
+def work(carrier: tasks.Carrier) -> list[tuple[Ref, Callable[[Ref], Coroutine[None, None, None]]]]:
     """Name what is due, and what to do with it."""
     exports = [(ref, carrier.send) for ref in pipeline.due(carrier.line, "export")]
     return exports + [(ref, carrier.check) for ref in pipeline.due(carrier.line, "verify")]

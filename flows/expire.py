@@ -6,15 +6,15 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from flows.parameters import Fraction, Systems
 from plateway import pipeline
 
 remove = task(name="expire", cache_policy=NO_CACHE, persist_result=False)(pipeline.expire)
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def expire(
     systems: Systems | None = None, dry_run: bool = False, fraction: Fraction | None = None
 ) -> State[None]:
@@ -26,7 +26,7 @@ async def expire(
         fraction: largest share (above 0, up to 1) of a system's exports that this run may delete: 0.1 is 10 %
     """
     async with configured.opened() as (line, _):
-        outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+        outcomes = await tasks.result(tasks.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
     for outcome in outcomes:
-        tell.announce(outcome)
-    return await tell.close(outcomes)
+        reporting.announce(outcome)
+    return await reporting.close(outcomes)

@@ -7,13 +7,13 @@ import asyncio
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from flows.parameters import EventIds
 from plateway import pipeline
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def export(event_ids: EventIds | None = None, force: bool = False) -> State[None]:
     """Export events and verify what arrived.
 
@@ -22,10 +22,10 @@ async def export(event_ids: EventIds | None = None, force: bool = False) -> Stat
         force: send an event again although its export is verified
     """
     async with configured.opened() as (line, settings):
-        carrier = carry.Carrier(line, settings.export_workers)
+        carrier = tasks.Carrier(line, settings.export_workers)
         if event_ids:
-            refs = await asyncio.to_thread(carry.named, line, event_ids)
+            refs = await asyncio.to_thread(tasks.named, line, event_ids)
         else:
             refs = await asyncio.to_thread(pipeline.due, line, "export")
         await carrier.all(carrier.send(ref, force=force) for ref in refs)
-    return await tell.close(carrier.outcomes, retried=not event_ids)
+    return await reporting.close(carrier.outcomes, retried=not event_ids)

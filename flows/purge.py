@@ -6,8 +6,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from flows.parameters import Fraction, Systems
 from plateway import pipeline
 
@@ -15,7 +15,7 @@ remove = task(name="purge", cache_policy=NO_CACHE, persist_result=False)(pipelin
 sweep = task(name="sweep", cache_policy=NO_CACHE, persist_result=False)(pipeline.sweep)
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def purge(systems: Systems | None = None, dry_run: bool = False, fraction: Fraction | None = None) -> State[None]:
     """Purge raw images and staging copies, and abort uploads that dead exports left open.
 
@@ -25,9 +25,9 @@ async def purge(systems: Systems | None = None, dry_run: bool = False, fraction:
         fraction: largest share (above 0, up to 1) of a system's events that this run may remove: 0.1 is 10 %
     """
     async with configured.opened() as (line, _):
-        outcomes = await carry.result(carry.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+        outcomes = await tasks.result(tasks.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
         if not dry_run:
-            outcomes = [*outcomes, *await carry.result(carry.start(sweep, line))]
+            outcomes = [*outcomes, *await tasks.result(tasks.start(sweep, line))]
     for outcome in outcomes:
-        tell.announce(outcome)
-    return await tell.close(outcomes)
+        reporting.announce(outcome)
+    return await reporting.close(outcomes)

@@ -11,13 +11,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from blocks import line as configured
-from flows import carry, picture, tell
+from blocks import site as configured
+from flows import chart, reporting, tasks
 from flows.parameters import Systems
 from plateway import pipeline
 from plateway.findings import GRAVE, Finding, Kind
 from plateway.outcome import BAD, UNFINISHED, Outcome
-from plateway.pipeline import Line, Reconciled
+from plateway.pipeline import Reconciled, Site
 from plateway.settings import Settings
 
 once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -29,7 +29,7 @@ NEW = {"received", "archived", "quarantined"}  # what makes it worth while to co
 TROUBLE = BAD | UNFINISHED
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def reconcile(quick: bool = False, repair: bool = False, systems: Systems | None = None) -> State[None]:
     """Collect archive manifests, settle their entries, and compare what bench, bucket, catalogue and tape say.
 
@@ -41,37 +41,37 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
     async with configured.opened() as (line, settings):
         came = await taken_in(line, settings)
         if quick and not any(one.result in NEW for one in came):
-            return await tell.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
+            return await reporting.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
         options = {"within": settings.on_tape_within, "fraction": settings.reconcile_fraction}
-        found = await carry.result(carry.start(compare, line, repair=repair, systems=systems, **options))
-        proven = [] if quick else await carry.result(carry.start(read, line, budget=settings.read_archive_budget))
+        found = await tasks.result(tasks.start(compare, line, repair=repair, systems=systems, **options))
+        proven = [] if quick else await tasks.result(tasks.start(read, line, budget=settings.read_archive_budget))
         days = await asyncio.to_thread(pipeline.days, line)
     for outcome in (*found.outcomes, *proven):
-        tell.announce(outcome)
+        reporting.announce(outcome)
     for finding in found.findings:
         if finding.kind is Kind.ONLY_COPY:
-            tell.emit("damaged", finding.ref)
-    return await close(found, [*came, *found.outcomes, *proven], picture.days(days))
+            reporting.emit("damaged", finding.ref)
+    return await close(found, [*came, *found.outcomes, *proven], chart.days(days))
 
 
-async def taken_in(line: Line, settings: Settings) -> list[Outcome]:
+async def taken_in(line: Site, settings: Settings) -> list[Outcome]:
     """Collect what lies at the doors, and settle what can be; tell others which events are archived now."""
     inbox, poll = await configured.doors(settings)
-    came = await carry.result(carry.start(collect, line, inbox=inbox, poll=poll))
-    came = [*came, *await carry.result(carry.start(settle, line))]
+    came = await tasks.result(tasks.start(collect, line, inbox=inbox, poll=poll))
+    came = [*came, *await tasks.result(tasks.start(settle, line))]
     for outcome in came:
-        tell.announce(outcome)
+        reporting.announce(outcome)
     return came
 
 
 async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> State[None]:
     """Leave the table of findings with the picture, and give the run its last word."""
     counts = [f"{count:,} {kind}" for kind, count in found.counts.items() if count]
-    results = tell.tally(outcomes)
+    results = reporting.tally(outcomes)
     summary = ", ".join([*counts, *results]) or "everything agrees"
     rows = [row(finding) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
     troubles = [trouble(outcome) for outcome in outcomes if outcome.result in TROUBLE]
-    await tell.table([*troubles, *rows], summary, picture=image)
+    await reporting.table([*troubles, *rows], summary, picture=image)
     doubtful = found.stopped or any(one.result in TROUBLE for one in outcomes)
     bad = doubtful or any(found.counts.get(kind) for kind in GRAVE)
     return Failed(message=summary) if bad else Completed(message=summary)

@@ -12,11 +12,11 @@ from prefect.artifacts import Artifact, acreate_markdown_artifact, acreate_table
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from blocks import line as configured
 from blocks import notice
-from flows import carry, picture, tell
+from blocks import site as configured
+from flows import chart, reporting, tasks
 from plateway import pipeline
-from plateway.pipeline.reports import spoken_size
+from plateway.pipeline.report import spoken_size
 from plateway.wire import Alert, Report
 
 KEY, ALERTS = "plateway-report", "plateway-alerts"
@@ -25,7 +25,7 @@ STUCK = 50  # stuck events that the report names
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|#!~])")
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def report(alerts_only: bool = False) -> State[None]:
     """Tell where the events of each system are, which are stuck and when disks will be full.
 
@@ -64,7 +64,7 @@ async def remember(alerts: Sequence[Alert]) -> None:
 def markdown(told: Report) -> str:
     """Write the report for the UI: first what somebody should look at, then the picture, then the figures."""
     attention = [f"- {plain(alert.text)}" for alert in told.alerts] or ["All is well."]
-    parts = [f"# {told.at:%A %d %B %Y, %H:%M} UTC", "\n".join(attention), picture.days(told.days), figures(told)]
+    parts = [f"# {told.at:%A %d %B %Y, %H:%M} UTC", "\n".join(attention), chart.days(told.days), figures(told)]
     if told.disks:
         parts += ["## Disks", "\n".join(f"- {plain(disk.text)}" for disk in told.disks)]
     if told.stuck:

@@ -9,12 +9,12 @@ from typing import Literal
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from flows.parameters import NamedEvents
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def restore(
     event_ids: NamedEvents,
     to: str | None = None,
@@ -30,8 +30,8 @@ async def restore(
         source: read from there only; empty: from the bucket, or from the archive what the bucket does not have
     """
     async with configured.opened() as (line, settings):
-        carrier = carry.Carrier(line, settings.export_workers)
-        refs = await asyncio.to_thread(carry.named, line, event_ids)
+        carrier = tasks.Carrier(line, settings.export_workers)
+        refs = await asyncio.to_thread(tasks.named, line, event_ids)
         place = Path(to).resolve() if to else None
         await carrier.all(carrier.fetch(ref, to=place, to_bench=to_bench, source=source) for ref in refs)
-    return await tell.close(carrier.outcomes)
+    return await reporting.close(carrier.outcomes)

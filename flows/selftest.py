@@ -9,14 +9,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks.bucket import Bucket
-from flows import tell
+from flows import reporting
 from plateway import selftest as trial
 from plateway.errors import Misconfigured
 from plateway.settings import MAIN
 from plateway.store.admin import Address
 
 
-@flow(flow_run_name=tell.named, persist_result=False)
+@flow(flow_run_name=reporting.named, persist_result=False)
 async def selftest(bucket: str = MAIN, within: str | None = None) -> State[None]:
     """Try an endpoint in a short-lived bucket, and leave a table of what it supports.
 
@@ -30,7 +30,7 @@ async def selftest(bucket: str = MAIN, within: str | None = None) -> State[None]
     report = await asyncio.to_thread(
         trial.run, block.value().endpoint, within=Address.parse(within) if within else None
     )
-    await tell.table([*map(ability, report.capabilities), *map(step, report.steps)], report.summary)
+    await reporting.table([*map(ability, report.capabilities), *map(step, report.steps)], report.summary)
     return Completed(message=report.summary) if report.good else Failed(message=report.summary)
 
 

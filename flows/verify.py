@@ -7,13 +7,13 @@ import asyncio
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from blocks import line as configured
-from flows import carry, tell
+from blocks import site as configured
+from flows import reporting, tasks
 from flows.parameters import EventIds
 from plateway import pipeline
 
 
-@flow(task_runner=carry.runner, flow_run_name=tell.named, persist_result=False)
+@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def verify(event_ids: EventIds | None = None, read_back: bool = False) -> State[None]:
     """Verify exports.
 
@@ -22,13 +22,13 @@ async def verify(event_ids: EventIds | None = None, read_back: bool = False) -> 
         read_back: read named exports back completely instead of asking for size and ETag
     """
     async with configured.opened() as (line, settings):
-        carrier = carry.Carrier(line, settings.export_workers)
+        carrier = tasks.Carrier(line, settings.export_workers)
         if event_ids:
-            refs = await asyncio.to_thread(carry.named, line, event_ids)
+            refs = await asyncio.to_thread(tasks.named, line, event_ids)
             await carrier.all(carrier.check(ref, read_back=read_back) for ref in refs)
         else:
             due = await asyncio.to_thread(pipeline.due, line, "verify")
             await carrier.all(carrier.check(ref) for ref in due)
             sample = await asyncio.to_thread(pipeline.sample, line, settings.read_back_budget)
             await carrier.all(carrier.check(ref, read_back=True) for ref in sample)
-    return await tell.close(carrier.outcomes, retried=not event_ids)
+    return await reporting.close(carrier.outcomes, retried=not event_ids)

@@ -83,3 +83,12 @@ def _unescape(match: re.Match[str]) -> str:
 
 def _revision_suffix(revision: int) -> str:
     return f"-r{revision}" if revision > 1 else ""
+
+
+MARKER_FILE = ".plateway-place"  # in a directory
+MARKER_PREFIX = "plateway-site/"  # in a bucket: one marker for each site that uses it
+
+
+def is_marker(key: str) -> bool:
+    """Return whether an object is a site's marker."""
+    return key.startswith(MARKER_PREFIX)

@@ -21,13 +21,12 @@ from uuid import UUID, uuid5
 
 from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Unsettled
 from plateway.folder import door, move
+from plateway.keys import MARKER_FILE, MARKER_PREFIX
 
 if TYPE_CHECKING:
     from plateway.archive import Archive
     from plateway.store import Store
 
-FILE = ".plateway-place"  # in a directory
-OBJECTS = "plateway-site/"  # in a bucket: one marker for each site that uses it
 CAP = 4096  # bytes that are read of a marker
 PART = 8 << 20
 
@@ -55,7 +54,7 @@ class Marker:
             told = json.loads(content)
             return cls(UUID(told["place"]), UUID(told["site"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Refused(f"{name}: its marker {FILE} cannot be read") from error
+            raise Refused(f"{name}: its marker {MARKER_FILE} cannot be read") from error
 
 
 class Markable(Protocol):
@@ -86,14 +85,14 @@ class DirectoryPlace:
             if not self._path.is_dir():
                 raise Unsettled(f"{self._name}: no such directory: is it mounted?")
             try:
-                descriptor = os.open(self._path / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                descriptor = os.open(self._path / MARKER_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 return None
             with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
                 return Marker.parse(file.read(CAP), name=self._name)
 
     def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
-        aside = self._path / f"{FILE}.part"
+        aside = self._path / f"{MARKER_FILE}.part"
         try:
             aside.unlink(missing_ok=True)  # of a writer that died
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -102,13 +101,13 @@ class DirectoryPlace:
                 file.flush()
                 os.fsync(file.fileno())
             if replace:
-                (self._path / FILE).unlink(missing_ok=True)
+                (self._path / MARKER_FILE).unlink(missing_ok=True)
         except FileExistsError:  # another process marks the place just now
             return True
         except OSError:
             return False
         with suppress(Refused, Unsettled):  # another process was quicker
-            move(self._path, aside.name, to=FILE)
+            move(self._path, aside.name, to=MARKER_FILE)
         aside.unlink(missing_ok=True)
         return True
 
@@ -123,7 +122,7 @@ class BucketPlace:
 
     def __init__(self, store: Store, *, site: UUID, endpoint: str | None) -> None:
         self._store, self._site, self._endpoint = store, site, endpoint
-        self._key = f"{OBJECTS}{site}.json"
+        self._key = f"{MARKER_PREFIX}{site}.json"
 
     def read_marker(self) -> Marker | None:
         try:
@@ -153,17 +152,17 @@ class ArchivePlace:
 
     def read_marker(self) -> Marker | None:
         try:
-            if self._archive.size(FILE) is None:
+            if self._archive.size(MARKER_FILE) is None:
                 return None
-            return Marker.parse(b"".join(self._archive.open(FILE, length=CAP)), name="archive")
+            return Marker.parse(b"".join(self._archive.open(MARKER_FILE, length=CAP)), name="archive")
         except NotFound as error:
             raise Unsettled(f"archive: {error}: is it mounted?") from error
 
     def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
         try:
             if replace:
-                self._archive.remove(FILE)
-            self._archive.write(FILE, [marker.dump()])
+                self._archive.remove(MARKER_FILE)
+            self._archive.write(MARKER_FILE, [marker.dump()])
         except (Denied, Refused):
             return False
         except Conflict:
@@ -182,11 +181,6 @@ def local_path(url: str | None) -> Path | None:
     if not separator:
         return Path(url)
     return Path(unquote(rest)) if scheme in {"file", "local"} and rest.startswith("/") else None
-
-
-def is_marker(key: str) -> bool:
-    """Return whether an object is a site's marker."""
-    return key.startswith(OBJECTS)
 
 
 def refuse_overlaps(places: Mapping[str, Path], *, home: Path | None = None) -> None:

@@ -30,7 +30,7 @@ from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Denied, PlatewayError, Refused, Transient, Unavailable
 from plateway.events import Ref
 from plateway.instruments import Instrument
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Outcome, Site
 from plateway.simulator import Announced, Simulated
 from plateway.store import Stat, Store, open_store
 from plateway.store.admin import Address, Buckets, temporary
@@ -153,7 +153,7 @@ def _clear(buckets: Buckets, where: Address) -> None:
 # ------------------------------------------------------------------------------------------------------------ one thing
 
 
-class Found(NamedTuple):
+class Observation(NamedTuple):
     """What the endpoint did."""
 
     verdict: Verdict
@@ -214,7 +214,7 @@ class Trial:
     """One thing to try, and what it means for Plateway."""
 
     name: str
-    act: Callable[[Room], Found]
+    act: Callable[[Room], Observation]
     use: str
     otherwise: str
     own: bool = False  # only where the bucket is nobody else's
@@ -232,57 +232,59 @@ class Trial:
         return Capability(self.name, verdict, detail, use)
 
 
-def _answer(error: ClientError) -> Found:
+def _answer(error: ClientError) -> Observation:
     status, code = _status(error)
     verdict: Verdict = "denied" if status in {401, 403} else "unknown" if status in {500, 502, 503, 504} else "no"
-    return Found(verdict, f"answered {status} {code}".rstrip())
+    return Observation(verdict, f"answered {status} {code}".rstrip())
 
 
 def _status(error: ClientError) -> tuple[int, str]:
     return error.response["ResponseMetadata"].get("HTTPStatusCode", 0), str(error.response["Error"].get("Code", ""))
 
 
-def _failure(error: Exception) -> Found:
+def _failure(error: Exception) -> Observation:
     if not isinstance(error, PlatewayError):
-        return Found("unknown", f"does not answer, or not as S3 does ({type(error).__name__})")
-    return Found(
+        return Observation("unknown", f"does not answer, or not as S3 does ({type(error).__name__})")
+    return Observation(
         "denied" if isinstance(error, Denied) else "unknown" if isinstance(error, Transient) else "no", str(error)
     )
 
 
-def single_etag(room: Room) -> Found:
+def single_etag(room: Room) -> Observation:
     """Is the ETag of one PUT the MD5 of its bytes?"""
     room.put("single")
     return _etag(room.store.stat("single"), hashlib.md5(ONE, usedforsecurity=False).hexdigest())
 
 
-def parts_etag(room: Room) -> Found:
+def parts_etag(room: Room) -> Observation:
     """Is the ETag of an upload in parts the MD5 of their MD5s?"""
     _, expected, found = room.in_parts
     return _etag(found, expected)
 
 
-def _etag(found: Stat | None, expected: str) -> Found:
+def _etag(found: Stat | None, expected: str) -> Observation:
     if found is None:
-        return Found("no", "what was put is not there")
+        return Observation("no", "what was put is not there")
     told = f"HEAD tells {found.etag}" if found.etag else "HEAD tells none"
-    return Found("yes", told) if found.etag == expected else Found("no", f"{told}, the bytes make {expected}")
+    return (
+        Observation("yes", told) if found.etag == expected else Observation("no", f"{told}, the bytes make {expected}")
+    )
 
 
-def completed_etag(room: Room) -> Found:
+def completed_etag(room: Room) -> Observation:
     """Does the answer to CompleteMultipartUpload tell it?"""
     told, expected, _ = room.in_parts
-    return Found("yes", f"told {told}") if told == expected else Found("no", f"told {told or 'none'}")
+    return Observation("yes", f"told {told}") if told == expected else Observation("no", f"told {told or 'none'}")
 
 
-def content_md5(room: Room) -> Found:
+def content_md5(room: Room) -> Observation:
     """Is a body refused that is not what Content-MD5 says?"""
     guard = _base64("md5", ONE)
     room.put("md5", ContentMD5=guard)
     return _refused(partial(room.put, "md5", TWO, ContentMD5=guard))
 
 
-def checksum(room: Room) -> Found:
+def checksum(room: Room) -> Observation:
     """Is a body refused that is not what x-amz-checksum-sha256 says, and is a right one kept?"""
     guard = _base64("sha256", ONE)
     room.put("sha256", ChecksumSHA256=guard)
@@ -295,7 +297,7 @@ def _base64(algorithm: str, content: bytes) -> str:
     return b64encode(hashlib.new(algorithm, content, usedforsecurity=False).digest()).decode()
 
 
-def _refused(wrong: Callable[[], None]) -> Found:
+def _refused(wrong: Callable[[], None]) -> Observation:
     """Send what must be refused as wrong; a right one was taken before."""
     try:
         wrong()
@@ -303,11 +305,11 @@ def _refused(wrong: Callable[[], None]) -> Found:
         status, code = _status(error)
         if status not in {400, 412}:
             raise
-        return Found("yes", f"a wrong one was refused ({status} {code})")
-    return Found("ignored", "a wrong one was taken")
+        return Observation("yes", f"a wrong one was refused ({status} {code})")
+    return Observation("ignored", "a wrong one was taken")
 
 
-def conditional(room: Room) -> Found:
+def conditional(room: Room) -> Observation:
     """Does If-None-Match: * keep a PUT from replacing what is there?"""
     room.put("once", IfNoneMatch="*")
     try:
@@ -316,77 +318,81 @@ def conditional(room: Room) -> Found:
         status, code = _status(error)
         if status not in {409, 412}:
             raise
-        return Found("yes", f"the second PUT was refused ({status} {code})")
+        return Observation("yes", f"the second PUT was refused ({status} {code})")
     kept = room.get("once") == ONE
-    return Found("ignored", f"the second PUT was answered as if done{', and was not' if kept else ': it replaced'}")
+    return Observation(
+        "ignored", f"the second PUT was answered as if done{', and was not' if kept else ': it replaced'}"
+    )
 
 
-def metadata(room: Room) -> Found:
+def metadata(room: Room) -> Observation:
     """Are an object's own headers kept?"""
     room.put("metadata", Metadata={"event-id": "1"})
     found = room.store.stat("metadata")
     kept = found is not None and found.metadata.get("event-id") == "1"
-    return Found("yes", "HEAD tells them") if kept else Found("ignored", "HEAD does not tell them")
+    return Observation("yes", "HEAD tells them") if kept else Observation("ignored", "HEAD does not tell them")
 
 
-def tagging(room: Room) -> Found:
+def tagging(room: Room) -> Observation:
     """Are tags kept?"""
     room.put("tagged")
     tags = [{"Key": "archived", "Value": "true"}]
     room.ask("put_object_tagging", "tagged", Tagging={"TagSet": tags})
     told = room.ask("get_object_tagging", "tagged").get("TagSet")
-    return Found("yes", "set and read") if told == tags else Found("ignored", "set, and none is read")
+    return Observation("yes", "set and read") if told == tags else Observation("ignored", "set, and none is read")
 
 
-def ranged(room: Room, span: str = "bytes=2-5", expected: bytes = ONE[2:6]) -> Found:
+def ranged(room: Room, span: str = "bytes=2-5", expected: bytes = ONE[2:6]) -> Observation:
     """Is a part of an object read alone?"""
     room.put("ranged")
     answer = room.ask("get_object", "ranged", Range=span)
     content, status = answer["Body"].read(), answer["ResponseMetadata"]["HTTPStatusCode"]
     if content != expected:
-        return Found("ignored", f"{len(content)} bytes of {len(ONE)} came, answered {status}")
-    return Found("yes" if status == 206 else "no", f"{len(content)} bytes came, answered {status}")
+        return Observation("ignored", f"{len(content)} bytes of {len(ONE)} came, answered {status}")
+    return Observation("yes" if status == 206 else "no", f"{len(content)} bytes came, answered {status}")
 
 
-def presigned(room: Room) -> Found:
+def presigned(room: Room) -> Observation:
     """Does a link read an object without credentials?"""
     room.put("linked")
     link = room.store.sign("linked", expires=timedelta(minutes=1))
     answer = httpx.get(link, timeout=PATIENCE, trust_env=not room.endpoint.bypass_proxy)
     if answer.content == ONE:
-        return Found("yes", "read without credentials")
-    return Found("denied" if answer.status_code in {401, 403} else "no", f"answered {answer.status_code}")
+        return Observation("yes", "read without credentials")
+    return Observation("denied" if answer.status_code in {401, 403} else "no", f"answered {answer.status_code}")
 
 
-def listed(room: Room, operation: str) -> Found:
+def listed(room: Room, operation: str) -> Observation:
     """Does a listing tell all of a folder, and none of a sibling that begins alike?"""
     names = sorted(f"{operation}/{number}" for number in range(3))
     for name in [*names, f"{operation}-sibling"]:
         room.put(name)
     found = sorted(room.keys(operation, f"{operation}/"))
-    return Found("yes" if found == names else "no", f"{len(found)} of 3 in pages of 2")
+    return Observation("yes" if found == names else "no", f"{len(found)} of 3 in pages of 2")
 
 
-def ordered(room: Room) -> Found:
+def ordered(room: Room) -> Observation:
     """Are keys listed in the order of their bytes?"""
     names = ["order/a-b", "order/a/b", "order/a0"]
     for name in names:
         room.put(name)
     found = room.keys("list_objects_v2", "order/")
-    return Found("yes" if found == names else "no", ", ".join(found))
+    return Observation("yes" if found == names else "no", ", ".join(found))
 
 
-def deleted_together(room: Room) -> Found:
+def deleted_together(room: Room) -> Observation:
     """Does one request delete many objects?"""
     for name in ("together/1", "together/2"):
         room.put(name)
     keys = [{"Key": room.key(name)} for name in ("together/1", "together/2")]
     room.ask("delete_objects", Delete={"Objects": keys, "Quiet": True})
     left = room.keys("list_objects_v2", "together/")
-    return Found("ignored", f"{len(left)} of 2 are still there") if left else Found("yes", "2 of 2 are gone")
+    return (
+        Observation("ignored", f"{len(left)} of 2 are still there") if left else Observation("yes", "2 of 2 are gone")
+    )
 
 
-def open_uploads(room: Room) -> Found:
+def open_uploads(room: Room) -> Observation:
     """Are uploads told of that were begun and not completed, and can they be ended?"""
     begun = room.ask("create_multipart_upload", "open")["UploadId"]
     try:
@@ -394,10 +400,10 @@ def open_uploads(room: Room) -> Found:
     finally:
         room.ask("abort_multipart_upload", "open", UploadId=begun)
     found = any(one["UploadId"] == begun for one in told)
-    return Found("yes", "told and ended") if found else Found("no", "one was open, and was not told")
+    return Observation("yes", "told and ended") if found else Observation("no", "one was open, and was not told")
 
 
-def lifecycle(room: Room) -> Found:
+def lifecycle(room: Room) -> Observation:
     """Are rules kept? In somebody's bucket they are only read."""
     rule = {"ID": "selftest", "Status": "Enabled", "Filter": {"Prefix": "never/"}, "Expiration": {"Days": 3650}}
     if room.own:
@@ -409,24 +415,28 @@ def lifecycle(room: Room) -> Found:
             raise
         told = []
     if not room.own:
-        return Found("yes", f"{len(told)} rules can be read; none was set")
+        return Observation("yes", f"{len(told)} rules can be read; none was set")
     room.ask("delete_bucket_lifecycle")
     kept = [one.get("Expiration") for one in told] == [{"Days": 3650}]
-    return Found("yes", "set, read and taken away") if kept else Found("ignored", "set, and not read as it was set")
+    return (
+        Observation("yes", "set, read and taken away")
+        if kept
+        else Observation("ignored", "set, and not read as it was set")
+    )
 
 
-def versioning(room: Room) -> Found:
+def versioning(room: Room) -> Observation:
     """Do deleted objects stay as versions?"""
     status = room.ask("get_bucket_versioning").get("Status")
-    return Found("yes" if status else "no", f"is {status or 'off'}")
+    return Observation("yes" if status else "no", f"is {status or 'off'}")
 
 
-def odd_name(room: Room) -> Found:
+def odd_name(room: Room) -> Observation:
     """Can a bucket have capitals and underscores in its name?"""
     name = f"Plateway_{uuid4().hex[:12]}"
     room.client.create_bucket(Bucket=name)
     room.client.delete_bucket(Bucket=name)
-    return Found("yes", "made and removed")
+    return Observation("yes", "made and removed")
 
 
 LOOKED = "not relied on: what arrived is looked at afterwards, by another client"
@@ -485,7 +495,7 @@ class Round:
     def __init__(self, store: Store, home: Path) -> None:
         self._bench, self._back = home / "bench", home / "back"
         self._catalog = Catalog(f"sqlite:///{home}/catalogue.db")
-        self._line = Line(self._catalog, PerFile(store), self._bench, self._instrument, owner="selftest")
+        self._line = Site(self._catalog, PerFile(store), self._bench, self._instrument, owner="selftest")
         self._announced: list[Announced] = []
 
     def close(self) -> None:
@@ -514,7 +524,7 @@ class Round:
             pipeline.register(self._line)
         return f"{sum(len(one.files) for one in self._announced)} images in {len(self._announced)} events"
 
-    def each(self, verb: Callable[[Line, Ref], Outcome]) -> str:
+    def each(self, verb: Callable[[Site, Ref], Outcome]) -> str:
         """Do something to each event.
 
         Raises:

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from plateway import settings
 from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
+from plateway.local import seaweed
 from plateway.store.admin import Buckets, sweep, temporary
 
 NAME = "pytest"  # what the names of the buckets begin with
@@ -25,7 +26,6 @@ KEPT = timedelta(days=1)  # what a killed run has left
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Where S3 is, and who asks."""
-    from deployments import seaweed  # noqa: PLC0415  only where there is none
 
     known = settings.load().endpoint
     if known.url:

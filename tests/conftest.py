@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from typer import testing
 from typer.main import get_command
 
-from deployments import seaweed
 from plateway.endpoint import Endpoint
+from plateway.local import seaweed
 
 pytest_plugins = ["plateway.testing", "tests.databases", "tests.order"]
 vars(testing)["_get_command"] = cache(get_command)  # it takes longer than most commands

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 
 READS = {
     *("catalog.now", "catalog.ledger", "catalog.going", "catalog.candidates", "catalog.siblings", "catalog.systems"),
@@ -56,7 +56,7 @@ class Dying:
         return lambda *args, **named: self._fate.meet(f"{self._name}.{name}", lambda: found(*args, **named))
 
 
-def dying(line: Line, fate: Fate) -> Line:
+def dying(line: Site, fate: Fate) -> Site:
     """Give a line whose catalogue, bucket and archive may be the last that is called."""
 
     def doomed(part: Any, name: str) -> Any:

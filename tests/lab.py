@@ -13,7 +13,7 @@ from plateway.catalog import Catalog
 from plateway.events import Ref
 from plateway.instruments import Instrument, Policy
 from plateway.ledger import Ledger
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Outcome, Site
 from plateway.simulator import Announced, Simulated
 from plateway.store import Store
 
@@ -57,8 +57,8 @@ class Lab:
         return Instrument(name=system, root=self.bench / system, **values)
 
     @property
-    def line(self) -> Line:
-        return Line(self.catalog, self.store, self.bench, self.instrument, owner="test", archive=self.archive)
+    def line(self) -> Site:
+        return Site(self.catalog, self.store, self.bench, self.instrument, owner="test", archive=self.archive)
 
     def acquire(self, system: str = "prince", fault: str = "none", *, images: int = 3, size: int = 32) -> Announced:
         """Let an instrument acquire one event, at the time the clock shows."""

@@ -25,12 +25,11 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound
 from plateway.events import Ref
-from plateway.keys import PREFIXES
+from plateway.keys import MARKER_FILE, PREFIXES
 from plateway.ledger import Ledger
-from plateway.pipeline import Line, Outcome
-from plateway.pipeline.archives import IN_A_ROW, lay
+from plateway.pipeline import Outcome, Site
+from plateway.pipeline.archive import IN_A_ROW, lay
 from plateway.pipeline.places import adopt_place
-from plateway.place import FILE
 from plateway.records import Event, Export
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
@@ -247,7 +246,7 @@ def test_a_day_is_looked_up_whole_where_it_fits(lab: Lab, tape: Path, most: int)
 def test_an_empty_line_writes_nothing(lab: Lab, tape: Path) -> None:
     """No export, no tar, no manifest (D6)."""
     assert pipeline.archive(lab.line) == []
-    assert [path.name for path in tape.iterdir()] == [FILE]
+    assert [path.name for path in tape.iterdir()] == [MARKER_FILE]
 
 
 def test_a_dry_run_says_what_would_go_where(lab: Lab, tape: Path) -> None:
@@ -435,7 +434,7 @@ def test_a_tar_is_not_begun_for_ever(tmp_path: Path, tape: Path) -> None:
     fickle._kept = lab.store._kept  # type: ignore[attr-defined]  # the same objects
     (outcome,) = pipeline.archive(replace(lab.line, store=fickle))
     assert outcome.result == "later"
-    assert not [path for path in tape.rglob("*") if path.is_file() and path.name != FILE]
+    assert not [path for path in tape.rglob("*") if path.is_file() and path.name != MARKER_FILE]
     lab.catalog.close()
 
 
@@ -726,5 +725,5 @@ def test_every_kind_has_a_place() -> None:
 
 def test_the_line_knows_its_archive(lab: Lab) -> None:
     """What the verbs are given is what the settings say."""
-    line: Line = lab.line
+    line: Site = lab.line
     assert line.archive is lab.archive

@@ -19,9 +19,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from deployments.seaweed import PLAIN
 from plateway import cli, settings, tokens
 from plateway.errors import Misconfigured
+from plateway.local.seaweed import PLAIN
 from plateway.tokens import Tokens
 
 ORIGINAL = [  # as amplify-object-store writes its file

@@ -33,7 +33,7 @@ from plateway.errors import (
     Unsettled,
 )
 from plateway.events import Ref
-from plateway.pipeline import copies, inbox
+from plateway.pipeline import ingest, read
 from plateway.pipeline.restore import _room, _runs
 from plateway.records import Export
 from plateway.simulator import Announced
@@ -135,8 +135,8 @@ def tape(
         "archives": [{"path": path, "src_keys": [one["key"] for one in members], "members": members}],
     }
     manifest = json.dumps(notice).encode()
-    assert inbox.receive(lab.line, manifest, door="inbox", name="notice.json").reasons == ()
-    inbox.settle(lab.line)
+    assert ingest.receive(lab.line, manifest, door="inbox", name="notice.json").reasons == ()
+    ingest.settle(lab.line)
     assert all(lab.ledger(ref).archives for ref in refs)
     return manifest
 
@@ -235,7 +235,7 @@ def large(lab: Lab) -> tuple[str, bytes, Ref]:
     """Export an event whose one image is larger than what is held back."""
     announced = lab.acquire(images=1)
     (name,) = (one for one in announced.files if one.endswith(".tif"))
-    image = os.urandom(copies.HELD + 12345)
+    image = os.urandom(read.HELD + 12345)
     (announced.images / name).write_bytes(image)
     lab.settle()
     assert {one.result for one in lab.export()} == {"exported", "verified"}
@@ -352,7 +352,7 @@ def test_other_bytes_in_the_place_are_never_overwritten(lab: Lab) -> None:
 def test_a_damaged_file_is_named_and_the_others_come(lab: Lab) -> None:
     """A byte of one image, its header, the manifest: found each, and mended from tape where there is one."""
     announced, ref = lab.exported()
-    manifest = copies.read_manifest(*copies.search_copies(lab.line, lab.ledger(ref), None))
+    manifest = read.read_manifest(*read.search_copies(lab.line, lab.ledger(ref), None))
     victim = manifest.members[1]
     key, to = lab.ledger(ref).event.key, lab.home / "to"
     damage(lab, key, victim.offset + 5)

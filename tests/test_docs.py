@@ -67,7 +67,7 @@ def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for system, dialect in dialects.items():
         instrument = simulator.Simulated(system, dialect, bare / "bench" / system, images=2, size=32)
         simulator.acquire(instrument, now=datetime.now(UTC))
-    with closing(pipeline.open_line(settings.load())) as line:
+    with closing(pipeline.open_site(settings.load())) as line:
         line.catalog.upgrade()
         pipeline.register(line)
         exported = pipeline.each(pipeline.export, line, pipeline.due(line, "export"))
@@ -263,7 +263,7 @@ def test_the_automations_are_those_that_are_made() -> None:
 
 def test_the_events_are_those_that_are_sent() -> None:
     """Each event that Plateway sends to Prefect has a line."""
-    sent = {f"plateway.imaging-event.{what}" for what in importlib.import_module("flows.tell").EVENTS.values()}
+    sent = {f"plateway.imaging-event.{what}" for what in importlib.import_module("flows.reporting").EVENTS.values()}
     sent |= {"plateway.imaging-event.registered", *(event for one in TRIGGERS for event in one["expect"])}
     assert {quoted(name)[0] for name, _ in rows("prefect.md", "Events for others")} == sent
 

@@ -17,9 +17,9 @@ from plateway.endpoint import Endpoint
 from plateway.errors import Denied, NotFound, Unavailable
 from plateway.events import Ref
 from plateway.instruments import Policy
+from plateway.keys import is_marker
 from plateway.ledger import Ledger
 from plateway.pipeline import Outcome
-from plateway.place import is_marker
 from plateway.records import ArchiveLocation, Lease, Purge, Quarantine
 from plateway.retention import Verdict
 from plateway.store import Objects, Store, open_store

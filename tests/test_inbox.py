@@ -24,7 +24,7 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Rejected, Unavailable
 from plateway.events import Ref
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Outcome, Site
 from plateway.records import ArchiveEntry, ArchiveManifest
 from plateway.store import open_store
 from tests.databases import furnish
@@ -658,7 +658,7 @@ def test_without_an_archive_nothing_is_read(lab: Lab) -> None:
     """Where tape can only be asked by its operators, its word stays a word."""
     _, ref = lab.exported()
     tape(lab, "a.tar", [ref])
-    line: Line = replace(lab.line, archive=None)
+    line: Site = replace(lab.line, archive=None)
     assert pipeline.read_archive(line, budget=1 << 30) == []
     assert [one.evidence for one in lab.ledger(ref).archives] == ["name"]
 

@@ -20,8 +20,8 @@ from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.errors import Denied, DiskUnavailable, NotFound, PlatewayError, Rejected, Unavailable, Unsettled
 from plateway.events import Ref
-from plateway.pipeline import evidence
-from plateway.place import is_marker
+from plateway.keys import is_marker
+from plateway.pipeline import verify
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import open_store
@@ -101,7 +101,7 @@ def test_d2_every_byte_counts(lab: Lab) -> None:
     lab.settle()
     lab.export()
     ref = Ref(announced.id, 1)
-    told = {member.name: member.sha256 for member in evidence.manifest_of(lab.line, lab.ledger(ref)).members}
+    told = {member.name: member.sha256 for member in verify.manifest_of(lab.line, lab.ledger(ref)).members}
     for image in (one, two):
         name = str(image.relative_to(announced.images))
         assert told[name] == hashlib.sha256(image.read_bytes()).hexdigest()

@@ -22,7 +22,8 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Denied, NotFound, PlatewayError, Unavailable
 from plateway.gateway import Parts
-from plateway.pipeline import copies, sources
+from plateway.pipeline import addresses
+from plateway.pipeline import read as copies
 from plateway.store import (
     Objects,
     filesystem,
@@ -286,8 +287,8 @@ def test_what_changes_on_the_way_back_is_seen(echo: Echo, change: Callable[[Mess
     name, key = next(iter(announced.files)), echo.lab.ledger(ref).event.key
     reads: list[Callable[[], Iterator[bytes]]] = [
         lambda: pipeline.cat(echo.lab.line, ref, name),
-        lambda: sources.image(echo.store, key, name),
-        lambda: sources.cat(echo.store, "a"),
+        lambda: addresses.image(echo.store, key, name),
+        lambda: addresses.cat(echo.store, "a"),
     ]
     for read in reads:
         with pytest.raises((Damaged, Unavailable)):

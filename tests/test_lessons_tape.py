@@ -23,8 +23,8 @@ from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
 from plateway.events import Ref
 from plateway.findings import Kind
-from plateway.pipeline import Line
-from plateway.place import FILE
+from plateway.keys import MARKER_FILE
+from plateway.pipeline import Site
 from plateway.store import open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
@@ -42,7 +42,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def line(lab: Lab) -> Line:
+def line(lab: Lab) -> Site:
     """The line with a tape in reach."""
     return replace(lab.line, archive=open_archive((lab.home / "tape").as_uri()))
 
@@ -92,7 +92,7 @@ def test_d4_a_bucket_copy_goes_only_with_proof_that_tape_has_it(lab: Lab) -> Non
     assert all(lab.store.stat(lab.ledger(ref).event.key) for ref in (named, other))
 
 
-def test_d5_the_archive_takes_what_the_catalogue_names(lab: Lab, line: Line) -> None:
+def test_d5_the_archive_takes_what_the_catalogue_names(lab: Lab, line: Site) -> None:
     """No glob has to guess a layout: every export of the day is on tape, wherever its key puts it."""
     refs = exported(lab, 3)
     lab.clock.turn(days=1)
@@ -124,7 +124,7 @@ def test_d6_nothing_archived_is_no_success(lab: Lab) -> None:
     assert lab.state(ref) == "exported"
 
 
-def test_d7_every_kind_is_archived(lab: Lab, line: Line) -> None:
+def test_d7_every_kind_is_archived(lab: Lab, line: Site) -> None:
     """Videos and overviews go to tape as images do, each below a folder of its own."""
     for number, kind in enumerate(("stitch", "video", "overview")):
         announce(lab, kind, number)
@@ -159,7 +159,7 @@ def announce(lab: Lab, kind: str, number: int) -> None:
     (root / "events" / f"{number}.json").write_text(json.dumps(said))
 
 
-def test_d8_an_archive_that_does_not_work_is_told(lab: Lab, line: Line) -> None:
+def test_d8_an_archive_that_does_not_work_is_told(lab: Lab, line: Site) -> None:
     """The tape is not mounted: the run says so and nothing counts as archived; mounted again, it does."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)
@@ -174,7 +174,7 @@ def test_d8_an_archive_that_does_not_work_is_told(lab: Lab, line: Line) -> None:
     assert lab.state(ref) == "archived"
 
 
-def test_d9_late_exports_are_archived_too(lab: Lab, line: Line) -> None:
+def test_d9_late_exports_are_archived_too(lab: Lab, line: Site) -> None:
     """An event of a day whose tar is written already goes into a second one; the first is not touched."""
     announce(lab, "stitch", 0)
     lab.settle()
@@ -192,7 +192,7 @@ def test_d9_late_exports_are_archived_too(lab: Lab, line: Line) -> None:
     assert (lab.home / "tape" / first.path).read_bytes() == before
 
 
-def test_d10_half_an_archive_is_none(lab: Lab, line: Line) -> None:
+def test_d10_half_an_archive_is_none(lab: Lab, line: Site) -> None:
     """A tar that broke off never gets its name, and one that lies there cut is not taken for an archive."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)
@@ -204,13 +204,15 @@ def test_d10_half_an_archive_is_none(lab: Lab, line: Line) -> None:
     cut.parent.mkdir(parents=True)
     cut.write_bytes(whole.read_bytes()[:-3000])
     other = replace(line, archive=open_archive((lab.home / "second").as_uri()))
-    (lab.home / "second" / FILE).write_bytes((lab.home / "tape" / FILE).read_bytes())  # it even says it is the same
+    (lab.home / "second" / MARKER_FILE).write_bytes(
+        (lab.home / "tape" / MARKER_FILE).read_bytes()
+    )  # it even says it is the same
     with_policy(lab, purge=False, bucket_lifespan=timedelta(0), grace=timedelta(0))
     assert {one.result for one in pipeline.expire(replace(other, instrument=lab.instrument))} == {"refused"}
     assert lab.store.stat(lab.ledger(ref).event.key) is not None
 
 
-def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab, line: Line) -> None:
+def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab, line: Site) -> None:
     """The archiver dies between writing its tar and telling of it: the next run finds the tar, and tells."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)

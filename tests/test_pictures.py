@@ -16,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from plateway import pictures, simulator
+from plateway import simulator
 from plateway.errors import Rejected
-from plateway.pictures import Grid, grid, thumbnail
+from plateway.gateway import pictures
+from plateway.gateway.pictures import Grid, grid, thumbnail
 
 Pixels = npt.NDArray[Any]
 SLOPE = np.linspace(0, 1, 300 * 400).reshape(300, 400)  # dark at the top, bright at the bottom

@@ -19,9 +19,10 @@ from plateway.bench import TRASH
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, NotFound, Unsettled
 from plateway.events import Ref
-from plateway.pipeline import Outcome, exports
-from plateway.pipeline.line import Hold
-from plateway.place import FILE
+from plateway.keys import MARKER_FILE
+from plateway.pipeline import Outcome
+from plateway.pipeline import export as exports
+from plateway.pipeline.lease import Hold
 from plateway.store import open_store
 from tests.databases import furnish
 from tests.lab import Clock, Lab, with_policy
@@ -413,7 +414,7 @@ def test_another_bucket_is_not_a_lost_export(lab: Lab, bucket: str) -> None:
 
 def everything(path: Path) -> set[str]:
     """Name the files below a directory, but for the markers of places."""
-    return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file() and one.name != FILE}
+    return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file() and one.name != MARKER_FILE}
 
 
 def test_purge_moves_aside_waits_and_removes(lab: Lab) -> None:

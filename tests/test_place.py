@@ -41,7 +41,7 @@ def opened(home: Path, **places: Path) -> None:
     """Put a site together with these directories."""
     apart = {name: home.parent / "apart" / name for name in PLACES if name not in places}
     told = {name: PLACES[name].format(path) for name, path in (apart | places).items()}
-    pipeline.open_line(settings.load(home=str(home), **told)).close()
+    pipeline.open_site(settings.load(home=str(home), **told)).close()
 
 
 @pytest.mark.parametrize("where", [same, below, above, by_a_link])
@@ -77,11 +77,11 @@ def test_nothing_else_lies_among_the_exports(tmp_path: Path, setting: str, bucke
     """What expires below the bucket's prefix would take an archive or objects along."""
     told = {"bucket_url": f"s3://{bucket}", setting: f"s3://{other}"}
     with pytest.raises(Misconfigured, match=f"PLATEWAY_{setting.upper()} and the bucket lie in each other"):
-        pipeline.open_line(settings.load(home=str(tmp_path / "home"), **told))
+        pipeline.open_site(settings.load(home=str(tmp_path / "home"), **told))
 
 
 def test_a_prefix_beside_the_exports_is_accepted(tmp_path: Path) -> None:
     """Names that only begin alike are apart in a bucket, too."""
     told = {"bucket_url": "s3://raw/images", "archive_target": "s3://raw/images-tape"}
     told |= {"access_key_id": "key", "secret_access_key": "secret"}
-    pipeline.open_line(settings.load(home=str(tmp_path / "home"), **told)).close()
+    pipeline.open_site(settings.load(home=str(tmp_path / "home"), **told)).close()

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from deployments import seaweed
 from plateway import pipeline
 from plateway.archive import Entry, dump, open_archive
 from plateway.bench import EVENT_FILE, TRASH
@@ -29,10 +28,11 @@ from plateway.errors import Damaged, Transient
 from plateway.events import Ref
 from plateway.findings import Kind
 from plateway.instruments import Policy
+from plateway.keys import MARKER_FILE
+from plateway.local import seaweed
 from plateway.outcome import Result
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Outcome, Site
 from plateway.pipeline.places import adopt_place
-from plateway.place import FILE
 from plateway.simulator import Announced
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
@@ -158,7 +158,7 @@ def first(directory: Path) -> Path:
     return min(directory.rglob("*.tif"))
 
 
-def eager(lab: Lab, act: Callable[[], object], *, at: int = 1) -> Line:
+def eager(lab: Lab, act: Callable[[], object], *, at: int = 1) -> Site:
     """Return a line whose lease is renewed with every chunk that is read, and acts at the nth time."""
     catalog: Any = Acting(lab.catalog, "renew", act, at=at)
     return replace(lab.line, catalog=catalog, lease=timedelta(microseconds=1))
@@ -512,7 +512,7 @@ def test_a_bucket_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab) 
 def test_a_place_with_a_damaged_marker_waits_to_be_adopted(lab: Lab, content: bytes) -> None:
     """A4: it is not known whose it is, so nothing goes; an operator takes it over, and all goes on."""
     announced, ref, _ = trashed(lab)
-    (lab.bench / "prince" / "events" / FILE).write_bytes(content)
+    (lab.bench / "prince" / "events" / MARKER_FILE).write_bytes(content)
     assert not {"gone", "restored"} & set(results(pipeline.purge(lab.line)))
     adopt_place(lab.line, "bench/prince")
     assert results(pipeline.purge(lab.line)) == ["gone"]

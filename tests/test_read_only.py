@@ -27,12 +27,12 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
-from deployments import seaweed
 from plateway import bundle, cli
 from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError, Refused
 from plateway.folder import File
-from plateway.pipeline import sources
+from plateway.local import seaweed
+from plateway.pipeline import addresses
 from plateway.store import (
     Stat,
     Upload,
@@ -367,7 +367,7 @@ def test_ranges_are_those_of_http(shown: str, span: str, part: slice) -> None:
 def test_an_image_costs_two_ranged_reads(shown: str, haven: Haven) -> None:
     """The manifest at the end, and the image; the rest of the bundle stays where it is."""
     there, before = open_store(f"s3://{PLATES}", haven.admin), len(haven.book.log)
-    assert b"".join(sources.image(there, "plates/060000-833b0b88.tar", "Img/a.tif"))
+    assert b"".join(addresses.image(there, "plates/060000-833b0b88.tar", "Img/a.tif"))
     assert [(one.name, bool(one.header("range"))) for one in haven.book.log[before:]] == [("get object", True)] * 2
 
 
@@ -399,7 +399,9 @@ def test_a_restore_that_meets_a_fault_goes_on_when_it_is_over(
     """Whichever request fails from then on: what has a name is right, the rest is told, and the next run brings it."""
     there, where = open_store(f"s3://{PLATES}", haven.admin), Address(PLATES)
     before = len(haven.book.log)
-    assert {one.result for one in sources.restore(sources.find(there, where), to=tmp_path / "whole")} == {"restored"}
+    assert {one.result for one in addresses.restore(addresses.find(there, where), to=tmp_path / "whole")} == {
+        "restored"
+    }
     whole, requests = contents(tmp_path / "whole"), len(haven.book.log) - before
     for nth in range(requests):
         to, countdown = tmp_path / str(nth), iter(range(requests))
@@ -407,10 +409,10 @@ def test_a_restore_that_meets_a_fault_goes_on_when_it_is_over(
             forward(request) if next(countdown, requests) < nth else fault(request, forward)  # noqa: B023
         )
         with suppress(PlatewayError):
-            assert {one.result for one in sources.restore(sources.find(there, where), to=to)} != {"restored"}
+            assert {one.result for one in addresses.restore(addresses.find(there, where), to=to)} != {"restored"}
         haven.book.script = honest
         assert contents(to).items() <= whole.items()
-        assert {one.result for one in sources.restore(sources.find(there, where), to=to)} <= DONE
+        assert {one.result for one in addresses.restore(addresses.find(there, where), to=to)} <= DONE
         assert contents(to) == whole
 
 

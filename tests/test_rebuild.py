@@ -23,7 +23,7 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Refused
 from plateway.events import Ref
-from plateway.pipeline.rebuilding import Rebuilt
+from plateway.pipeline.rebuild import Rebuilt
 from plateway.records import Event
 from plateway.store import Store, object_metadata, open_store
 from plateway.store.memory import Memory

@@ -27,9 +27,9 @@ from plateway.findings import (
     compare,
     limit,
 )
+from plateway.keys import MARKER_FILE
 from plateway.ledger import Account
 from plateway.pipeline import Reconciled, reconciliation
-from plateway.place import FILE
 from plateway.records import Export
 from plateway.store import Stat, open_store
 from plateway.store.directory import KEPT
@@ -322,7 +322,7 @@ def dump(lab: Lab) -> tuple[str, dict[str, str], dict[str, str]]:
         rows = "\n".join(row for row in connection.iterdump() if "known_place" not in row and '"site"' not in row)
     objects = {one.key: digest(b"".join(lab.store.open(one.key))) for one in lab.store.list()}
     files = (path for place in ("bench", "staging") for path in (lab.home / place).rglob("*"))
-    kept = (path for path in files if path.is_file() and path.name != FILE)
+    kept = (path for path in files if path.is_file() and path.name != MARKER_FILE)
     return rows, objects, {str(path.relative_to(lab.home)): digest(path.read_bytes()) for path in kept}
 
 
@@ -467,7 +467,7 @@ def test_a_dark_object_is_adopted_on_its_second_sighting(lab: Lab, tmp_path: Pat
     other.upgrade()
     other.take_site(lab.line.places.site, now=lab.clock())
     with closing(other):
-        poor = pipeline.Line(other, lab.store, lab.bench, lab.instrument, owner="test")
+        poor = pipeline.Site(other, lab.store, lab.bench, lab.instrument, owner="test")
         told = []
         for hours, repair in ((0, True), (23, True), (1, False), (0, True), (0, True)):
             lab.clock.turn(hours=hours)

@@ -12,7 +12,12 @@ import pytest
 
 from plateway import pipeline
 from plateway.catalog import Catalog
-from plateway.pipeline.reports import alerts, forecast, spoken_size, spoken_time
+from plateway.pipeline.report import (
+    alerts,
+    forecast,
+    spoken_size,
+    spoken_time,
+)
 from plateway.store import open_store
 from plateway.wire import StuckEvent
 from tests.databases import furnish

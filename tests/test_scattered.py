@@ -31,9 +31,8 @@ from plateway.events import Ref
 from plateway.findings import Finding
 from plateway.folder import File
 from plateway.instruments import IMAGES
-from plateway.keys import file_keys, file_name, files_folder, layout_of
+from plateway.keys import file_keys, file_name, files_folder, is_marker, layout_of
 from plateway.pipeline import Outcome
-from plateway.place import is_marker
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
 from plateway.store.per_file import PerFile

@@ -20,7 +20,7 @@ import pytest
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # botocore ships no types
 from botocore.session import get_session  # type: ignore[import-untyped]  # botocore ships no types
 
-from deployments import seaweed
+from plateway.local import seaweed
 
 
 def client(url: str, key: str, secret: str) -> Any:

@@ -15,7 +15,6 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from deployments import seaweed
 from plateway import cli, pipeline, settings, simulator, store
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
@@ -25,9 +24,10 @@ from plateway.events import Ref
 from plateway.findings import Kind
 from plateway.gateway.site import parts
 from plateway.instruments import Instrument
-from plateway.pipeline import Line
-from plateway.pipeline.line import Place
-from plateway.place import is_marker
+from plateway.keys import is_marker
+from plateway.local import seaweed
+from plateway.pipeline import Site as Line
+from plateway.pipeline.context import BucketRef
 from plateway.records import Export
 from plateway.store import Objects, Store, open_store, wrappers
 from plateway.store.admin import Buckets
@@ -44,7 +44,7 @@ HERE, THERE = "http://here:1", "http://there:2"  # what the catalogue calls the 
 class Site(Lab):
     """A lab with a bucket of its own for `aretha`, at another endpoint."""
 
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, BucketRef] = field(default_factory=dict)
     goes: dict[str, str] = field(default_factory=dict)  # which bucket a system's exports go to
     endpoint: str | None = HERE
 
@@ -72,7 +72,7 @@ def site(tmp_path: Path, own: Store, second: Store) -> Site:
     clock = Clock()
     catalog = Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock)
     furnish(catalog)
-    places = {"second": Place(second, THERE)}
+    places = {"second": BucketRef(second, THERE)}
     return Site(tmp_path, own, clock, catalog, places=places, goes={"aretha": "second"})
 
 
@@ -209,12 +209,12 @@ def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
     """What two systems send would be told as dark objects; but another view of a bucket may have a name."""
     for url in ("s3://plateway-raw", "s3://plateway-raw/dev"):
         with pytest.raises(Misconfigured, match="buckets plateway and dev share objects"):
-            pipeline.open_line(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
-        with closing(pipeline.open_line(written(tmp_path, f'[dev]\nurl = "{url}"'))) as line:
+            pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
+        with closing(pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"'))) as line:
             line.catalog.upgrade()
             assert [one.store for one in line.every_bucket()] == [line.store]
     table = '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"\nsystems = ["aretha"]'
-    with closing(pipeline.open_line(written(tmp_path, table))) as line:
+    with closing(pipeline.open_site(written(tmp_path, table))) as line:
         assert [one.endpoint for one in line.each_bucket()] == ["http://s3.example", "http://b"]
 
 
@@ -272,7 +272,10 @@ def test_what_lies_in_a_bucket_that_is_not_configured_is_not_lost(lab: Site, kno
     """No verb notes damage, purges or deletes; each says in which bucket, at which endpoint it is."""
     ref = export(lab, "aretha")
     before, key = lab.export_of(ref).model_dump(), lab.export_of(ref).key
-    places = {"by another name": Place(Memory("other"), THERE), "at another endpoint": Place(Memory("raw"), "http://x")}
+    places = {
+        "by another name": BucketRef(Memory("other"), THERE),
+        "at another endpoint": BucketRef(Memory("raw"), "http://x"),
+    }
     lab.places = {"second": places[known]} if known in places else {}
     lab.clock.turn(days=1)
     where = f"{key} is in bucket raw at {THERE}, and the settings name bucket raw at {HERE}"
@@ -328,7 +331,7 @@ def test_older_exports_are_in_the_sites_own_bucket(lab: Site) -> None:
     lab.places, lab.store = {}, Memory("elsewhere")
     with pytest.raises(Misconfigured, match="it was not noted at which endpoint"):
         pipeline.verify(lab.line, ref)
-    lab.places = {"a": Place(Memory("raw"), THERE), "b": Place(Memory("raw"), "http://c")}
+    lab.places = {"a": BucketRef(Memory("raw"), THERE), "b": BucketRef(Memory("raw"), "http://c")}
     with pytest.raises(Misconfigured, match="it was not noted at which endpoint"):
         pipeline.verify(lab.line, ref)
 
@@ -370,7 +373,7 @@ def test_a_bucket_that_cannot_be_believed_stops_no_other(lab: Site, trouble: str
     key = lab.export_of(refs[0]).key
     lab.store.delete(key)
     put(lab.store, "images/keep.tar", b"else the bucket is empty")
-    lab.places = {"second": Place(Memory("raw") if trouble == "empty" else Away("raw"), THERE)}
+    lab.places = {"second": BucketRef(Memory("raw") if trouble == "empty" else Away("raw"), THERE)}
     done = pipeline.reconcile(lab.line, repair=True)
     why = {
         "empty": f"bucket raw at {THERE}: the bucket lists nothing at all, and 2 exports should be there",
@@ -440,7 +443,7 @@ def test_tape_gets_what_each_bucket_has(lab: Site) -> None:
     lab.archive = open_archive((lab.home / "tape").as_uri())
     mine, theirs = export(lab, "prince"), export(lab, "aretha")
     lab.clock.turn(days=1)
-    there, lab.places["second"] = lab.places["second"], Place(Away("raw"), THERE)
+    there, lab.places["second"] = lab.places["second"], BucketRef(Away("raw"), THERE)
     results = {one.result for one in pipeline.archive(lab.line)}
     assert (results, len(lab.ledger(mine).archives), len(lab.ledger(theirs).archives)) == (
         {"written", "archived", "later"},
@@ -490,7 +493,7 @@ class Ruled(Memory):
 def test_each_bucket_has_its_own_rules_and_uploads(lab: Site) -> None:
     """Warned of is what each would delete, swept what each has left; a bucket that is not there hides no other."""
     second = Ruled("raw")
-    lab.places = {"third": Place(Ruled("raw"), "http://c"), "second": Place(second, THERE)}
+    lab.places = {"third": BucketRef(Ruled("raw"), "http://c"), "second": BucketRef(second, THERE)}
     refs = [export(lab, system) for system in ("prince", "aretha", "aretha")]
     second.since = lab.clock.turn(days=1)
     missing, rule = pipeline.policy_warnings(lab.line)
@@ -519,14 +522,14 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
     """One that no system's exports go to is not compared, nor, if it is read-only, rebuilt from; unless it has some."""
     second = lab.second
     put(second, "images/theirs.tar", b"a collection")
-    read_only = Place(wrappers.ReadOnly(second), THERE, read_only=True, receives=False)
-    for places, refused in (({"second": read_only}, 0), ({"second": Place(second, THERE, receives=False)}, 1)):
+    read_only = BucketRef(wrappers.ReadOnly(second), THERE, read_only=True, receives=False)
+    for places, refused in (({"second": read_only}, 0), ({"second": BucketRef(second, THERE, receives=False)}, 1)):
         lab.places = places
         assert found(lab) == set()
         assert len(pipeline.rebuild(lab.line).refused) == refused
     ref = export(lab, "aretha")
     second.delete(lab.export_of(ref).key)
-    for place in (read_only, Place(second, THERE, receives=False)):
+    for place in (read_only, BucketRef(second, THERE, receives=False)):
         lab.places = {"second": place}
         assert {kind for kind, *_ in found(lab)} == {Kind.DARK, Kind.LOST}
     unnoted(lab, ref)
@@ -542,7 +545,7 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
 
 def moved(lab: Site) -> Site:
     """Let the second endpoint have another address."""
-    lab.places = {"second": Place(lab.second, "http://moved:3")}
+    lab.places = {"second": BucketRef(lab.second, "http://moved:3")}
     return lab
 
 
@@ -587,7 +590,7 @@ def test_another_bucket_is_not_believed(lab: Site) -> None:
     """Where none of the first exports is, nothing is noted; where nobody answers, neither."""
     ref = export(lab, "aretha")
     for strange, result in ((Memory("raw"), "refused"), (Away("raw"), "later")):
-        lab.places = {"second": Place(strange, "http://strange")}
+        lab.places = {"second": BucketRef(strange, "http://strange")}
         outcomes = pipeline.relocate(lab.line.named("second"))
         assert [one.result for one in outcomes] == [result, "stopped"]
     assert lab.export_of(ref).endpoint == THERE
@@ -703,7 +706,7 @@ def test_two_real_buckets_of_one_name(home: Path, bucket: str, endpoint: Endpoin
                 )
     assert {one["result"] for one in told("purge")["outcomes"]} == {"trashed"}
     assert told("reconcile") == {"findings": [], "counts": {}, "outcomes": []}
-    with closing(pipeline.open_line(settings.load(database_url=f"sqlite:///{home}/again.db"))) as line:
+    with closing(pipeline.open_site(settings.load(database_url=f"sqlite:///{home}/again.db"))) as line:
         line.catalog.upgrade()
         assert pipeline.rebuild(line).events == 2
         again = {one.event.system: one.export and one.export.endpoint for one in line.catalog.ledgers()}

@@ -14,7 +14,7 @@ from plateway import bundle
 from plateway.catalog import Catalog
 from plateway.errors import Damaged, NotFound
 from plateway.folder import File
-from plateway.pipeline import sources
+from plateway.pipeline import addresses
 from plateway.simulator import Announced
 from plateway.store import Store, open_store
 from plateway.store.admin import Address
@@ -59,7 +59,7 @@ def store(place: Path) -> Store:
 
 def restored(store: Store, to: Path, where: str = "s3://bucket") -> dict[str, str]:
     """Restore what is at an address; say what became of each object."""
-    done = sources.restore(sources.find(store, Address.parse(where)), to=to)
+    done = addresses.restore(addresses.find(store, Address.parse(where)), to=to)
     return {one.key: one.result for one in done}
 
 
@@ -93,7 +93,7 @@ def test_everything_comes_back(store: Store, event: Announced, key: str, tmp_pat
     assert {name: hashlib.sha256(content).hexdigest() for name, content in inside.items()} == event.files
     assert found == PLAIN
     assert restored(store, tmp_path / "back")[key] == "restored already"
-    assert not (tmp_path / "back" / sources.ASIDE).exists()
+    assert not (tmp_path / "back" / addresses.ASIDE).exists()
 
 
 def test_times_come_back(store: Store, event: Announced, key: str, tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_other_files_are_never_overwritten(store: Store, event: Announced, key: 
 
 def test_a_plan_writes_nothing(store: Store, event: Announced, key: str, tmp_path: Path) -> None:
     """It says how many files would come, and which are there already."""
-    found = sources.find(store, Address("bucket"))
-    told = {one.key: one for one in sources.plan(found, to=tmp_path / "back")}
+    found = addresses.find(store, Address("bucket"))
+    told = {one.key: one for one in addresses.plan(found, to=tmp_path / "back")}
     assert {one.result for one in told.values()} == {"would restore"}
     assert not (tmp_path / "back").exists()
     assert f"{len(event.files)} of {len(event.files)} files" in told[key].reasons[0]
     restored(store, tmp_path / "back")
-    assert {one.result for one in sources.plan(found, to=tmp_path / "back")} == {"there already"}
+    assert {one.result for one in addresses.plan(found, to=tmp_path / "back")} == {"there already"}
 
 
 def test_one_wrong_image_is_told_and_the_others_come(
@@ -148,8 +148,8 @@ def test_one_wrong_image_is_told_and_the_others_come(
     assert restored(store, tmp_path / "back", f"s3://bucket/{key}") == {key: "damaged"}
     assert set(files(tmp_path / "back" / Path(key).stem)) == set(others)
     with pytest.raises(Damaged, match="sha256"):
-        sources.image(store, key, first)
-    assert b"".join(sources.image(store, key, others[0])) == (event.images / others[0]).read_bytes()
+        addresses.image(store, key, first)
+    assert b"".join(addresses.image(store, key, others[0])) == (event.images / others[0]).read_bytes()
 
 
 def test_headers_and_the_manifest_are_proven_too(store: Store, place: Path, key: str, tmp_path: Path) -> None:
@@ -182,17 +182,17 @@ def test_names_that_climb_out_are_refused(place: Path, name: str, tmp_path: Path
 
 def test_cat(store: Store, event: Announced, key: str) -> None:
     """An object whole, an image by its name; what is not there is said."""
-    assert b"".join(sources.cat(store, "notes/b.tar")) == b"no bundle"
+    assert b"".join(addresses.cat(store, "notes/b.tar")) == b"no bundle"
     for name, sha256 in event.files.items():
-        assert hashlib.sha256(b"".join(sources.image(store, key, name))).hexdigest() == sha256
+        assert hashlib.sha256(b"".join(addresses.image(store, key, name))).hexdigest() == sha256
     with pytest.raises(NotFound, match="similar"):
-        sources.image(store, key, f"{next(iter(event.files))[:-1]}")
+        addresses.image(store, key, f"{next(iter(event.files))[:-1]}")
     with pytest.raises(Damaged, match=r"notes/b\.tar"):
-        sources.image(store, "notes/b.tar", "a")
+        addresses.image(store, "notes/b.tar", "a")
     with pytest.raises(NotFound):
-        sources.cat(store, "nothing")
+        addresses.cat(store, "nothing")
     with pytest.raises(NotFound):
-        sources.image(store, "nothing", "a")
+        addresses.image(store, "nothing", "a")
 
 
 @pytest.fixture
@@ -218,8 +218,8 @@ def test_bundles_of_single_files_come_back_as_well(single: tuple[Announced, str]
         assert {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == event.files
     assert restored(store, tmp_path / "all") == {key: "restored"}
     for name in event.files:
-        assert b"".join(sources.image(store, key, name)) == (event.images / name).read_bytes()
-    assert json.loads(b"".join(sources.cat(store, key)))["ref_id"] == str(event.id)
+        assert b"".join(addresses.image(store, key, name)) == (event.images / name).read_bytes()
+    assert json.loads(b"".join(addresses.cat(store, key)))["ref_id"] == str(event.id)
     image = next(one.key for one in store.list(f"{folder}/") if one.key != key)
     assert restored(store, tmp_path / "one", f"s3://bucket/{image}") == {image: "restored"}
     flip(tmp_path / "bucket" / image, 100)

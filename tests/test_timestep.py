@@ -24,11 +24,11 @@ import tifffile
 import uvicorn
 from fastapi import FastAPI
 
-from deployments.seaweed import PLAIN
-from plateway import instrument
 from plateway.catalog import Catalog
 from plateway.events import Ref
 from plateway.gateway.server import listen
+from plateway.local.seaweed import PLAIN
+from plateway.simulator import http
 from plateway.store.memory import Memory
 from tests.lab import DAWN, Clock, Lab
 
@@ -68,7 +68,7 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(bench: Path) -> Iterator[httpx.Client]:
-    with running(instrument.create_app(bench, size=32)) as one:
+    with running(http.create_app(bench, size=32)) as one:
         yield one
 
 
@@ -196,7 +196,7 @@ def test_a_disk_that_does_not_take_it_is_told(bench: Path, client: httpx.Client)
 
 def test_it_acquires_by_itself(bench: Path) -> None:
     """With an interval there is an event at once, and then one after each."""
-    app = instrument.create_app(bench, size=32, interval=timedelta(seconds=0.01))
+    app = http.create_app(bench, size=32, interval=timedelta(seconds=0.01))
     with running(app):
         until = time.monotonic() + 60
         while len(list((bench / "prince" / "events").glob("*.json"))) < 2 and time.monotonic() < until:

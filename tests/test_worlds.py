@@ -24,10 +24,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.findings import Kind
+from plateway.keys import is_marker
 from plateway.ledger import Ledger
 from plateway.pipeline import TRASH, Reconciled
-from plateway.pipeline.adoption import site_of
-from plateway.place import is_marker
+from plateway.pipeline.recover import site_of
 from plateway.store.memory import Memory
 from tests.faults.invariants import digest
 from tests.lab import Clock, Lab

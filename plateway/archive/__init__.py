@@ -5,6 +5,9 @@ and comes from a directory of files (`Inbox`), over HTTP (`Poll`) or as a messag
 are. What an account is worth is the catalogue's and ``pipeline``'s to say.
 """
 
+from plateway.archive.http import Limits as Limits
+from plateway.archive.http import Page as Page
+from plateway.archive.http import Poll as Poll
 from plateway.archive.inbox import Delivery as Delivery
 from plateway.archive.inbox import Inbox as Inbox
 from plateway.archive.manifest import CAP as CAP
@@ -12,9 +15,6 @@ from plateway.archive.manifest import Entry as Entry
 from plateway.archive.manifest import Notice as Notice
 from plateway.archive.manifest import dump as dump
 from plateway.archive.manifest import parse as parse
-from plateway.archive.poll import Limits as Limits
-from plateway.archive.poll import Page as Page
-from plateway.archive.poll import Poll as Poll
 from plateway.archive.tar import TarMember as TarMember
 from plateway.archive.target import MANIFESTS as MANIFESTS
 from plateway.archive.target import Archive as Archive

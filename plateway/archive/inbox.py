@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
+from plateway.archive.filesystem import ArchiveDirectory, FileInfo
 from plateway.archive.manifest import CAP
-from plateway.archive.place import Found, Place
 from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, NotFound, Unsettled
 from plateway.names import shown
@@ -37,7 +37,7 @@ class Inbox:
     """
 
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
-        self._place = Place(url, endpoint)
+        self._place = ArchiveDirectory(url, endpoint)
         self.name = self._place.name
 
     def deliveries(self) -> list[Delivery]:
@@ -79,11 +79,11 @@ class Inbox:
                 yield found.name, self._place.read(found.name, most=CAP + 1)
 
 
-def _announced(found: Found) -> bool:
+def _announced(found: FileInfo) -> bool:
     name = found.name.rpartition("/")[2]
     return name.endswith(".json") and not name.startswith(".") and found.kind != "directory"
 
 
-def _delivery(found: Found) -> Delivery:
+def _delivery(found: FileInfo) -> Delivery:
     fault = None if found.kind == "file" else f"{'a link' if found.kind == 'link' else 'no file'}, not a regular file"
     return Delivery(found.name, found.size, found.modified, fault)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateway.archive import tar
+from plateway.archive.filesystem import ArchiveDirectory
 from plateway.archive.manifest import CAP
-from plateway.archive.place import Place
 from plateway.archive.tar import TarMember
 from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, NotFound
@@ -44,7 +44,7 @@ class Archive:
     """
 
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
-        self._place = Place(url, endpoint)
+        self._place = ArchiveDirectory(url, endpoint)
         self.name = self._place.name
 
     @property

@@ -34,7 +34,7 @@ except ImportError as error:
 
 from plateway.bridges.running import NAP, Patience, rest, stopping
 from plateway.names import shown
-from plateway.pipeline import Line, inbox
+from plateway.pipeline import Site, ingest
 
 EXCHANGE = "surf-data-archive"
 QUEUE = "plateway"
@@ -53,7 +53,7 @@ class Message:
 
 
 def run(
-    line: Line,
+    line: Site,
     url: str,
     *,
     exchange: str = EXCHANGE,
@@ -153,7 +153,7 @@ def _refused(what: str, error: ChannelClosedByBroker) -> PlatewayError:
     return meaning(f"{what}: {error.reply_text}")
 
 
-def _consume(line: Line, channel: BlockingChannel, *, queue: str, exchange: str, stop: threading.Event) -> None:
+def _consume(line: Site, channel: BlockingChannel, *, queue: str, exchange: str, stop: threading.Event) -> None:
     """Take messages until a stop is asked for, or the queue goes away."""
     held: deque[Message] = deque()  # unacknowledged; as many as prefetch allows
     patience = Patience()
@@ -173,7 +173,7 @@ def _consume(line: Line, channel: BlockingChannel, *, queue: str, exchange: str,
     log.warning("queue %s went away", queue)
 
 
-def _settle_held(line: Line, channel: BlockingChannel, held: deque[Message]) -> bool:
+def _settle_held(line: Site, channel: BlockingChannel, held: deque[Message]) -> bool:
     """Try again what is held, until one has to wait; whether any could be acknowledged."""
     before = len(held)
     for _ in range(before):
@@ -186,10 +186,10 @@ def _settle_held(line: Line, channel: BlockingChannel, held: deque[Message]) -> 
     return len(held) < before
 
 
-def _settle(line: Line, channel: BlockingChannel, message: Message) -> PlatewayError | None:
+def _settle(line: Site, channel: BlockingChannel, message: Message) -> PlatewayError | None:
     """Hand a manifest to the inbox, and acknowledge it if it is durable there; else say why not."""
     try:
-        outcome = inbox.receive(line, message.content, door="amqp", name=message.name)
+        outcome = ingest.receive(line, message.content, door="amqp", name=message.name)
     except PlatewayError as error:
         log.warning("%s (%d bytes): kept for later: %s", message.name, len(message.content), error)
         return error

@@ -21,17 +21,17 @@ What SQLAlchemy raises is translated at the door, and never shows the URL's pass
 
 from __future__ import annotations
 
-from plateway.catalog.accounts import Accounts
-from plateway.catalog.discovery import Discovery
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import Exports
-from plateway.catalog.figures import Figures
 from plateway.catalog.incidents import Incidents
+from plateway.catalog.inventory import Accounts
+from plateway.catalog.lookup import Work
 from plateway.catalog.places import Places
 from plateway.catalog.purges import Purges
+from plateway.catalog.register import Discovery
 from plateway.catalog.search import Search
+from plateway.catalog.stats import Figures
 from plateway.catalog.tape import Tape
-from plateway.catalog.work import Work
 from plateway.events import Ref
 from plateway.ledger import (
     DAY,

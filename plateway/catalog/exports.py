@@ -9,8 +9,15 @@ import sqlalchemy as sa
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import EVENT, EXPORT, PURGE, SETBACK, expired, is_event
 from plateway.catalog.database import Database
+from plateway.catalog.predicates import (
+    EVENT,
+    EXPORT,
+    PURGE,
+    SETBACK,
+    expired,
+    is_event,
+)
 from plateway.catalog.rows import CHUNK, doubt, fenced, let_go, own
 from plateway.errors import Busy, Damage
 from plateway.events import Ref

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from plateway.catalog.conditions import INCIDENT
 from plateway.catalog.database import Database
+from plateway.catalog.predicates import INCIDENT
 from plateway.catalog.rows import own
 from plateway.events import Ref
 from plateway.outcome import Incidence

@@ -11,8 +11,18 @@ import sqlalchemy as sa
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import ARCHIVE, EVENT, EXPORT, PURGE, about, among, expired, is_event, raw_away
 from plateway.catalog.database import Database
+from plateway.catalog.predicates import (
+    ARCHIVE,
+    EVENT,
+    EXPORT,
+    PURGE,
+    about,
+    among,
+    expired,
+    is_event,
+    raw_away,
+)
 from plateway.catalog.rows import check_fence, chunks, fetch_ledgers, own
 from plateway.errors import NotFound, Refused
 from plateway.events import Ref

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import (
+from plateway.catalog.predicates import (
     ARCHIVE,
     ENTRY,
     EVENT,

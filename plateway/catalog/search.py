@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
 from plateway import keys
-from plateway.catalog.conditions import (
+from plateway.catalog.database import Database
+from plateway.catalog.predicates import (
     ARCHIVE,
     EVENT,
     EXPORT,
@@ -36,7 +37,6 @@ from plateway.catalog.conditions import (
     tied,
     waits,
 )
-from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers
 from plateway.events import Ref
 from plateway.ledger import (

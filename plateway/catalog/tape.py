@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from plateway.catalog.conditions import (
+from plateway.catalog.database import Database
+from plateway.catalog.predicates import (
     ARCHIVE,
     ENTRY,
     EVENT,
@@ -27,7 +28,6 @@ from plateway.catalog.conditions import (
     expired,
     tied,
 )
-from plateway.catalog.database import Database
 from plateway.catalog.rows import chunks, fetch_ledgers, own
 from plateway.errors import Conflict, Damage, NotFound, Rejected
 from plateway.events import Ref

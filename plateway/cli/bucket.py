@@ -23,8 +23,8 @@ from plateway.cli.attended import attended
 from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
+from plateway.keys import MARKER_FILE
 from plateway.names import shown
-from plateway.place import FILE
 from plateway.store import Stat
 from plateway.store.admin import (
     Address,
@@ -52,7 +52,7 @@ Typed = Annotated[str | None, typer.Option("--name", help="The bucket's name onc
 
 
 @dataclass(frozen=True)
-class Place:
+class BucketOptions:
     """Where the buckets of a command are."""
 
     home: Home = None
@@ -106,7 +106,7 @@ class Place:
         if kept:
             return f"the catalogue knows of {kept:,} exports in {where.bucket}"
         if (marker := next(self.buckets.markers(where, deep=whole), None)) is not None:
-            what = "an archive" if marker.endswith(FILE) else "exports"
+            what = "an archive" if marker.endswith(MARKER_FILE) else "exports"
             return f"a site keeps {what} in {where.bucket}, which carries its marker {marker}"
         if whole and not known and next(self.buckets.find(Address(where.bucket)), None) is not None:
             return f"there is no catalogue here that could tell whether a site keeps anything in {where.bucket}"
@@ -122,11 +122,11 @@ class Place:
 def placed(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where its buckets are; its first argument is made of them."""
     _, *own = signature(verb, eval_str=True).parameters.values()
-    shared = signature(Place, eval_str=True).parameters
+    shared = signature(BucketOptions, eval_str=True).parameters
 
     @wraps(verb)
     def command(**told: Any) -> None:
-        verb(Place(**{name: told.pop(name) for name in shared}), **told)
+        verb(BucketOptions(**{name: told.pop(name) for name in shared}), **told)
 
     options = [one.replace(kind=one.KEYWORD_ONLY) for one in shared.values()]
     vars(command)["__signature__"] = Signature([*own, *options])
@@ -135,7 +135,7 @@ def placed(verb: Callable[..., None]) -> Callable[..., None]:
 
 @bucket.command()
 @placed
-def mb(place: Place, *, buckets: Urls) -> None:
+def mb(place: BucketOptions, *, buckets: Urls) -> None:
     """Make buckets."""
     for name in buckets:
         place.buckets.make(whole(name))
@@ -145,7 +145,7 @@ def mb(place: Place, *, buckets: Urls) -> None:
 @bucket.command()
 @placed
 def ls(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]")] = None,
     recursive: Recursive = False,
@@ -166,7 +166,7 @@ def ls(
 
 @bucket.command()
 @placed
-def du(place: Place, *, url: Url, as_json: Json = False) -> None:
+def du(place: BucketOptions, *, url: Url, as_json: Json = False) -> None:
     """Add up what lies in a bucket or a folder."""
     found = place.buckets.usage(Address.parse(url))
     if as_json:
@@ -178,7 +178,7 @@ def du(place: Place, *, url: Url, as_json: Json = False) -> None:
 @bucket.command()
 @placed
 def put(
-    place: Place,
+    place: BucketOptions,
     *,
     files: Annotated[list[Path], typer.Argument(help="Files, or with --recursive directories.")],
     url: Url,
@@ -196,7 +196,7 @@ def put(
 @bucket.command()
 @placed
 def get(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Url,
     to: Annotated[Path, typer.Argument(help="A directory; or a file, for one object.")] = Path(),
@@ -214,7 +214,13 @@ def get(
 @bucket.command()
 @placed
 def cp(
-    place: Place, *, source: Url, target: Url, recursive: Recursive = False, name: Typed = None, as_json: Json = False
+    place: BucketOptions,
+    *,
+    source: Url,
+    target: Url,
+    recursive: Recursive = False,
+    name: Typed = None,
+    as_json: Json = False,
 ) -> None:
     """Copy objects within the endpoint."""
     here, to = Address.parse(source), Address.parse(target)
@@ -230,7 +236,7 @@ def cp(
 @bucket.command("del")
 @placed
 def delete(
-    place: Place,
+    place: BucketOptions,
     *,
     urls: Urls,
     recursive: Recursive = False,
@@ -255,7 +261,7 @@ def delete(
 @bucket.command()
 @placed
 def rb(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Url,
     force: Annotated[bool, typer.Option("--force", help="With all that is in it.")] = False,
@@ -280,7 +286,7 @@ def rb(
 @bucket.command()
 @placed
 def tag(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Url,
     tags: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", help="None: show them.")] = None,
@@ -300,7 +306,7 @@ def tag(
 
 @lifecycle.command("show")
 @placed
-def show_lifecycle(place: Place, *, url: Url) -> None:
+def show_lifecycle(place: BucketOptions, *, url: Url) -> None:
     """Show a bucket's rules as JSON."""
     print_json({"Rules": list(place.buckets.lifecycle(whole(url)))})
 
@@ -308,7 +314,7 @@ def show_lifecycle(place: Place, *, url: Url) -> None:
 @lifecycle.command("set")
 @placed
 def set_lifecycle(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Url,
     rules: Annotated[Path, typer.Argument(help='A JSON file as `aws s3api` takes it: {"Rules": […]}; - reads stdin.')],
@@ -329,7 +335,7 @@ def set_lifecycle(
 @bucket.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @placed
 def run(
-    place: Place,
+    place: BucketOptions,
     *,
     name: Annotated[str, typer.Argument(help="What the bucket's name begins with.")],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
@@ -344,7 +350,7 @@ def run(
 @bucket.command()
 @placed
 def selftest(
-    place: Place,
+    place: BucketOptions,
     *,
     url: Annotated[
         str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]", help="Try it in here, not in a new bucket.")

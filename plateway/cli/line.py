@@ -29,8 +29,11 @@ from plateway.cli.shell import (
 )
 from plateway.cli.verbs import chosen, finish, run, working
 from plateway.events import Ref
-from plateway.pipeline import Line, Outcome
+from plateway.local import bringup
+from plateway.local import demo as theatre
+from plateway.pipeline import Outcome, Site
 from plateway.settings import MAIN
+from plateway.simulator import http
 
 ROUNDS = 1000  # of one `discover`: more than any bench needs, and an end
 FAULTS = (  # of the simulator, which loads only when it is used
@@ -58,7 +61,6 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show the whole line at work: servers, two simulated instruments, export, verification and a purge with proof."""
-    from deployments import demo as theatre  # noqa: PLC0415  half a second that other commands need not wait
 
     console = Writer(markup=True, stderr=as_json)
     config = settings.load(home=home)
@@ -68,7 +70,6 @@ def demo(
 @app.command()
 def up(home: Home = None) -> None:
     """Bring up Prefect, S3 (unless an endpoint is configured), catalogue, worker and file sensor for a real bench."""
-    from deployments import bringup  # noqa: PLC0415  the same
 
     raise typer.Exit(bringup.up(settings.load(home=home), Writer(markup=True)))
 
@@ -129,11 +130,10 @@ def simulate(
 
 def serve_instrument(bench: Path, *, host: str, port: int, size: int, interval: float | None) -> None:
     """Acquire what is posted, on any system of the bench."""
-    from plateway import instrument  # noqa: PLC0415  the same
 
     every = timedelta(seconds=interval) if interval else None
-    application = instrument.create_app(bench, size=size, interval=every)
-    instrument.serve(application, host=host, port=port, ready=lambda url: out.print(f"POST {url}"))
+    application = http.create_app(bench, size=size, interval=every)
+    http.serve(application, host=host, port=port, ready=lambda url: out.print(f"POST {url}"))
 
 
 @app.command()
@@ -239,13 +239,13 @@ def relocate(
     finish(outcomes, as_json=as_json)
 
 
-def export_due(line: Line, config: settings.Settings) -> list[Outcome]:
+def export_due(line: Site, config: settings.Settings) -> list[Outcome]:
     """Export what is due, then verify whatever lacks evidence."""
     exported = run(pipeline.export, line, pipeline.due(line, "export"), config=config)
     return exported + run(pipeline.verify, line, pipeline.due(line, "verify"), config=config)
 
 
-def export_all(line: Line, config: settings.Settings, refs: Sequence[Ref], *, force: bool) -> list[Outcome]:
+def export_all(line: Site, config: settings.Settings, refs: Sequence[Ref], *, force: bool) -> list[Outcome]:
     exported = run(partial(pipeline.export, force=force), line, refs, config=config)
     sent = [one.ref for one in exported if one.ref is not None and one.result == "exported"]
     return exported + run(pipeline.verify, line, sent, config=config)

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
-from plateway.cli.bucket import Place, placed
+from plateway.cli.bucket import BucketOptions, placed
 from plateway.cli.shell import (
     Experiment,
     Home,
@@ -39,8 +39,9 @@ from plateway.errors import Misconfigured, NotFound, PlatewayError
 from plateway.events import Ref
 from plateway.findings import GRAVE, Finding
 from plateway.outcome import BAD, UNFINISHED, Outcome
-from plateway.pipeline import Line, sources
-from plateway.pipeline.copies import Where
+from plateway.pipeline import Site
+from plateway.pipeline import addresses as sources
+from plateway.pipeline.read import Where
 from plateway.records import ArchiveManifest
 from plateway.store import Store, open_store
 from plateway.store.admin import Address
@@ -110,7 +111,7 @@ def reconcile(
         raise typer.Exit(code)
 
 
-def collected(line: Line, config: settings.Settings) -> list[Outcome]:
+def collected(line: Site, config: settings.Settings) -> list[Outcome]:
     """Look behind the doors that are configured."""
     inbox = Inbox(config.archive_inbox, config.endpoint) if config.archive_inbox else None
     poll = Poll(config.archive_url, config.archive_token) if config.archive_url else None
@@ -185,7 +186,7 @@ def expire(
     finish(outcomes, as_json=as_json)
 
 
-def on_tape(line: Line) -> None:
+def on_tape(line: Site) -> None:
     if line.archive is None:
         raise Misconfigured("no archive is named: set PLATEWAY_ARCHIVE_TARGET")
 
@@ -196,7 +197,7 @@ def on_tape(line: Line) -> None:
 @app.command()
 @placed
 def restore(
-    place: Place,
+    place: BucketOptions,
     *,
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]…", help="Event ids, or addresses like s3://bucket/prefix.")
@@ -242,18 +243,18 @@ def addressed(given: Sequence[str] | None, *, other: Sequence[object] = ()) -> b
     return bool(addresses)
 
 
-def reading(place: Place, where: Address) -> Store:
+def reading(place: BucketOptions, where: Address) -> Store:
     return open_store(f"s3://{where.bucket}", replace(place.endpoint, read_only=True))
 
 
-def fetch(place: Place, where: Address, *, to: Path, dry_run: bool) -> Iterator[Outcome]:
+def fetch(place: BucketOptions, where: Address, *, to: Path, dry_run: bool) -> Iterator[Outcome]:
     """Bring what is at an address behind a bar of its bytes."""
     found = sources.find(reading(place, where), where)
     with measured(f"restore {where}", found.size) as beat:
         yield from sources.plan(found, to=to) if dry_run else sources.restore(found, to=to, beat=beat)
 
 
-def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
+def restored(line: Site, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
     """Restore one event behind a bar of its bytes; a failure becomes an outcome."""
     try:
         _, export = line.catalog.found(ref)
@@ -266,7 +267,7 @@ def restored(line: Line, ref: Ref, *, to: Path | None, to_bench: bool, source: W
 @app.command()
 @placed
 def cat(
-    place: Place,
+    place: BucketOptions,
     *,
     id: Annotated[str, typer.Argument(help="An event id, or the address of an object: s3://bucket/key.")],  # noqa: A002
     name: Annotated[

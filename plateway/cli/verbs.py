@@ -18,7 +18,7 @@ from plateway.catalog import Catalog
 from plateway.cli.shell import err, label, out, print_json, size, utc
 from plateway.events import Ref
 from plateway.outcome import Outcome, Result
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 
 
 def verdict(outcomes: Sequence[Outcome]) -> int:
@@ -44,10 +44,10 @@ def opened(home: Path | None) -> Iterator[Catalog]:
 
 
 @contextmanager
-def working(home: Path | None) -> Iterator[tuple[Line, settings.Settings]]:
+def working(home: Path | None) -> Iterator[tuple[Site, settings.Settings]]:
     """Open the line on an up-to-date catalogue."""
     config = settings.load(home=home)
-    line = pipeline.open_line(config)
+    line = pipeline.open_site(config)
     try:
         line.catalog.upgrade()
         yield line, config
@@ -56,7 +56,7 @@ def working(home: Path | None) -> Iterator[tuple[Line, settings.Settings]]:
 
 
 def run(
-    verb: Callable[[Line, Ref], Outcome], line: Line, refs: Sequence[Ref], *, config: settings.Settings
+    verb: Callable[[Site, Ref], Outcome], line: Site, refs: Sequence[Ref], *, config: settings.Settings
 ) -> list[Outcome]:
     """Run a verb over events behind a progress bar."""
     if not refs:
@@ -69,7 +69,7 @@ def run(
 
 
 def chosen(
-    line: Line,
+    line: Site,
     ids: Sequence[str] | None,
     *,
     since: datetime | None,

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from rich.table import Column, Table
 from rich.text import Text
 
+from blocks import site as blocks
 from plateway import keys, pipeline, settings, wire
 from plateway.cli.shell import (
     NARROW,
@@ -205,7 +206,6 @@ def config_show(home: Home = None, as_json: Json = False) -> None:
 @config_app.command("bucket")
 def config_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="A Bucket block.")]) -> None:
     """Write a Bucket block of Prefect as a table for buckets.toml, keys included."""
-    from blocks import line as blocks  # noqa: PLC0415  Prefect, which other commands need not wait for
 
     found = asyncio.run(blocks.load_buckets()).get(name)
     if found is None:

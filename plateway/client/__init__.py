@@ -5,8 +5,13 @@ send nor wait, serves the synchronous and the asynchronous clients.
 """
 
 from plateway.client.events import AsyncPlateway, Images, Picture, Plateway
+from plateway.client.models import (
+    Archive,
+    Event,
+    Export,
+    Image,
+)
 from plateway.client.objects import AsyncRestStore, AsyncRestStoreError, RestStore, RestStoreError
-from plateway.client.values import Archive, Event, Export, Image
 
 __all__ = [
     "Archive",

@@ -13,10 +13,21 @@ from uuid import UUID
 
 import httpx
 
-from plateway.client.asking import Server, Tries, path
-from plateway.client.drivers import AsyncDriver, Driver
-from plateway.client.steps import Give, Steps, Stream, collected
-from plateway.client.values import Archive, Event, Export, Image, read
+from plateway.client.models import (
+    Archive,
+    Event,
+    Export,
+    Image,
+    read,
+)
+from plateway.client.protocol import (
+    Give,
+    Steps,
+    Stream,
+    collected,
+)
+from plateway.client.retries import Server, Tries, path
+from plateway.client.transports import AsyncDriver, Driver
 from plateway.errors import Damaged, NotFound, Unavailable
 
 if TYPE_CHECKING:

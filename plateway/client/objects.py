@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import httpx
 
-from plateway.client.asking import Server, Tries, path
-from plateway.client.bodies import AsyncContent, Body, Content
-from plateway.client.drivers import AsyncDriver, Driver
-from plateway.client.steps import Answer, Steps, Stream
+from plateway.client.body import AsyncContent, Body, Content
+from plateway.client.protocol import Answer, Steps, Stream
+from plateway.client.retries import Server, Tries, path
+from plateway.client.transports import AsyncDriver, Driver
 from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
 
 PAGE = 100

@@ -21,7 +21,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plateway.gateway.answers import GONE
+from plateway.gateway.errors import GONE
 
 NOTE = "plateway.note"
 FULL = 64 << 20  # bytes after which the file is moved aside

@@ -26,12 +26,22 @@ from fastapi.responses import JSONResponse
 from plateway import __version__
 from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
-from plateway.gateway import answers, auth, events, images, lifecycle, metrics, objects, pages, reference
+from plateway.gateway import (
+    auth,
+    dlm_api,
+    errors,
+    events,
+    images,
+    metrics,
+    objects,
+    pages,
+    reference,
+)
 from plateway.gateway.access import AccessLog, Logged
 from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
+from plateway.gateway.object_store import Shelf
 from plateway.gateway.probes import Probe, Probes, run
-from plateway.gateway.shelf import Shelf
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 from plateway.store import Objects, open_store
 from plateway.tokens import SESSIONS, Tokens
 
@@ -56,7 +66,7 @@ class Parts:
     limits: Limits = field(default_factory=Limits)
     trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
     read_only: bool = False
-    line: Callable[[], Line] | None = None  # opens the line that events are read from; None: there are objects only
+    line: Callable[[], Site] | None = None  # opens the line that events are read from; None: there are objects only
     open: bool = False  # events are shown without a token
     straight: bool = False  # … but only to requests that came straight to this machine's own address
     links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
@@ -110,7 +120,7 @@ def create_app(parts: Parts) -> FastAPI:
     )
     app.state.probes = Probes()
     app.state.readiness = Readiness(app.state.probes, tokens=partial(_sound, tokens), access=partial(_sound, access))
-    answers.install(app)
+    errors.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
     app.add_api_route("/ready", ready, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
     if shelf is not None:
@@ -119,7 +129,7 @@ def create_app(parts: Parts) -> FastAPI:
     if line is not None:
         app.state.readiness.checks["catalogue"] = partial(_migrated, line)
         app.state.readiness.checks["bucket"] = partial(_bucket, line)
-        for module in (lifecycle, events, images, metrics, pages):
+        for module in (dlm_api, events, images, metrics, pages):
             module.install(app, line)
     reference.install(app)
     list(auth.declared(app))
@@ -178,7 +188,7 @@ class Readiness:
             return "does not answer"
         except PlatewayError as error:
             log.error("not ready: %s", error)
-            return answers.problem(error).message
+            return errors.problem(error).message
         return OK
 
 
@@ -236,10 +246,10 @@ def _reached(place: Objects) -> None:
     place.look("ready")
 
 
-def _migrated(line: Line) -> None:
+def _migrated(line: Site) -> None:
     if line.catalog.current() != line.catalog.head():
         raise Misconfigured("the catalogue's tables are of another version")
 
 
-def _bucket(line: Line) -> None:
+def _bucket(line: Site) -> None:
     line.store.stat("ready")

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 
 from plateway.errors import Misconfigured
 from plateway.gateway.access import note
-from plateway.gateway.answers import Problem
+from plateway.gateway.errors import Problem
 from plateway.gateway.limits import Limits, Rates, payer, too_many
 from plateway.tokens import Token, Tokens
 

@@ -17,12 +17,12 @@ from plateway import pipeline, wire
 from plateway.errors import NotFound, Unavailable
 from plateway.events import LARGEST, Kind, Ref
 from plateway.gateway.access import note
+from plateway.gateway.dlm_api import Instant, Name, Seen
 from plateway.gateway.images import bucket_of
-from plateway.gateway.lifecycle import Instant, Name, Seen
 from plateway.gateway.probes import Probe, Probes
 from plateway.instruments import Instrument
 from plateway.ledger import Cursor, Ledger
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 from plateway.store import open_store
 
 READS = 8  # looks into bundles of one worker at a time: a bucket that is slow holds up nothing else
@@ -45,7 +45,7 @@ class EventsAsked(BaseModel):
     cursor: Name | None = Field(None, description="the `next_cursor` of the page before")
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application these routes."""
     told = Told(line, app.state.probes)
     app.add_api_route("/api/1/events", told.list_events, tags=["events"])
@@ -55,7 +55,7 @@ def install(app: FastAPI, line: Line) -> None:
 class Told:
     """Answers out of a line's catalogue."""
 
-    def __init__(self, line: Line, probes: Probes) -> None:
+    def __init__(self, line: Site, probes: Probes) -> None:
         self._line, self._probes = line, probes
         self._reads = CapacityLimiter(READS)
 
@@ -89,7 +89,7 @@ class Told:
         return detail(self._line, ledger, probes=self._probes)
 
 
-def statuses(line: Line, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
+def statuses(line: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
     """Report where events stand; each instrument's disk is waited for a bounded time, all at a time."""
     asked: dict[str, list[Ledger]] = {}
     for one in ledgers:
@@ -110,7 +110,7 @@ def statuses(line: Line, ledgers: Sequence[Ledger], *, now: datetime, probes: Pr
     return [found[one.ref] for one in ledgers]
 
 
-def detail(line: Line, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
+def detail(line: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
     """Report all that is known of one event; bucket and bench are waited for a bounded time, both at a time."""
     bench = start_bench(line, ledger, probes=probes)
     place = bucket_of(ledger.export) if ledger.export else "catalogue"
@@ -124,7 +124,7 @@ def detail(line: Line, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
     return told.model_copy(update={"raw_present": presence(bench)})
 
 
-def start_bench(line: Line, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
+def start_bench(line: Site, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
     """Begin to look whether the raw images of an event are on the instrument's disk."""
     return probes.start(f"bench {ledger.event.system}", partial(pipeline.status, line, ledger))
 
@@ -137,7 +137,7 @@ def presence(bench: Probe[wire.EventStatus]) -> bool | None:
         return None
 
 
-def _offline(line: Line) -> Line:
+def _offline(line: Site) -> Site:
     """Return a line that reads the catalogue and nothing else."""
     nowhere = open_store("memory://")
     return replace(line, store=nowhere, endpoint=None, own=None, others={}, archive=None, instrument=_no_instrument)

@@ -28,20 +28,31 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
-from plateway import pictures
 from plateway.bundle import Member
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
 from plateway.events import Ref
-from plateway.gateway import auth
+from plateway.gateway import auth, pictures
 from plateway.gateway.access import note
-from plateway.gateway.answers import Problem
-from plateway.gateway.conditions import Span, consider, date, ranged
+from plateway.gateway.errors import Problem
+from plateway.gateway.http_conditions import (
+    Span,
+    consider,
+    date,
+    ranged,
+)
 from plateway.gateway.probes import SECONDS, Probes
-from plateway.gateway.streams import MEDIA, SMALL, Rest, content, described
-from plateway.gateway.thumbs import Thumbs
+from plateway.gateway.streaming import (
+    MEDIA,
+    SMALL,
+    Rest,
+    content,
+    described,
+)
+from plateway.gateway.thumbnail_cache import Thumbs
 from plateway.keys import tar_name
 from plateway.ledger import Ledger
-from plateway.pipeline import Line, copies
+from plateway.pipeline import Site
+from plateway.pipeline import read as copies
 from plateway.records import Export
 from plateway.store import Stat
 
@@ -125,7 +136,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """One image that was asked for, under one of its names."""
 
     asked: str
@@ -182,7 +193,7 @@ class Recall(Generic[T]):
 class Gallery:
     """The images of all events, as routes reach them: from a number of threads. What is in bundles is kept in mind."""
 
-    def __init__(self, line: Line, home: Path, *, links: timedelta, probes: Probes) -> None:
+    def __init__(self, line: Site, home: Path, *, links: timedelta, probes: Probes) -> None:
         self.line, self.thumbs = line, Thumbs(home / "thumbs")
         self._links, self._spool, self._probes = links, home / "spool", probes
         self._reads, self._drawing, self._finding = map(CapacityLimiter, (READS, DRAWN, READS))
@@ -240,7 +251,7 @@ class Gallery:
             raise Damaged(f"{ledger.export.key}: its manifest tells of files that cannot be in it")
         return Contents(members, {one.name: one for one in members} | {copies.home(one): one for one in members})
 
-    def find(self, text: str, seen: str, *names: str) -> Found:
+    def find(self, text: str, seen: str, *names: str) -> FoundImage:
         """Look up an image by the first of these names that one has.
 
         Raises:
@@ -250,10 +261,10 @@ class Gallery:
         known = self.contents(ledger).names
         for name in names:
             if name in known and ledger.export is not None:
-                return Found(name, ledger, ledger.export, known[name])
+                return FoundImage(name, ledger, ledger.export, known[name])
         raise NotFound(f"{ledger.ref}: there is no such image")
 
-    def begin(self, found: Found, span: Span | None) -> tuple[bytes, Rest]:
+    def begin(self, found: FoundImage, span: Span | None) -> tuple[bytes, Rest]:
         """Read the first piece of an image, or all of a small one."""
         member = found.member
         if member.size > copies.HELD:
@@ -266,7 +277,7 @@ class Gallery:
         asked = whole[span.start : span.start + span.length] if span else whole
         return (asked, Rest(iter(()))) if len(asked) <= SMALL else _first(self._spooled(asked))
 
-    def _compared(self, found: Found) -> Iterator[bytes]:
+    def _compared(self, found: FoundImage) -> Iterator[bytes]:
         """Read a large image; who comes again after it was wrong gets it from a copy that was looked at before."""
         sha256 = found.member.sha256
         try:
@@ -292,7 +303,7 @@ class Gallery:
 
         return pieces()
 
-    async def draw(self, found: Found, size: int, levels: Levels = "own") -> bytes:
+    async def draw(self, found: FoundImage, size: int, levels: Levels = "own") -> bytes:
         """Make a small picture, or find the one that was made; a few at a time.
 
         Raises:
@@ -304,7 +315,7 @@ class Gallery:
             return kept
         return await to_thread.run_sync(partial(self._draw, found, size, levels, name), limiter=self._drawing)
 
-    def _draw(self, found: Found, size: int, levels: Levels, name: str) -> bytes:
+    def _draw(self, found: FoundImage, size: int, levels: Levels, name: str) -> bytes:
         if found.member.size > LARGEST:
             raise Rejected(f"too large for a small picture: {found.member.size} bytes")
         whole = b"".join(copies.image(self.line, found.ledger, found.member))
@@ -410,7 +421,7 @@ def samples(members: Sequence[Member]) -> list[Member]:
     return [found[number] for number in chosen] if found else []
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application these routes."""
     parts = app.state.parts
     app.state.gallery = Gallery(line, parts.place, links=parts.links, probes=app.state.probes)
@@ -428,7 +439,7 @@ def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": ANSWERS[status]} for status in statuses}
 
 
-async def _image(gallery: Gallery, request: Request, found: Found) -> Response:
+async def _image(gallery: Gallery, request: Request, found: FoundImage) -> Response:
     note(request.scope).key = f"{found.export.key}/{found.name}"
     stat, media = found.stat, pictures.media(found.name) or MEDIA
     consider(request.headers, stat, method=request.method)
@@ -470,7 +481,7 @@ def _name(request: Request) -> str:
     return unquote_to_bytes(raw.split(b"/", 6)[-1]).decode("utf-8", "surrogateescape")
 
 
-def _drawn(found: Found, size: int, levels: Levels) -> str:
+def _drawn(found: FoundImage, size: int, levels: Levels) -> str:
     """Name a small picture by all that it follows from."""
     event = f"-{found.export.manifest_sha256}" if levels == "event" else ""
     return f"{found.member.sha256}-{size}-{pictures.STYLE}{event}"

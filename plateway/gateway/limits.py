@@ -29,7 +29,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plateway.gateway.access import note
-from plateway.gateway.answers import Problem
+from plateway.gateway.errors import Problem
 
 SLOT = struct.Struct("<Qd")  # who, and when the budget is full again
 WAYS = 8  # budgets that share a place in the table; the fullest makes room for a new one

@@ -15,10 +15,15 @@ from fastapi import FastAPI, Request, Response
 from plateway import __version__
 from plateway.errors import PlatewayError
 from plateway.gateway import auth
-from plateway.gateway.durations import BOUNDS, Durations, Timed, Timing
 from plateway.gateway.images import Recall
+from plateway.gateway.latency import (
+    BOUNDS,
+    Durations,
+    Timed,
+    Timing,
+)
 from plateway.ledger import STATES, Overview, SystemOverview
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 HOLDS = 15.0  # seconds for which figures of events are told again: every event is looked at for them
@@ -49,7 +54,7 @@ class Family(NamedTuple):
         return "\n".join(lines) + "\n"
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application this route, and let it count requests."""
     app.add_middleware(Timed, gateway=app, directory=app.state.parts.place)
     known = Recall[Overview](PREFIXES, holds=HOLDS)

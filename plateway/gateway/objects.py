@@ -22,13 +22,29 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
-from plateway.gateway import auth, names
+from plateway.gateway import auth
+from plateway.gateway import keys as names
 from plateway.gateway.access import note
-from plateway.gateway.answers import Problem
-from plateway.gateway.conditions import CONDITIONS, Span, consider, digests, ranged
+from plateway.gateway.errors import Problem
+from plateway.gateway.http_conditions import (
+    CONDITIONS,
+    Span,
+    consider,
+    digests,
+    ranged,
+)
 from plateway.gateway.limits import Limits
-from plateway.gateway.shelf import Shelf
-from plateway.gateway.streams import MEDIA, SMALL, Rest, Slots, beginning, content, described, streamed
+from plateway.gateway.object_store import Shelf
+from plateway.gateway.streaming import (
+    MEDIA,
+    SMALL,
+    Rest,
+    Slots,
+    beginning,
+    content,
+    described,
+    streamed,
+)
 from plateway.store import Stat
 from plateway.tokens import Token
 

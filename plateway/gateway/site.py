@@ -11,7 +11,7 @@ from plateway.errors import Misconfigured
 from plateway.gateway.app import Parts, overlap
 from plateway.gateway.auth import loopback
 from plateway.gateway.limits import Limits, Rate
-from plateway.pipeline import Line, open_line
+from plateway.pipeline import Site, open_site
 from plateway.settings import MAIN, Settings
 
 
@@ -47,13 +47,13 @@ def parts(settings: Settings) -> Parts:
     )
 
 
-def reader(settings: Settings) -> Line:
+def reader(settings: Settings) -> Site:
     """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
     known = {MAIN: settings.bucket, **settings.buckets}
     asked = {
         name: one.model_copy(update={"endpoint": replace(one.endpoint, read_only=True)}) for name, one in known.items()
     }
-    return open_line(settings, buckets=asked)
+    return open_site(settings, buckets=asked)
 
 
 def _near(settings: Settings) -> bool:

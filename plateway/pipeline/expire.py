@@ -18,16 +18,22 @@ from plateway.instruments import Instrument, Policy
 from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Restored, Result
 from plateway.pipeline import removal
-from plateway.pipeline.evidence import manifest_of, proof_of, read_manifest, verify
-from plateway.pipeline.line import Hold, Line, leased
+from plateway.pipeline.context import Site
+from plateway.pipeline.lease import Hold, leased
 from plateway.pipeline.places import check_bucket
 from plateway.pipeline.proof import read_tape_manifest, unheld
 from plateway.pipeline.removal import Batch, Decision, Location, report
+from plateway.pipeline.verify import (
+    manifest_of,
+    proof_of,
+    read_manifest,
+    verify,
+)
 from plateway.records import Export, Purge
 
 
 def expire(
-    line: Line,
+    line: Site,
     *,
     systems: Sequence[str] | None = None,
     dry_run: bool = False,
@@ -52,7 +58,7 @@ class _Bucket:
 
     name = "expire"
 
-    def decide(self, line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+    def decide(self, line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
         """Judge every bucket copy of a system that tape has; the batch as a whole may be stopped as well."""
         system = instrument.name
         marked = sum(purge.trashed_at is None for _, purge in self.pending(line, system))
@@ -76,11 +82,11 @@ class _Bucket:
             return Batch(notes=[*notes, _about(system, Result.STOPPED, halt)])
         return Batch(decisions, notes)
 
-    def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def rehearse(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         _prove_quickly(line, decision.ledger)
         return report("expire", decision.ledger, Result.WOULD_GO)
 
-    def begin(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def begin(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove, and write the intent: until the grace is over nothing else happens."""
         ref = decision.ledger.ref
         with leased(line, ref) as fence:
@@ -91,10 +97,10 @@ class _Bucket:
             line.catalog.intend(Purge(event_id=ref.id, revision=ref.revision, **facts), fence=fence)
         return report("expire", ledger, Result.MARKED)
 
-    def pending(self, line: Line, system: str) -> Iterable[tuple[Ledger, Purge]]:
+    def pending(self, line: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
         return [one for one in line.catalog.going("bucket") if one[0].event.system == system]
 
-    def finish(self, line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+    def finish(self, line: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
         """After the grace prove again, and delete; or take the mark back."""
         ref = ledger.ref
         if now - purge.intended_at < policy.grace:
@@ -126,7 +132,7 @@ class _Bucket:
         return outcome
 
 
-def _judge(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
+def _judge(line: Site, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
     readable = line.archive is not None
     verdict = retention.judge_bucket(ledger, policy, now, readable=readable)
     if not verdict.purge:
@@ -134,7 +140,7 @@ def _judge(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> retenti
     return retention.judge_bucket(ledger, policy, now, siblings=line.catalog.siblings(ledger.event), readable=readable)
 
 
-def _allow(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> None:
+def _allow(line: Site, ledger: Ledger, policy: Policy, now: datetime) -> None:
     """Judge again what may have changed since.
 
     Raises:
@@ -145,7 +151,7 @@ def _allow(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> None:
         raise Refused(*verdict.reasons)
 
 
-def _prove_quickly(line: Line, ledger: Ledger) -> dict[str, Any]:
+def _prove_quickly(line: Site, ledger: Ledger) -> dict[str, Any]:
     """Compare the object with what is recorded, and read the archive's manifest where it can be read.
 
     Raises:
@@ -158,7 +164,7 @@ def _prove_quickly(line: Line, ledger: Ledger) -> dict[str, Any]:
 
 
 def _delete(
-    line: Line, ref: Ref, mark: Purge, policy: Policy, *, fence: int, hold: Hold, begun: bool, now: datetime
+    line: Site, ref: Ref, mark: Purge, policy: Policy, *, fence: int, hold: Hold, begun: bool, now: datetime
 ) -> None:
     """Prove everything, judge once more by what is known now, record that the deletion begins, look, delete, look.
 
@@ -190,14 +196,14 @@ def _delete(
         raise Unavailable(f"{export.key} is still there after it was deleted")
 
 
-def _half_deleted(line: Line, export: Export) -> bool:
+def _half_deleted(line: Site, export: Export) -> bool:
     """Return whether a deletion was cut off among files that are objects of their own; the manifest goes last."""
     found = line.store.stat(export.key)
     partly = found is not None and found.etag != "" and found.size < export.size
     return partly and keys.layout_of(export.key) == "files"
 
 
-def _record_gone(line: Line, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
+def _record_gone(line: Site, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
     line.catalog.note_gone(ledger.ref, "bucket", at=now, fence=fence)
     return report("expire", ledger, Result.EXPIRED)
 

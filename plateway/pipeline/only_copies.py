@@ -9,14 +9,14 @@ from plateway.errors import Damage, NotFound, PlatewayError, Transient
 from plateway.events import Ref
 from plateway.findings import Finding, Kind
 from plateway.outcome import Outcome, Result, log_outcome
-from plateway.pipeline.line import Line
+from plateway.pipeline.context import Site
 from plateway.pipeline.places import check_archive
 from plateway.records import ArchiveLocation, Export
 
 KEPT = 10_000  # findings that are listed
 
 
-def inspect_only_copies(line: Line) -> tuple[list[Finding], list[Outcome]]:
+def inspect_only_copies(line: Site) -> tuple[list[Finding], list[Outcome]]:
     """Check existence and size of every only copy, and list those that are damaged, whenever that was found.
 
     One that is missing or too short is damaged from now on, until it is read again and is good; ``read_archive`` does
@@ -41,7 +41,7 @@ def inspect_only_copies(line: Line) -> tuple[list[Finding], list[Outcome]]:
     return findings[:KEPT], troubles
 
 
-def _inspect(line: Line, path: str, rows: Iterator[tuple[ArchiveLocation, Export]], *, look: bool) -> Iterator[Finding]:
+def _inspect(line: Site, path: str, rows: Iterator[tuple[ArchiveLocation, Export]], *, look: bool) -> Iterator[Finding]:
     """Inspect all copies in one archive."""
     seen = line.archive.stat(path) if look and line.archive is not None else None
     for location, export in rows:

@@ -12,11 +12,11 @@ from plateway.archive import Archive
 from plateway.bench import EVENTS, TRASH
 from plateway.errors import NotFound, PlatewayError
 from plateway.instruments import Instrument
-from plateway.pipeline.line import Line
+from plateway.pipeline.context import Site
 from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
 
 
-def check_bench(line: Line, instrument: Instrument, *, owned: bool = False) -> None:
+def check_bench(line: Site, instrument: Instrument, *, owned: bool = False) -> None:
     """Check the bench and an instrument's disk on it. Its marker lies among its event files.
 
     Raises:
@@ -26,7 +26,7 @@ def check_bench(line: Line, instrument: Instrument, *, owned: bool = False) -> N
         line.places.require(name, lambda place=place: place, owned=owned, fresh=owned)  # type: ignore[misc]
 
 
-def check_aside(line: Line, instrument: Instrument, kind: str) -> None:
+def check_aside(line: Site, instrument: Instrument, kind: str) -> None:
     """Check the directory of an instrument that deletions pass through: ``trash`` or ``staging``; made if need be.
 
     Raises:
@@ -36,7 +36,7 @@ def check_aside(line: Line, instrument: Instrument, kind: str) -> None:
     line.places.require(name, lambda: _aside(line, instrument, kind), owned=True, fresh=True)
 
 
-def check_bucket(line: Line, *, fresh: bool = False) -> None:
+def check_bucket(line: Site, *, fresh: bool = False) -> None:
     """Check the bucket that the line is bound to; memory carries no marker.
 
     Raises:
@@ -53,7 +53,7 @@ def check_bucket(line: Line, *, fresh: bool = False) -> None:
     line.places.require(_bucket_name(line), lambda: place, owned=True, fresh=fresh, used=used)
 
 
-def check_archive(line: Line, *, fresh: bool = False) -> None:
+def check_archive(line: Site, *, fresh: bool = False) -> None:
     """Check the archive.
 
     Raises:
@@ -69,7 +69,7 @@ def check_archive(line: Line, *, fresh: bool = False) -> None:
     line.places.require("archive", lambda: _archive(archive), owned=False, fresh=fresh, used=used)
 
 
-def named(line: Line) -> dict[str, Callable[[], Markable]]:
+def named(line: Site) -> dict[str, Callable[[], Markable]]:
     """Name every place that the site has now, and how to reach its marker."""
     found: dict[str, Callable[[], Markable]] = {}
     for system in sorted({*line.catalog.systems(), *_systems(line)}):
@@ -98,7 +98,7 @@ class PlaceState(NamedTuple):
     trouble: str  # empty: it is the one that was recorded, or was never used
 
 
-def inspect_places(line: Line) -> list[PlaceState]:
+def inspect_places(line: Site) -> list[PlaceState]:
     """Compare every place with what was recorded of it; nothing is marked or recorded."""
     known = {one.name: one for one in line.catalog.places()}
     found = []
@@ -114,7 +114,7 @@ def inspect_places(line: Line) -> list[PlaceState]:
     return found
 
 
-def adopt_place(line: Line, name: str) -> str:
+def adopt_place(line: Site, name: str) -> str:
     """Make a place this site's: a disk that was replaced, or one that another site had; return its identity.
 
     Raises:
@@ -126,7 +126,7 @@ def adopt_place(line: Line, name: str) -> str:
     return line.places.adopt(name, there[name]())
 
 
-def _bench(line: Line, instrument: Instrument) -> dict[str, DirectoryPlace]:
+def _bench(line: Site, instrument: Instrument) -> dict[str, DirectoryPlace]:
     events = instrument.root / EVENTS
     return {
         "bench": DirectoryPlace(line.root.resolve(), name="bench"),
@@ -139,7 +139,7 @@ def _archive(archive: Archive) -> Markable:
     return ArchivePlace(archive) if root is None else DirectoryPlace(root.resolve(), name="archive")
 
 
-def _aside(line: Line, instrument: Instrument, kind: str) -> DirectoryPlace:
+def _aside(line: Site, instrument: Instrument, kind: str) -> DirectoryPlace:
     root = instrument.root / TRASH if kind == "trash" else instrument.staging
     assert root is not None
     name = f"{kind}/{instrument.name}"
@@ -148,11 +148,11 @@ def _aside(line: Line, instrument: Instrument, kind: str) -> DirectoryPlace:
     return DirectoryPlace(root, name=name)
 
 
-def _bucket_name(line: Line) -> str:
+def _bucket_name(line: Site) -> str:
     return f"bucket/{line.endpoint or ''}/{line.store.name}"
 
 
-def _systems(line: Line) -> list[str]:
+def _systems(line: Site) -> list[str]:
     with suppress(PlatewayError):
         return bench.list_systems(line.root)
     return []

@@ -14,11 +14,11 @@ from plateway.instruments import Policy
 from plateway.isolation import beating
 from plateway.ledger import Ledger
 from plateway.outcome import Result
-from plateway.pipeline.copies import Copy, archived_copies
-from plateway.pipeline.evidence import as_seen, difference, verify
-from plateway.pipeline.lifecycle import announced_expiry
-from plateway.pipeline.line import Line
+from plateway.pipeline.context import Site
+from plateway.pipeline.lifecycle_rules import announced_expiry
 from plateway.pipeline.places import check_archive, check_bucket
+from plateway.pipeline.read import Copy, archived_copies
+from plateway.pipeline.verify import as_seen, difference, verify
 from plateway.records import ArchiveLocation
 from plateway.retention import CopyState
 
@@ -29,7 +29,7 @@ class Postponed(Exception):
     """The bytes that may be read today are used up; it is this event's turn on another day."""
 
 
-def read_object(line: Line, ref: Ref, policy: Policy, *, beat: Callable[[], None], now: datetime) -> None:
+def read_object(line: Site, ref: Ref, policy: Policy, *, beat: Callable[[], None], now: datetime) -> None:
     """Read the bucket copy of an event whole, in a pass of its own, and record the reading or the damage.
 
     Raises:
@@ -52,7 +52,7 @@ def read_object(line: Line, ref: Ref, policy: Policy, *, beat: Callable[[], None
         raise Refused(*outcome.reasons)
 
 
-def read_tape(line: Line, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
+def read_tape(line: Site, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
     """Read a copy on tape whole, from the first archive where it is what was sent, and record the reading.
 
     Raises:
@@ -64,7 +64,7 @@ def read_tape(line: Line, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
     return _first_sound(line, ledger, start=0, length=export.size, sha256=export.sha256, beat=beat)
 
 
-def read_tape_manifest(line: Line, ledger: Ledger) -> Copy:
+def read_tape_manifest(line: Site, ledger: Ledger) -> Copy:
     """Read only the manifest of a copy on tape: a quick look, and no proof.
 
     Raises:
@@ -78,7 +78,7 @@ def read_tape_manifest(line: Line, ledger: Ledger) -> Copy:
 
 
 def _first_sound(
-    line: Line, ledger: Ledger, *, start: int, length: int, sha256: str, beat: Callable[[], None] = lambda: None
+    line: Site, ledger: Ledger, *, start: int, length: int, sha256: str, beat: Callable[[], None] = lambda: None
 ) -> Copy:
     assert ledger.export is not None
     known = {one.path: one for one in retention.on_tape(ledger)}
@@ -113,7 +113,7 @@ def _measure(copy: Copy, start: int, length: int, beat: Callable[[], None]) -> t
     return size, digest.hexdigest()
 
 
-def _record_reading(line: Line, ledger: Ledger, location: ArchiveLocation, copy: Copy) -> None:
+def _record_reading(line: Site, ledger: Ledger, location: ArchiveLocation, copy: Copy) -> None:
     assert line.archive is not None and ledger.export is not None
     seen = line.archive.stat(location.path)
     line.catalog.note_location(
@@ -129,7 +129,7 @@ def _record_reading(line: Line, ledger: Ledger, location: ArchiveLocation, copy:
     )
 
 
-def record_tape_damage(line: Line, ledger: Ledger, path: str, reason: str, kind: Damage) -> None:
+def record_tape_damage(line: Site, ledger: Ledger, path: str, reason: str, kind: Damage) -> None:
     """Record that tape does not have what it should: damage of the only copy, or else no copy at all."""
     if ledger.expired:
         line.catalog.note_tape_damage(ledger.ref, path, damage=reason, kind=kind, at=line.catalog.now())
@@ -137,7 +137,7 @@ def record_tape_damage(line: Line, ledger: Ledger, path: str, reason: str, kind:
         line.catalog.note_misplaced(ledger.ref, path, reason=reason, at=line.catalog.now())
 
 
-def bucket_state(line: Line, ledger: Ledger) -> CopyState:
+def bucket_state(line: Site, ledger: Ledger) -> CopyState:
     """Inspect the bucket copy as it is now, against what was recorded when it was last read.
 
     Raises:
@@ -164,7 +164,7 @@ def bucket_state(line: Line, ledger: Ledger) -> CopyState:
     )
 
 
-def tape_state(line: Line, ledger: Ledger, path: str | None = None) -> CopyState:
+def tape_state(line: Site, ledger: Ledger, path: str | None = None) -> CopyState:
     """Inspect the copy on tape as it is now; where the archive cannot be read from here, it is only reported."""
     locations = [one for one in retention.on_tape(ledger) if path in {None, one.path}]
     best = max(locations, key=lambda one: (one.read_at is not None, one.read_at or one.reported_at), default=None)

@@ -22,18 +22,19 @@ from plateway.ledger import Ledger
 from plateway.names import shown
 from plateway.outcome import Outcome, Restored, Result
 from plateway.pipeline import removal
-from plateway.pipeline.evidence import manifest_of, proof_of
-from plateway.pipeline.line import Hold, Line, leased
+from plateway.pipeline.context import Site
+from plateway.pipeline.lease import Hold, leased
 from plateway.pipeline.places import check_aside, check_bench
 from plateway.pipeline.proof import unheld
 from plateway.pipeline.removal import Batch, Decision, Location, report
+from plateway.pipeline.verify import manifest_of, proof_of
 from plateway.records import Event, Purge
 
 VERB = {"raw": "purge", "staging": "purge staging"}
 
 
 def purge(
-    line: Line,
+    line: Site,
     *,
     systems: Sequence[str] | None = None,
     dry_run: bool = False,
@@ -58,19 +59,19 @@ class _Bench:
 
     name = "purge"
 
-    def decide(self, line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+    def decide(self, line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
         batch = _decide_raw(line, instrument, policy, now)
         if instrument.staging is not None:
             batch.decisions = [*batch.decisions, *_decide_staging(line, instrument, policy, now)]
         return batch
 
-    def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def rehearse(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         check_bench(line, line.instrument(decision.ledger.event.system))
         removal.check_provable(line, decision.ledger)
         _prove_images(line, decision.ledger, decision.location, beat=line.beat)
         return report(VERB[decision.location.place], decision.ledger, Result.WOULD_GO, *_weakness(policy))
 
-    def begin(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def begin(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove, write the intent, move aside, record."""
         ledger, location = decision.ledger, decision.location
         ref, event, instrument = ledger.ref, ledger.event, line.instrument(ledger.event.system)
@@ -94,10 +95,10 @@ class _Bench:
             )
         return report(VERB[location.place], ledger, Result.TRASHED, *_weakness(policy))
 
-    def pending(self, line: Line, system: str) -> Iterable[tuple[Ledger, Purge]]:
+    def pending(self, line: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
         return [one for one in line.catalog.going() if one[0].event.system == system]
 
-    def finish(self, line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+    def finish(self, line: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
         """Complete a move that was interrupted; after the grace prove again, and remove, or take everything back."""
         instrument, ref = line.instrument(ledger.event.system), ledger.ref
         root = instrument.root if purge.place == "raw" else instrument.staging
@@ -112,7 +113,7 @@ class _Bench:
             return _Finish(line, unheld(ledger), mark, root, policy, fence=fence, now=now).step()
 
 
-def _check_places(line: Line, instrument: Instrument, location: Location) -> None:
+def _check_places(line: Site, instrument: Instrument, location: Location) -> None:
     """Check every directory that a purge passes through.
 
     Raises:
@@ -128,7 +129,7 @@ def _check_places(line: Line, instrument: Instrument, location: Location) -> Non
 # ------------------------------------------------------------------------------------------------------------ deciding
 
 
-def _decide_raw(line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+def _decide_raw(line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
     """Judge every event on a system's bench; the batch as a whole may be stopped as well."""
     on_bench = line.catalog.tally(instrument.name)
     if not on_bench:
@@ -147,14 +148,14 @@ def _decide_raw(line: Line, instrument: Instrument, policy: Policy, now: datetim
     return Batch(decisions) if halt is None else _stopped(instrument, Result.STOPPED, halt)
 
 
-def _decide_staging(line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Iterator[Decision]:
+def _decide_staging(line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Iterator[Decision]:
     for ledger in line.catalog.candidates(instrument.name, "staging"):
         verdict = retention.judge_staging(ledger, policy, now)
         if verdict.purge:
             yield Decision(ledger, verdict, Location("staging", str(ledger.ref), instrument.staging))
 
 
-def _judge(line: Line, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
+def _judge(line: Site, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
     readable = line.archive is not None
     verdict = retention.judge(ledger, policy, now, readable=readable)
     if not verdict.purge:
@@ -184,7 +185,7 @@ def _weakness(policy: Policy) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------------- proving
 
 
-def _prove_images(line: Line, ledger: Ledger, location: Location, *, beat: Callable[[], None]) -> dict[str, Any]:
+def _prove_images(line: Site, ledger: Ledger, location: Location, *, beat: Callable[[], None]) -> dict[str, Any]:
     """Prove, on the real bytes, that the bundle holds everything that lies in a place.
 
     The object has the size and ETag that were verified; its own manifest, read from it now, is the recorded one; the
@@ -208,7 +209,7 @@ def _prove_images(line: Line, ledger: Ledger, location: Location, *, beat: Calla
     return {**proof_of(ledger), "fingerprint": print_, "files": len(files), "only": only}
 
 
-def _expected(line: Line, ledger: Ledger) -> dict[str, Member]:
+def _expected(line: Site, ledger: Ledger) -> dict[str, Member]:
     """Read the manifest from inside the object; return its files by their names on the bench."""
     return {member.source or member.name: member for member in manifest_of(line, ledger).members}
 
@@ -255,7 +256,7 @@ class _Finish:
     """The next step of one purge, under its lease."""
 
     def __init__(
-        self, line: Line, ledger: Ledger, purge: Purge, root: Path, policy: Policy, *, fence: int, now: datetime
+        self, line: Site, ledger: Ledger, purge: Purge, root: Path, policy: Policy, *, fence: int, now: datetime
     ) -> None:
         self.line, self.ledger, self.purge, self.root, self.policy = line, ledger, purge, root, policy
         self.fence, self.now = fence, now
@@ -398,7 +399,7 @@ class _Finish:
         return report(VERB[self.purge.place], self.ledger, result, *reasons)
 
 
-def take_back(line: Line, ledger: Ledger, purge: Purge, *, reason: str, cause: Restored) -> Outcome:
+def take_back(line: Site, ledger: Ledger, purge: Purge, *, reason: str, cause: Restored) -> Outcome:
     """Move images that are aside and untouched back to their place, and record why.
 
     Raises:
@@ -418,7 +419,7 @@ def take_back(line: Line, ledger: Ledger, purge: Purge, *, reason: str, cause: R
     return report(VERB[purge.place], ledger, Result.RESTORED, reason)
 
 
-def _move_back(line: Line, ledger: Ledger, purge: Purge, root: Path) -> None:
+def _move_back(line: Site, ledger: Ledger, purge: Purge, root: Path) -> None:
     """Move event file and images back to where they were."""
     if folder.exists(root, f"{purge.trash}/{EVENT_FILE}"):
         folder.move(root, f"{purge.trash}/{EVENT_FILE}", to=f"{EVENTS}/{ledger.event.file}")
@@ -428,7 +429,7 @@ def _move_back(line: Line, ledger: Ledger, purge: Purge, root: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ shared images
 
 
-def _follow_sibling(line: Line, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
+def _follow_sibling(line: Site, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
     """Record that the images went with another event's: announced at the same path, and the same in both copies.
 
     Or other ones went, that had taken their place: a later revision of this event.
@@ -449,7 +450,7 @@ def _follow_sibling(line: Line, ledger: Ledger, *, fence: int, now: datetime) ->
     raise Refused("the images are not on the bench, and no purge of ours took them")
 
 
-def _remove_event_file(line: Line, ledger: Ledger, purge: Purge, *, fence: int, now: datetime) -> Outcome:
+def _remove_event_file(line: Site, ledger: Ledger, purge: Purge, *, fence: int, now: datetime) -> Outcome:
     """Remove the event file after images that went with another event's."""
     instrument = line.instrument(ledger.event.system)
     location = Location("raw", ledger.event.path, instrument.root)
@@ -460,7 +461,7 @@ def _remove_event_file(line: Line, ledger: Ledger, purge: Purge, *, fence: int, 
     return report("purge", ledger, Result.GONE)
 
 
-def _files(line: Line, ledger: Ledger) -> set[tuple[str, str]]:
+def _files(line: Site, ledger: Ledger) -> set[tuple[str, str]]:
     return {(name, member.sha256) for name, member in _expected(line, ledger).items()}
 
 

@@ -41,19 +41,20 @@ from plateway.findings import (
     open_uploads,
 )
 from plateway.instruments import Instrument, bounded_fraction
+from plateway.keys import MARKER_FILE, is_marker
 from plateway.ledger import DAY, Account, Ledger
 from plateway.outcome import Outcome, Restored, Result, log_outcome
-from plateway.pipeline.adoption import adopt, site_of
-from plateway.pipeline.evidence import verify
-from plateway.pipeline.exports import export
-from plateway.pipeline.inbox import settle
-from plateway.pipeline.line import Line, failed, leased, spoken_place, unnamed
+from plateway.pipeline.context import Site, format_place, format_unnamed
+from plateway.pipeline.export import export
+from plateway.pipeline.ingest import settle
+from plateway.pipeline.lease import leased
 from plateway.pipeline.only_copies import inspect_only_copies
 from plateway.pipeline.places import check_bench, check_bucket
 from plateway.pipeline.purge import take_back
+from plateway.pipeline.recover import UNKNOWN, Announced, adopt, announced, site_of
 from plateway.pipeline.restore import clear_leftover
-from plateway.pipeline.testimony import UNKNOWN, Announced, announced
-from plateway.place import FILE, is_marker
+from plateway.pipeline.run import failed
+from plateway.pipeline.verify import verify
 from plateway.records import ArchiveEntry
 from plateway.store import Stat, Store, Upload
 
@@ -88,7 +89,7 @@ class Reconciled:
 
 
 def reconcile(
-    line: Line,
+    line: Site,
     *,
     repair: bool = False,
     systems: Sequence[str] | None = None,
@@ -190,7 +191,7 @@ def _once(rows: Iterable[_Row]) -> Iterator[_Row]:
 class _Bench:
     """What the disks of the instruments show. One that shows nothing at all is not looked at, and says so once."""
 
-    def __init__(self, line: Line, systems: Sequence[str] | None) -> None:
+    def __init__(self, line: Site, systems: Sequence[str] | None) -> None:
         self._line, self._only = line, systems
         self._instruments: dict[str, Instrument | None] = {}  # None: nothing can be said
         self.silent: dict[str, str] = {}  # why, by system
@@ -279,11 +280,11 @@ def _trash(ref: Ref) -> str:
 class _Shares:
     """Which bucket each event is compared with: the one that has its export, else the one that would get it."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Site) -> None:
         self.lines = list(line.each_bucket())
         self._stores = [line.store for line in self.lines]
         self._own = self.lines[0]  # what belongs nowhere else is told with the site's own
-        self._homes: dict[tuple[str | None, ...], Line | None] = {}
+        self._homes: dict[tuple[str | None, ...], Site | None] = {}
         self._away: Counter[str] = Counter()
 
     def of(self, account: Account) -> Store:
@@ -295,23 +296,23 @@ class _Shares:
         """Tell whether an export is in none of the buckets that are known; such are counted."""
         if account.export_bucket is None or self._home(account) is not None:
             return False
-        self._away[spoken_place(account.export_endpoint, account.export_bucket)] += not account.expired
+        self._away[format_place(account.export_endpoint, account.export_bucket)] += not account.expired
         return True
 
     def elsewhere(self) -> Iterator[Outcome]:
         """Tell of the exports that are in none of the buckets that are known."""
         for where, count in sorted(self._away.items()):
             if count:
-                yield Outcome(None, "", "reconcile", Result.LATER, reasons=(unnamed(where, count),))
+                yield Outcome(None, "", "reconcile", Result.LATER, reasons=(format_unnamed(where, count),))
 
-    def _home(self, account: Account) -> Line | None:
+    def _home(self, account: Account) -> Site | None:
         exported = account.export_bucket is not None
         share = (account.export_bucket, account.export_endpoint) if exported else (None, account.system)
         if share not in self._homes:
             self._homes[share] = self._find(account)
         return self._homes[share]
 
-    def _find(self, account: Account) -> Line | None:
+    def _find(self, account: Account) -> Site | None:
         if account.export_bucket is not None:
             return self._own.at(account.export_endpoint, account.export_bucket)
         try:
@@ -359,7 +360,7 @@ class _Run:
     """One reconciliation."""
 
     def __init__(
-        self, line: Line, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench, shares: _Shares
+        self, line: Site, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench, shares: _Shares
     ) -> None:
         self.line, self.bench, self.shares, self.now = line, bench, shares, now
         self.repair, self.within = repair, within
@@ -777,11 +778,11 @@ def _names(root: Path, path: str = "") -> list[str]:
         if not folder.exists(root, path):
             return []
         with folder.enter(root, path) as place:
-            return sorted(entry.name for entry in place.entries() if entry.name != FILE)
+            return sorted(entry.name for entry in place.entries() if entry.name != MARKER_FILE)
     if not root.exists():
         return []
     with folder.door(root.name), os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.name != FILE)
+        return sorted(entry.name for entry in entries if entry.name != MARKER_FILE)
 
 
 def _holds_files(root: Path, path: str) -> bool:

@@ -20,7 +20,7 @@ from plateway.instruments import Instrument, Policy, bounded_fraction
 from plateway.isolation import run_apart
 from plateway.ledger import Ledger
 from plateway.outcome import Incidence, Outcome, Result, log_outcome
-from plateway.pipeline.line import Line
+from plateway.pipeline.context import Site
 from plateway.pipeline.proof import Postponed, bucket_state, read_object, read_tape, tape_state
 from plateway.records import Purge
 from plateway.retention import CopyState, Verdict
@@ -59,24 +59,24 @@ class Verb(Protocol):
 
     name: str
 
-    def decide(self, line: Line, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+    def decide(self, line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
         """Judge everything that a system has; the batch as a whole may be stopped."""
 
-    def rehearse(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def rehearse(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove what can be proven without changing anything."""
 
-    def begin(self, line: Line, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def begin(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove, write the intent, and move aside or mark."""
 
-    def pending(self, line: Line, system: str) -> Iterable[tuple[Ledger, Purge]]:
+    def pending(self, line: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
         """List what was begun and is neither finished nor taken back."""
 
-    def finish(self, line: Line, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+    def finish(self, line: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
         """Take one event the next step: after the grace prove and delete, or take everything back."""
 
 
 def run(
-    line: Line, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
+    line: Site, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
 ) -> list[Outcome]:
     """Delete what may go of these systems; one that fails, or whose disk hangs, holds up no other.
 
@@ -100,7 +100,7 @@ def _outcomes(verb: Verb, system: str, found: list[Outcome] | PlatewayError) -> 
 
 
 def _run_system(
-    line: Line,
+    line: Site,
     verb: Verb,
     system: str,
     beat: Callable[[], None],
@@ -130,7 +130,7 @@ def _run_system(
     return outcomes
 
 
-def _guard(line: Line, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
+def _guard(line: Site, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
     """Turn what one event raises into its outcome; refusals stay in its history."""
     try:
         return act()
@@ -154,7 +154,7 @@ def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
     return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
 
 
-def check_provable(line: Line, ledger: Ledger) -> None:
+def check_provable(line: Site, ledger: Ledger) -> None:
     """Refuse to begin what could not be finished: the copy lies where no copy is proof, or is announced to go.
 
     Raises:
@@ -169,7 +169,7 @@ def check_provable(line: Line, ledger: Ledger) -> None:
 
 
 def prove_copies(
-    line: Line,
+    line: Site,
     ledger: Ledger,
     policy: Policy,
     *,
@@ -199,7 +199,7 @@ def prove_copies(
 
 
 def _proven_object(
-    line: Line, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+    line: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
 ) -> CopyState:
     """Inspect the bucket copy, and read it unless that was done already."""
     state = bucket_state(line, ledger)
@@ -214,7 +214,7 @@ def _proven_object(
 
 
 def _proven_tape(
-    line: Line, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+    line: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
 ) -> CopyState:
     """Inspect the copy on tape, and read it unless that was done already; one out of reach is only reported."""
     state = tape_state(line, ledger)

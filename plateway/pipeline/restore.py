@@ -23,10 +23,18 @@ from plateway.instruments import Instrument
 from plateway.ledger import Ledger
 from plateway.names import confined, shown
 from plateway.outcome import Outcome, Restored, Result, log_outcome
-from plateway.pipeline.copies import Copy, Search, Where, home, read_manifest, search_copies
-from plateway.pipeline.line import Hold, Line, leased
+from plateway.pipeline.context import Site
+from plateway.pipeline.lease import Hold, leased
 from plateway.pipeline.places import check_bench
 from plateway.pipeline.purge import take_back
+from plateway.pipeline.read import (
+    Copy,
+    Search,
+    Where,
+    home,
+    read_manifest,
+    search_copies,
+)
 from plateway.pipeline.removal import prove_copies
 from plateway.records import Event, Export, Purge
 
@@ -35,7 +43,7 @@ NEAR = 1 << 20  # files with at most so many bytes between them are read as one
 
 
 def restore(
-    line: Line,
+    line: Site,
     ref: Ref,
     *,
     to: Path | None = None,
@@ -68,7 +76,7 @@ def restore(
 
 
 def _to_directory(
-    line: Line, ledger: Ledger, to: Path, *, source: Where | None, beat: Callable[[int], None] | None
+    line: Site, ledger: Ledger, to: Path, *, source: Where | None, beat: Callable[[int], None] | None
 ) -> tuple[int, tuple[str, ...]]:
     search, export = search_copies(line, ledger, source)
     manifest = read_manifest(search, export)
@@ -245,7 +253,7 @@ def _runs(members: Iterable[Member]) -> Iterator[list[Member]]:
 
 
 def _to_bench(
-    line: Line, ledger: Ledger, *, source: Where | None, beat: Callable[[int], None] | None
+    line: Site, ledger: Ledger, *, source: Where | None, beat: Callable[[int], None] | None
 ) -> tuple[int, tuple[str, ...]]:
     """Put the images back at their path and the event file with them, and take the tombstone back."""
     event, instrument, purge = ledger.event, line.instrument(ledger.event.system), ledger.purge("raw")
@@ -289,7 +297,7 @@ def _whole(root: Path, path: str, manifest: Manifest) -> None:
         raise Unsettled(f"{shown(path)}: changed while the event was restored")
 
 
-def clear_leftover(line: Line, ref: Ref) -> None:
+def clear_leftover(line: Site, ref: Ref) -> None:
     """Remove what a restore to the bench left in the trash when it was cut off: copies of bytes that are proven again.
 
     Raises:
@@ -341,7 +349,7 @@ def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -
     return f"{back}/images/{only}" if alone else f"{back}/images"
 
 
-def _announce(line: Line, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
+def _announce(line: Site, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
     """Write the event file again, if it then says what was announced; say what was done, nothing if it is there."""
     digests = {one.event.digest for one in line.catalog.revisions(event.id)}
     if folder.exists(instrument.root, f"{EVENTS}/{event.file}"):

@@ -29,8 +29,8 @@ from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]  # sh
 from plateway.checksums import PartHasher, part_size
 from plateway.endpoint import Endpoint
 from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, Refused, Rejected, Unavailable
+from plateway.keys import MARKER_FILE, MARKER_PREFIX
 from plateway.names import confined
-from plateway.place import FILE, OBJECTS
 from plateway.store import Stat, filesystem
 from plateway.store.errors import translate_errors
 from plateway.store.s3 import S3
@@ -214,12 +214,12 @@ class Buckets:
         folders = where.folder.split("/")
         for depth in range(len(folders)):
             above = "".join(f"{one}/" for one in folders[:depth])
-            for listed in islice(self.store(where.bucket).list(f"{above}{OBJECTS}"), 1):
+            for listed in islice(self.store(where.bucket).list(f"{above}{MARKER_PREFIX}"), 1):
                 yield listed.key
-            if self.store(where.bucket).stat(f"{above}{FILE}") is not None:
-                yield f"{above}{FILE}"
+            if self.store(where.bucket).stat(f"{above}{MARKER_FILE}") is not None:
+                yield f"{above}{MARKER_FILE}"
         for listed in self.find(where) if deep else ():
-            if f"/{OBJECTS}" in f"/{listed.key}" or f"/{listed.key}".endswith(f"/{FILE}"):
+            if f"/{MARKER_PREFIX}" in f"/{listed.key}" or f"/{listed.key}".endswith(f"/{MARKER_FILE}"):
                 yield listed.key
 
     def versioned(self, bucket: str) -> bool:

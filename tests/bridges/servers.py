@@ -13,8 +13,8 @@ import pika
 import redis
 from pika.exceptions import AMQPError
 
-from deployments import seaweed
-from deployments.tether import tethered
+from plateway.local import seaweed
+from plateway.local.tether import tethered
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in /usr/sbin changes user and directory
 SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

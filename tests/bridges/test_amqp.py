@@ -27,7 +27,7 @@ from plateway import settings
 from plateway.bridges import amqp
 from plateway.catalog import Catalog
 from plateway.errors import Denied, Misconfigured
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 from plateway.store import open_store
 from tests.bridges.servers import Rabbit, wait_until
 from tests.databases import administration, processes
@@ -102,7 +102,7 @@ def archiver(rabbit: Rabbit) -> Iterator[Archiver]:
 
 
 @contextmanager
-def bridged(line: Line, archiver: Archiver, *, url: str | None = None, **options: Any) -> Iterator[None]:
+def bridged(line: Site, archiver: Archiver, *, url: str | None = None, **options: Any) -> Iterator[None]:
     """Run the bridge meanwhile; it must end when it is told to."""
     stop = threading.Event()
     told = {"exchange": archiver.exchange, "queue": archiver.queue, "stop": stop, **options}
@@ -117,7 +117,7 @@ def bridged(line: Line, archiver: Archiver, *, url: str | None = None, **options
     assert not thread.is_alive()
 
 
-def kept(line: Line, *contents: bytes) -> bool:
+def kept(line: Site, *contents: bytes) -> bool:
     """Whether the catalogue has these manifests, byte for byte."""
     return {row.content for row in line.catalog.manifests()} >= set(contents)
 
@@ -238,7 +238,7 @@ def die(database: str, bucket: Path, archiver: Archiver) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     BlockingChannel.basic_ack = killed  # type: ignore[method-assign,assignment]
-    line = Line(Catalog(database), open_store(bucket.as_uri()), bucket, settings.load().instrument, owner="test")
+    line = Site(Catalog(database), open_store(bucket.as_uri()), bucket, settings.load().instrument, owner="test")
     amqp.run(line, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
 
 
@@ -303,7 +303,7 @@ def test_a_catalogue_that_is_down_is_waited_for(
     catalog = Catalog(postgres_url)
     catalog.upgrade()
     (tmp_path / "bucket").mkdir()
-    line = Line(catalog, open_store((tmp_path / "bucket").as_uri()), tmp_path, settings.load().instrument, owner="test")
+    line = Site(catalog, open_store((tmp_path / "bucket").as_uri()), tmp_path, settings.load().instrument, owner="test")
     sent = [manifest(TAPE) for _ in range(6)]
     with bridged(line, archiver, prefetch=4):
         with down(str(make_url(postgres_url).render_as_string(hide_password=False))):

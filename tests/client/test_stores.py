@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis.strategies import text
 
 from plateway.client import AsyncRestStore, RestStore, RestStoreError
-from plateway.client.asking import path
+from plateway.client.retries import path
 from plateway.errors import Denied, NotFound
 from tests.client.conftest import Open
 from tests.client.scripted import Scripted, said

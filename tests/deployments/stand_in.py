@@ -6,7 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from deployments.supervisor import Part, Supervisor, claim, take_over
+from plateway.local.supervisor import (
+    Part,
+    Supervisor,
+    claim,
+    take_over,
+)
 
 SCRIPT = """
 import signal, sys, time

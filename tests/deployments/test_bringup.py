@@ -20,10 +20,20 @@ import psutil
 import pytest
 from rich.console import Console
 
-from deployments import bringup, seaweed
-from deployments.supervisor import HOME, LOCK, RECORD, Part, Step, Supervisor, claim, members, take_over
 from plateway import endpoint, settings
 from plateway.errors import Busy, Unavailable
+from plateway.local import bringup, seaweed
+from plateway.local.supervisor import (
+    HOME,
+    LOCK,
+    RECORD,
+    Part,
+    Step,
+    Supervisor,
+    claim,
+    members,
+    take_over,
+)
 from tests.deployments.stand_in import stand_in
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deployments import bringup, demo, seaweed
-from deployments.bringup import DEMO
-from deployments.supervisor import claim
 from plateway import settings
 from plateway.errors import Busy, Misconfigured
+from plateway.local import bringup, demo, seaweed
+from plateway.local.bringup import DEMO
+from plateway.local.supervisor import claim
 
 HOSTILE = {
     "PLATEWAY_SOURCE_ROOT": "/srv/bench",

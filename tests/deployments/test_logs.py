@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.logs import Limits, aside, open_log, rotate
-from deployments.supervisor import Part, Supervisor
+from plateway.local.logs import (
+    Limits,
+    aside,
+    open_log,
+    rotate,
+)
+from plateway.local.supervisor import Part, Supervisor
 from tests.deployments.test_bringup import until
 
 CHATTY = """

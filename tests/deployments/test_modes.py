@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deployments import bringup
 from plateway.catalog import Catalog
+from plateway.local import bringup
 from plateway.settings import load, make_private
 from tests.deployments.test_bringup import until
 

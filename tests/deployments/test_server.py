@@ -19,7 +19,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from deployments import bringup
+from plateway.local import bringup
 from plateway.settings import load
 from tests.flows.conftest import free_port
 from tests.gateway.test_pages import ARGS, CHROMIUM

@@ -18,9 +18,9 @@ import httpx
 import psutil
 import pytest
 
-from deployments import bringup
-from deployments.seaweed import PLAIN
 from plateway import pipeline, settings, simulator
+from plateway.local import bringup
+from plateway.local.seaweed import PLAIN
 from plateway.settings import RUNTIME
 from tests.soak import SOAK
 
@@ -120,7 +120,7 @@ class Demo:
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean()):
                 patch.delenv(name)
-            line = pipeline.open_line(settings.load(home=self.home))
+            line = pipeline.open_site(settings.load(home=self.home))
         try:
             found = [pipeline.status(line, ledger).model_dump(mode="json") for ledger in line.catalog.ledgers()]
         finally:

@@ -20,9 +20,8 @@ from typing import NamedTuple
 
 from plateway import archive, bundle, pipeline
 from plateway.errors import Damaged, NotFound, Rejected
-from plateway.keys import layout_of
+from plateway.keys import MARKER_FILE, is_marker, layout_of
 from plateway.ledger import Ledger
-from plateway.place import FILE, is_marker
 from plateway.records import ArchiveLocation, Export, Purge
 from plateway.simulator import Announced
 from plateway.store import Stat, Upload
@@ -427,7 +426,7 @@ def no_leak(scene: Scene) -> Iterator[str]:
     assert scene.world.rest is not None
     staging = scene.lab.home / "staging"
     aside = [path for path in scene.files if pipeline.TRASH in path.parts or path.is_relative_to(staging)]
-    aside = [path for path in aside if path.name != FILE]
+    aside = [path for path in aside if path.name != MARKER_FILE]
     aside += [path for path in staging.glob("*/*") if path.suffix in {".part", ".old"}]
     for name in ("tape", "inbox", "out"):
         aside += [path for path in (scene.lab.home / name).rglob(".*") if ".part" in path.name]

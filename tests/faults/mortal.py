@@ -37,7 +37,7 @@ from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.instruments import Policy
-from plateway.place import is_marker
+from plateway.keys import is_marker
 from plateway.store import Objects, Store, open_store
 from plateway.store.per_file import PerFile
 from plateway.store.wrappers import Prefixed

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from plateway import folder, pipeline
 from plateway.archive import Inbox, Poll
+from plateway.keys import is_marker
 from plateway.ledger import Ledger
 from plateway.pipeline import Outcome
-from plateway.place import is_marker
 from plateway.simulator import Announced
 from tests.lab import Lab
 

@@ -42,11 +42,13 @@ from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
 from plateway.events import Ref
 from plateway.instruments import Instrument, Policy
+from plateway.keys import MARKER_FILE, is_marker
 from plateway.ledger import Ledger
-from plateway.pipeline import Line, Outcome
+from plateway.pipeline import Outcome
+from plateway.pipeline import Site as Line
 from plateway.pipeline.identity import Places
 from plateway.pipeline.places import adopt_place, named
-from plateway.place import FILE, Marker, is_marker
+from plateway.place import Marker
 from plateway.store import Store, open_store
 from plateway.store.per_file import PerFile
 from tests.databases import furnish
@@ -482,7 +484,7 @@ class Adversary(RuleBasedStateMachine):
             (path if how == "empty" else home).mkdir(parents=True)
         if how == "stranger":
             self.count += 1
-            (home / FILE).write_bytes(Marker(uuid5(STRANGER, str(self.count)), STRANGER).dump())
+            (home / MARKER_FILE).write_bytes(Marker(uuid5(STRANGER, str(self.count)), STRANGER).dump())
 
     @rule(place=st.sampled_from(PLACES), number=PICK)
     def remount(self, place: str, number: int) -> None:

@@ -16,7 +16,7 @@ from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.events import Ref
 from plateway.instruments import Policy
-from plateway.place import FILE, OBJECTS
+from plateway.keys import MARKER_FILE, MARKER_PREFIX
 from plateway.store import open_store
 from plateway.store.per_file import PerFile
 from tests.databases import furnish
@@ -72,7 +72,7 @@ class Shelf:
     def counts(self, path: Path) -> bool:
         """Return whether a file has bytes of events: no marker, manifest of a job, or record of the store's own."""
         parts = path.relative_to(self.lab.home).parts
-        internal = path.name == FILE or parts[1] in {OBJECTS.rstrip("/"), ".plateway", "manifests"}
+        internal = path.name == MARKER_FILE or parts[1] in {MARKER_PREFIX.rstrip("/"), ".plateway", "manifests"}
         return path.is_file() and not internal
 
     def find_spans(self, ref: Ref) -> Iterator[Span]:

@@ -26,7 +26,7 @@ from plateway.bench import RESERVE
 from plateway.catalog import Catalog
 from plateway.errors import PlatewayError
 from plateway.events import Ref
-from plateway.pipeline import evidence
+from plateway.pipeline import verify
 from plateway.simulator import Announced
 from plateway.store import open_store
 from tests.databases import furnish
@@ -256,7 +256,7 @@ def test_a_change_at_any_moment_never_gives_a_wrong_export(
             assert lab.ledger(ref).setback("export")
             continue
         assert pipeline.verify(lab.line, ref, read_back=True).result == "verified"
-        member = next(m for m in evidence.manifest_of(lab.line, lab.ledger(ref)).members if m.name in str(image))
+        member = next(m for m in verify.manifest_of(lab.line, lab.ledger(ref)).members if m.name in str(image))
         kept = b"".join(lab.store.open(export.key, start=member.offset, length=member.size))
         assert kept == before or kept == image.read_bytes()
         lab.clock.turn(seconds=1)

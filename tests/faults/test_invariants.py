@@ -14,8 +14,8 @@ from plateway import pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.events import Ref
+from plateway.keys import is_marker
 from plateway.pipeline.purge import _intent
-from plateway.place import is_marker
 from plateway.records import Export
 from plateway.store import open_store
 from tests.databases import furnish

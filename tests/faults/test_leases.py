@@ -20,8 +20,8 @@ import pytest
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Busy
-from plateway.pipeline.line import leased
-from plateway.place import is_marker
+from plateway.keys import is_marker
+from plateway.pipeline.lease import leased
 from plateway.store import open_store
 from plateway.store.wrappers import Prefixed
 from tests.databases import furnish

@@ -25,7 +25,7 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import PlatewayError
 from plateway.events import Ref
-from plateway.place import is_marker
+from plateway.keys import is_marker
 from plateway.simulator import Announced
 from plateway.store import Objects, Store, open_store
 from plateway.store.per_file import PerFile

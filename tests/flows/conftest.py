@@ -21,8 +21,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from deployments import bringup, provision
+from deployments import provision
 from plateway.catalog import Catalog
+from plateway.local import bringup
 from plateway.settings import Settings, load
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from blocks import line as configured
+from blocks import site as configured
 from blocks.bucket import Bucket
 from deployments import sensor
 from plateway import simulator
@@ -121,7 +121,7 @@ def test_an_instrument_names_its_bucket(site: Site, worker: subprocess.Popen[byt
 def test_a_hint_starts_one_run(site: Site, worker: subprocess.Popen[bytes], catalog: Catalog) -> None:
     """A hint without any sensor is enough: its automation starts discover at once."""
     event = announced(site)
-    hint = sensor.Place(event.path.parent, sensor.ANNOUNCED, "plateway.system.prince").hint([event.path.name])
+    hint = sensor.Watched(event.path.parent, sensor.ANNOUNCED, "plateway.system.prince").hint([event.path.name])
     ask(lambda client: sensor.post(client, hint))
     until(lambda: verified(catalog, event))
 

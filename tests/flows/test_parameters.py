@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from deployments import bringup
+from plateway.local import bringup
 from tests.flows.conftest import Site, ask, ended, until
 
 FLOWS = ("discover", "export", "verify", "purge", "reconcile", "archive", "expire", "restore", "report", "selftest")

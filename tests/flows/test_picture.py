@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from flows import picture
+from flows import chart
 from plateway.wire import DayReport
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -24,7 +24,7 @@ def told(*counts: tuple[int, int, int, int]) -> list[DayReport]:
 
 def drawn(days: list[DayReport]) -> ET.Element:
     """Parse the picture out of its markdown."""
-    start, _, rest = picture.days(days).partition("](data:image/svg+xml;base64,")
+    start, _, rest = chart.days(days).partition("](data:image/svg+xml;base64,")
     assert start.startswith("![")
     return ET.fromstring(base64.b64decode(rest.removesuffix(")")))
 
@@ -43,7 +43,7 @@ def test_bars_are_as_high_as_their_counts() -> None:
 )
 def test_scales_are_round(most: int, step: int, top: int) -> None:
     """At most five round steps, and the highest count fits."""
-    assert picture.scale(most) == (step, top)
+    assert chart.scale(most) == (step, top)
 
 
 @pytest.mark.parametrize("days", [told(), told((0, 0, 0, 0)), told(*[(1, 1, 1, 1)] * 400)])
@@ -55,6 +55,5 @@ def test_any_number_of_days_can_be_drawn(days: list[DayReport]) -> None:
 def test_it_says_in_words_what_it_shows() -> None:
     """For those who cannot see it."""
     assert (
-        picture.summary(told((3, 2, 1, 5), (3, 2, 1, 4)))
-        == "Last 2 days: 6 events, 4 exports, 2 archived; 4 waiting now"
+        chart.summary(told((3, 2, 1, 5), (3, 2, 1, 4))) == "Last 2 days: 6 events, 4 exports, 2 archived; 4 waiting now"
     )

@@ -14,7 +14,7 @@ from prefect.events.actions import RunDeployment
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from blocks import line as configured
+from blocks import site as configured
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments.automations import STANDING

@@ -158,7 +158,7 @@ def test_only_a_directory_is_sensed(url: str | None, path: str | None) -> None:
 def test_a_hint_waits_for_the_server(site: Site) -> None:
     """While the API does not answer the hint is tried again, and it arrives when it does."""
     system = f"system-{uuid4().hex}"
-    hint = sensor.Place(Path("events"), sensor.ANNOUNCED, f"plateway.system.{system}").hint(["one.json"])
+    hint = sensor.Watched(Path("events"), sensor.ANNOUNCED, f"plateway.system.{system}").hint(["one.json"])
 
     async def play() -> None:
         async with get_client() as client:

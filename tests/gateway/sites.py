@@ -13,7 +13,7 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.events import Ref
 from plateway.gateway import Parts
-from plateway.pipeline import Line
+from plateway.pipeline import Site as Line
 from plateway.records import Event
 from plateway.store import open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running

@@ -14,10 +14,10 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.errors import Misconfigured
 from plateway.gateway import Parts, auth, create_app
+from plateway.local.seaweed import PLAIN
 from tests.gateway.conftest import GENEROUS, Gateway, Start, running
 
 ROUTES = {

@@ -15,7 +15,6 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from deployments.seaweed import PLAIN
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Unavailable
@@ -23,7 +22,8 @@ from plateway.gateway import Parts
 from plateway.gateway.pages import dashboard
 from plateway.gateway.probes import MOST, STUCK, Probes
 from plateway.instruments import Instrument
-from plateway.pipeline import Line
+from plateway.local.seaweed import PLAIN
+from plateway.pipeline import Site as Line
 from plateway.store import Store, open_store
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.gateway.sites import Site, site

@@ -23,7 +23,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from deployments.seaweed import PLAIN
 from plateway import keys, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
@@ -32,9 +31,10 @@ from plateway.errors import Rejected
 from plateway.events import Ref
 from plateway.gateway import Parts, access
 from plateway.gateway.images import Recall
-from plateway.gateway.thumbs import Thumbs
+from plateway.gateway.thumbnail_cache import Thumbs
 from plateway.instruments import Shape
-from plateway.pipeline import copies
+from plateway.local.seaweed import PLAIN
+from plateway.pipeline import read
 from plateway.store import open_store
 from plateway.store.memory import Memory
 from plateway.store.per_file import PerFile
@@ -351,8 +351,8 @@ def taped(place: Place, ref: Ref) -> None:
 
 
 def offset(place: Place, ref: Ref, name: str) -> int:
-    manifest = copies.contents(place.lab.line, place.lab.ledger(ref))
-    return copies.named(manifest, name).offset
+    manifest = read.contents(place.lab.line, place.lab.ledger(ref))
+    return read.named(manifest, name).offset
 
 
 def test_wrong_bytes_are_never_handed_out(own: Place) -> None:
@@ -378,7 +378,7 @@ def test_wrong_bytes_are_never_handed_out(own: Place) -> None:
 
 def test_what_is_large_and_wrong_breaks_the_connection(own: Place) -> None:
     """It is compared while it is sent: the last piece never comes, so that nobody takes it for whole."""
-    image = np.random.default_rng(1).bytes(copies.HELD + 12345)
+    image = np.random.default_rng(1).bytes(read.HELD + 12345)
     ref = announce(own.lab, {"a.tif": image})
     assert own.get(ref, "images/a.tif").content == image
     part = {"Range": f"bytes=9-{3 << 20}"}
@@ -399,7 +399,7 @@ def test_what_is_large_and_wrong_breaks_the_connection(own: Place) -> None:
 
 def test_a_large_image_comes_right_the_second_time(own: Place) -> None:
     """The wrong copy broke the connection; now the copies are looked at before anything is sent."""
-    image = np.random.default_rng(3).bytes(copies.HELD + 777)
+    image = np.random.default_rng(3).bytes(read.HELD + 777)
     ref = announce(own.lab, {"a.tif": image})
     taped(own, ref)
     damage(own.lab, own.lab.ledger(ref).event.key, offset(own, ref, "a.tif") + (5 << 20))
@@ -410,7 +410,7 @@ def test_a_large_image_comes_right_the_second_time(own: Place) -> None:
 
 def test_a_bucket_that_breaks_off_is_no_end(own: Place) -> None:
     """Where one copy stops, another goes on; without one the connection breaks, or there is an error at once."""
-    image = np.random.default_rng(2).bytes(copies.HELD + 999)
+    image = np.random.default_rng(2).bytes(read.HELD + 999)
     ref, alone = announce(own.lab, {"a.tif": image}), announce(own.lab, {"a.tif": image[: 2 << 20]})
     taped(own, ref)
     assert own.get(alone, "images").status_code == 200

@@ -20,13 +20,13 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from deployments.seaweed import PLAIN
 from plateway import pipeline, simulator
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Refused
 from plateway.events import Ref
 from plateway.gateway import Parts
+from plateway.local.seaweed import PLAIN
 from plateway.records import Event, Export
 from plateway.simulator import Simulated
 from plateway.store import Store, open_store

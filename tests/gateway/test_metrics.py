@@ -15,11 +15,11 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.seaweed import PLAIN
 from plateway.catalog import Catalog
 from plateway.gateway import Parts
-from plateway.gateway.durations import BOUNDS, Durations
+from plateway.gateway.latency import BOUNDS, Durations
 from plateway.ledger import STATES
+from plateway.local.seaweed import PLAIN
 from plateway.store.memory import Memory
 from tests.databases import processes
 from tests.facts import add

@@ -23,7 +23,7 @@ import pytest
 from plateway import store
 from plateway.endpoint import Endpoint
 from plateway.errors import Rejected
-from plateway.gateway import names
+from plateway.gateway import keys as names
 from plateway.gateway.objects import MOST
 from plateway.store import contract, directory, memory
 from tests.gateway.conftest import Gateway, Start

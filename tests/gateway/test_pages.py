@@ -18,7 +18,6 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from deployments.seaweed import PLAIN
 from plateway import pipeline, simulator
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
@@ -27,7 +26,8 @@ from plateway.events import Ref
 from plateway.gateway import Parts, Rate
 from plateway.gateway.auth import COOKIE
 from plateway.gateway.pages import dashboard, find, login, plots
-from plateway.pipeline import Line
+from plateway.local.seaweed import PLAIN
+from plateway.pipeline import Site as Line
 from plateway.simulator import Shot, Simulated
 from plateway.store import open_store
 from tests.filling import fill

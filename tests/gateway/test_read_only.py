@@ -28,13 +28,13 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from deployments import seaweed
-from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.events import Ref
 from plateway.gateway import access
+from plateway.local import seaweed
+from plateway.local.seaweed import PLAIN
 from plateway.store import open_store
 from tests.faults.proxy import Proxy, between
 from tests.gateway.conftest import Start

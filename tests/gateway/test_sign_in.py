@@ -13,12 +13,12 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 import pytest
 
-from deployments.seaweed import PLAIN
 from plateway import settings, tokens
 from plateway.catalog import Catalog
 from plateway.gateway import site
 from plateway.gateway.access import read
 from plateway.gateway.auth import COOKIE
+from plateway.local.seaweed import PLAIN
 from tests.gateway.conftest import Gateway, running
 
 EVENTS = ("/api/1/exports", "/api/1/archives", "/api/1/daily-stats", "/api/1/events", "/metrics", "/", "/dashboard")

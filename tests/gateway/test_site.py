@@ -14,12 +14,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from deployments.seaweed import PLAIN
 from plateway import settings
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, Refused
 from plateway.gateway import Rate, auth, create_app, reference, site
 from plateway.gateway.app import overlap
+from plateway.local.seaweed import PLAIN
 from plateway.settings import RUNTIME, Settings
 from tests.gateway.conftest import Start
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.seaweed import PLAIN
 from plateway import tokens
 from plateway.gateway import auth, create_app
+from plateway.local.seaweed import PLAIN
 from tests.gateway.sites import Site, paths, site
 
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")

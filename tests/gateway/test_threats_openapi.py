@@ -19,7 +19,7 @@ from hypothesis.strategies import SearchStrategy, one_of
 from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
-from deployments.seaweed import PLAIN
+from plateway.local.seaweed import PLAIN
 from tests.gateway.sites import Site, site
 from tests.soak import SOAK
 

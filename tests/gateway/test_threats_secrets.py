@@ -12,12 +12,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import MetaData, make_url
 
-from deployments.seaweed import PLAIN
 from plateway import store
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.gateway import Parts, auth, create_app
-from plateway.pipeline import Line
+from plateway.local.seaweed import PLAIN
+from plateway.pipeline import Site as Line
 from tests.databases import administration
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.gateway.sites import Site, paths, site

@@ -26,10 +26,10 @@ import pytest
 import s3fs  # type: ignore[import-untyped]  # ships no types
 from pydicom.dataset import FileMetaDataset
 
-from deployments import seaweed
 from plateway import simulator
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
+from plateway.local import seaweed
 from plateway.store import Store, open_store
 from tests.gateway.test_read_only import DICOM, PROXIES, UID, make
 from tests.lab import Clock, Lab

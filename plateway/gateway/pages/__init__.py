@@ -8,10 +8,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from plateway.gateway.pages import dashboard, event, find, login, site
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application these routes."""
     site.install(app)
     login.install(app)

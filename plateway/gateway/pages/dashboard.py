@@ -21,11 +21,11 @@ from fastapi import FastAPI, Request, Response
 
 from plateway import pipeline
 from plateway.gateway import auth
-from plateway.gateway.answers import Problem
+from plateway.gateway.errors import Problem
 from plateway.gateway.pages import plots, site
 from plateway.gateway.probes import run
 from plateway.ledger import DailyRow, Ledger, Overview, SystemOverview
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 from plateway.records import Quarantine
 
 DAYS = 30
@@ -110,7 +110,7 @@ class Kept(Generic[T]):
         return made
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application the dashboard."""
     kept = Kept(partial(gather, line), seconds=FRESH)
     reports = Kept(lambda _: pipeline.report(line), seconds=REPORTED)
@@ -146,7 +146,7 @@ def install(app: FastAPI, line: Line) -> None:
     site.add(app, "/dashboard", dashboard)
 
 
-def gather(line: Line, prefix: str) -> Figures:
+def gather(line: Site, prefix: str) -> Figures:
     """Ask the catalogue; only who may see all is told of what belongs to no key."""
     now = line.catalog.now()
     waits = line.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)

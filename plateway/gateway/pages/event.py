@@ -10,18 +10,17 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
 
-from plateway import pictures
 from plateway.bundle import Member
 from plateway.errors import NotFound, PlatewayError
 from plateway.events import Ref
-from plateway.gateway import answers, auth, events, images
+from plateway.gateway import auth, errors, events, images, pictures
 from plateway.gateway.access import note
 from plateway.gateway.images import Gallery
-from plateway.gateway.pages import site, story
+from plateway.gateway.pages import site, timeline
+from plateway.gateway.pictures import Grid
 from plateway.gateway.probes import SECONDS
 from plateway.ledger import Cursor, Ledger
-from plateway.pictures import Grid
-from plateway.pipeline import Line, copies
+from plateway.pipeline import Site, read
 
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
@@ -54,7 +53,7 @@ class Sheet:
     later: str | None
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application the pages of events."""
 
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
@@ -75,8 +74,8 @@ def install(app: FastAPI, line: Line) -> None:
             strip=[*earlier, ledger, *later],
             earlier=earlier[-1:],
             later=later[:1],
-            places=story.places(ledger, present=events.presence(bench)),
-            history=story.history(line, ledger, now),
+            places=timeline.places(ledger, present=events.presence(bench)),
+            history=timeline.history(line, ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,
             others=[
@@ -120,7 +119,7 @@ def install(app: FastAPI, line: Line) -> None:
     site.add(app, "/events/{id}", event)
 
 
-def around(line: Line, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
+def around(line: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
     """Find what was taken of the same plate in the same way shortly before and after, both in the order of time."""
     event, here = ledger.event, Cursor.after(ledger)
     alike = {"system": event.system, "kind": event.kind, "experiment": event.experiment, "plate": event.plate}
@@ -172,11 +171,11 @@ def _members(gallery: Gallery, ledger: Ledger) -> tuple[Sequence[Member], str | 
     try:
         return gallery.contents(ledger, seconds=SECONDS).members, None
     except PlatewayError as error:
-        return [], f"The images cannot be read now: {answers.problem(error).message}"
+        return [], f"The images cannot be read now: {errors.problem(error).message}"
 
 
 def _picture(ref: Ref, member: Member, *, levels: images.Levels = "own") -> Picture:
-    name = copies.home(member)
+    name = read.home(member)
     return Picture(
         name=name,
         size=member.size,

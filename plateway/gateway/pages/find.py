@@ -16,7 +16,7 @@ from plateway.events import LARGEST, Kind
 from plateway.gateway import auth
 from plateway.gateway.pages import plots, site
 from plateway.ledger import Cursor, Ledger
-from plateway.pipeline import Line
+from plateway.pipeline import Site
 
 LENGTH = 50  # events on a page
 LONGEST = 1000  # characters of a field
@@ -63,7 +63,7 @@ class Listed(NamedTuple):
     older: str | None
 
 
-def install(app: FastAPI, line: Line) -> None:
+def install(app: FastAPI, line: Site) -> None:
     """Give an application the first page."""
 
     def find(request: Request, seen: Annotated[str, auth.READER]) -> Response:
@@ -88,7 +88,7 @@ def install(app: FastAPI, line: Line) -> None:
     site.add(app, "/", find)
 
 
-def look(line: Line, wanted: Wanted, seen: str, *, after: str | None, before: str | None) -> Listed:
+def look(line: Site, wanted: Wanted, seen: str, *, after: str | None, before: str | None) -> Listed:
     """Fetch the page of events after (older than), or before, a place in the list.
 
     Raises:

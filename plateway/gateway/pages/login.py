@@ -15,7 +15,7 @@ from plateway import tokens
 from plateway.errors import NotFound
 from plateway.gateway import auth
 from plateway.gateway.access import note
-from plateway.gateway.answers import Problem
+from plateway.gateway.errors import Problem
 from plateway.gateway.pages import site
 from plateway.tokens import Token
 

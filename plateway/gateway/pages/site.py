@@ -19,11 +19,11 @@ from markupsafe import Markup
 
 from plateway import __version__
 from plateway.errors import NotFound, PlatewayError
-from plateway.gateway import answers, auth
-from plateway.gateway.answers import Problem
+from plateway.gateway import auth, errors
+from plateway.gateway.errors import Problem
 from plateway.gateway.limits import POLICY
 from plateway.names import shown
-from plateway.pipeline.reports import spoken_size
+from plateway.pipeline.report import spoken_size
 
 HERE = Path(__file__).parent
 ASSETS = {
@@ -65,7 +65,7 @@ class Page(APIRoute):
             except RequestValidationError:
                 return told(request, Problem(422, "The address says something that cannot be understood"))
             except PlatewayError as error:
-                problem = answers.problem(error)
+                problem = errors.problem(error)
                 if problem.status >= 500:
                     log.error("%s %s: %s", request.method, request.scope["path"][:200], error)
                 return told(request, problem)

@@ -1,0 +1,157 @@
+"""What there is to do and to tell: events that are due, everything known of one, leases on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from plateway.catalog.database import Database
+from plateway.catalog.predicates import (
+    EVENT,
+    EXPORT,
+    LEASE,
+    PURGE,
+    SETBACK,
+    about,
+    among,
+    beyond,
+    expired,
+    in_quarantine,
+    is_event,
+    superseded,
+    tied,
+)
+from plateway.catalog.rows import EPOCH, chunks, fenced, fetch_ledger, fetch_ledgers, let_go, own, required
+from plateway.errors import Busy, NotFound
+from plateway.events import Ref
+from plateway.ledger import Ledger
+from plateway.records import Event, Export, Lease
+
+
+class Work(Database):
+    """Questions about events, and who works on them."""
+
+    def systems(self) -> list[str]:
+        """Name the systems that ever announced an event."""
+        with self._reading() as session:
+            return list(session.scalars(select(EVENT.system).distinct().order_by(EVENT.system)))
+
+    def due(self, verb: str, *, now: datetime, limit: int = 1000) -> list[Ref]:
+        """Name the events that wait for ``export`` or ``verify`` and may be taken up now, oldest first."""
+        later = about(SETBACK, EVENT, SETBACK.verb == verb, SETBACK.next_at > now)
+        if verb == "verify":
+            query = (
+                select(EXPORT.event_id, EXPORT.revision)
+                .where(EXPORT.evidence.is_(None), EXPORT.damage.is_(None), ~expired(EXPORT))
+                .where(~about(SETBACK, EXPORT, SETBACK.verb == verb, SETBACK.next_at > now))
+                .order_by(EXPORT.uploaded_at, EXPORT.event_id, EXPORT.revision)
+            )
+        elif verb == "export":
+            query = (
+                select(EVENT.id, EVENT.revision)
+                .where(EVENT.sealed_at.is_not(None))
+                .where(~about(EXPORT, EVENT, EXPORT.damage.is_(None)))
+                .where(~in_quarantine(), ~superseded(), ~later)
+                .where(~about(LEASE, EVENT, LEASE.expires_at > now))
+                .where(~about(PURGE, EVENT, PURGE.place == "raw", PURGE.restored_at.is_(None)))
+                .order_by(EVENT.sealed_at, EVENT.id, EVENT.revision)
+            )
+        else:
+            raise ValueError(f"nobody waits for {verb!r}")
+        with self._reading() as session:
+            return [Ref(*row) for row in session.execute(query.limit(limit))]
+
+    def newest(self, id: UUID) -> Ref:  # noqa: A002 - it is the id of the event
+        """Resolve an id to its newest revision; NotFound when nothing announced it."""
+        with self._reading() as session:
+            revision = session.scalar(select(func.max(EVENT.revision)).where(EVENT.id == id))
+        if revision is None:
+            raise NotFound(f"{id}: no such event")
+        return Ref(id, revision)
+
+    def get(self, ref: Ref) -> Event:
+        """Fetch one event; NotFound when nothing announced it."""
+        with self._reading() as session:
+            return required(session.get(Event, tuple(ref)), ref)
+
+    def found(self, ref: Ref) -> tuple[Event, Export | None]:
+        """Fetch one event and what is noted of its upload, in one query; NotFound when nothing announced it."""
+        query = select(Event, Export).outerjoin(Export, tied(EXPORT, EVENT)).where(is_event(*ref))
+        with self._reading() as session:
+            row = required(session.execute(query).one_or_none(), ref)
+            return row[0], row[1]
+
+    def ledger(self, ref: Ref) -> Ledger:
+        """Fetch everything known of one event; NotFound when nothing announced it."""
+        with self._reading() as session:
+            return required(fetch_ledger(session, ref), ref)
+
+    def revisions(self, id: UUID) -> list[Ledger]:  # noqa: A002 - it is the id of the event
+        """Fetch all revisions of an event, oldest first; empty when nothing announced it."""
+        with self._reading() as session:
+            return fetch_ledgers(session, [EVENT.id == id])
+
+    def ledgers(
+        self,
+        *,
+        system: str | None = None,
+        experiment: str | None = None,
+        plate: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        keys: Sequence[str] | None = None,
+        refs: Iterable[Ref] | None = None,
+        limit: int | None = None,
+        after: Ref | None = None,
+    ) -> list[Ledger]:
+        """Fetch what is known of many events, by (timestamp, id, revision), with ``since`` <= timestamp < ``until``.
+
+        To page, pass the last one of a page as ``after``. A few queries, however many events.
+        """
+        asked = {EVENT.system: system, EVENT.experiment: experiment, EVENT.plate: plate}
+        where = [column == value for column, value in asked.items() if value is not None]
+        where += [EVENT.timestamp >= since] if since is not None else []
+        where += [EVENT.timestamp < until] if until is not None else []
+        where += [EVENT.key.in_(keys)] if keys is not None else []
+        with self._reading() as session:
+            if after is not None:
+                where.append(beyond(required(session.get(Event, tuple(after)), after)))
+            if refs is None:
+                return fetch_ledgers(session, where, limit=limit)
+            found = [one for some in chunks(list(refs)) for one in fetch_ledgers(session, [*where, among(some)])]
+            return sorted(found, key=lambda one: (one.event.timestamp, one.ref))[:limit]
+
+    def lease(self, ref: Ref, *, owner: str, ttl: timedelta, now: datetime) -> int:
+        """Take an event for a while; return the fence, which is larger with each grant.
+
+        Raises:
+            Busy: somebody holds it, be it the same owner.
+        """
+        with self._writing() as session:
+            own(session, ref)
+            lease = session.get(Lease, tuple(ref))
+            if lease is None:
+                lease = Lease(event_id=ref.id, revision=ref.revision, owner=owner, fence=0, expires_at=EPOCH)
+                session.add(lease)
+            if lease.expires_at > now:
+                left = (lease.expires_at - now).total_seconds()
+                raise Busy(f"{ref}: {lease.owner} is at it, for {left:.0f} s unless it renews")
+            lease.owner, lease.fence, lease.expires_at = owner, lease.fence + 1, now + ttl
+            return lease.fence
+
+    def renew(self, ref: Ref, *, fence: int, ttl: timedelta, now: datetime) -> None:
+        """Keep a lease for longer, also one that expired while nobody else wanted it.
+
+        Raises:
+            Busy: somebody else was granted it since.
+        """
+        with self._writing() as session:
+            fenced(session, ref, fence).expires_at = now + ttl
+
+    def release(self, ref: Ref, *, fence: int) -> None:
+        """Let an event go; a lease that was lost meanwhile stays as it is."""
+        with self._writing() as session:
+            let_go(session, ref, fence)

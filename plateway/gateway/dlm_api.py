@@ -1,0 +1,142 @@
+"""Exports, archives and daily figures over HTTP: the API of DLM v2, with links to fetch each export.
+
+Names, defaults, limits and shapes are DLM's. What is other: pages have an order, whatever is no number of rows is
+answered 422, and exports that were lost or have expired are not told.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import FastAPI, HTTPException, Query
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+
+from plateway import wire
+from plateway.errors import Misconfigured, Refused
+from plateway.events import LARGEST, Kind
+from plateway.gateway import auth
+from plateway.ledger import ArchiveRow
+from plateway.pipeline import Site
+from plateway.records import Export
+
+DAY = timedelta(days=1)
+DAYS = 7
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is out of range") from None
+
+
+Seen = Annotated[str, auth.READER]
+Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
+Name = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
+
+
+class ExportsAsked(BaseModel):
+    """Which exports are asked for."""
+
+    start: Instant = Field(default_factory=lambda: datetime.now(UTC) - DAY)
+    end: Instant = Field(default_factory=lambda: datetime.now(UTC))
+    event_type: Kind = "stitch"
+    limit: int = Field(500, ge=0, le=500)
+    offset: int = Field(0, ge=0, le=LARGEST)
+
+
+def install(app: FastAPI, line: Site) -> None:
+    """Give an application these routes."""
+    lifecycle = Lifecycle(line, links=app.state.parts.links)
+    app.add_api_route("/api/1/exports", lifecycle.list_exports, tags=["lifecycle"])
+    app.add_api_route("/api/1/archives", lifecycle.list_archives, tags=["lifecycle"])
+    app.add_api_route("/api/1/archives/{id}", lifecycle.read_archive, tags=["lifecycle"])
+    app.add_api_route("/api/1/daily-stats", lifecycle.list_daily_stats, tags=["lifecycle"])
+
+
+class Lifecycle:
+    """Answers out of a line's catalogue."""
+
+    def __init__(self, line: Site, *, links: timedelta) -> None:
+        self._line, self._links = line, links
+
+    def list_exports(self, asked: Annotated[ExportsAsked, Query()], seen: Seen) -> wire.Exports:
+        """List the exports that arrived between two times, by time: unless others are given, the last 24 hours."""
+        count, found = self._line.catalog.exports_page(
+            since=asked.start,
+            until=asked.end,
+            kind=asked.event_type,
+            prefix=seen,
+            limit=asked.limit,
+            offset=asked.offset,
+        )
+        data = [
+            wire.Exported(
+                ref_id=event.id,
+                experiment_id=event.experiment,
+                timestamp=event.timestamp,
+                type=event.kind,
+                url=self._link(export),
+                uploaded_at=export.uploaded_at,
+            )
+            for event, export in found
+        ]
+        return wire.Exports(count=count, data=data)
+
+    def list_archives(
+        self,
+        seen: Seen,
+        experiment_id: Name | None = None,
+        offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
+        limit: Annotated[int, Query(ge=0, le=100)] = 100,
+    ) -> wire.Archives:
+        """List the archives on tape, the first reported first."""
+        count, found = self._line.catalog.archives_page(
+            experiment=experiment_id or None, prefix=seen, limit=limit, offset=offset
+        )
+        data = [wire.Archived(**_told(row), url=f"/api/1/archives/{row.id}", member_count=row.members) for row in found]
+        return wire.Archives(count=count, data=data)
+
+    def read_archive(self, id: UUID, seen: Seen) -> wire.ArchiveDetail:  # noqa: A002 - it is what DLM calls it
+        """Tell which events are in an archive."""
+        found = self._line.catalog.archive_members(id, prefix=seen)
+        if found is None:
+            raise HTTPException(404, "item not found")
+        row, members = found
+        told = [
+            wire.ArchiveMember(
+                member_key=one.member,
+                ref_id=one.ref.id,
+                timestamp=one.timestamp,
+                checksum=one.sha256,
+                size=one.size,
+            )
+            for one in members
+        ]
+        return wire.ArchiveDetail(**_told(row), members=told)
+
+    def list_daily_stats(self, seen: Seen) -> list[wire.DailyStats]:
+        """Count what became of the events of the last seven days (UTC) that images are of, newest first."""
+        return [
+            wire.DailyStats(date=one.date, event_count=one.events, export_count=one.exports, archive_count=one.archives)
+            for one in self._line.catalog.daily(days=DAYS, prefix=seen)
+        ]
+
+    def _link(self, export: Export) -> str | None:
+        """Make a link to a bundle, if it is in a bucket of the settings and the store makes any."""
+        with suppress(Misconfigured, Refused):
+            return self._line.holding(export).store.sign(export.key, expires=self._links)
+        return None
+
+
+def _told(row: ArchiveRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "path": row.path,
+        "type": row.kind,
+        "experiment_id": row.experiment,
+        "created_at": row.created_at,
+    }

@@ -1,0 +1,362 @@
+"""Processes that belong together: started in order, kept running, stopped in reverse.
+
+Owns the processes, the lock on a home, and the record by which a second start ends exactly what a killed
+first one left. What the parts are and do is ``bringup``'s to say.
+
+All processes are started from one thread that lives as long as they do: ``tether`` ends them with that thread. Each
+has a session of its own, so that Ctrl-C on the terminal reaches only us, and we stop them in order.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import psutil
+
+from plateway.errors import Busy, Unavailable
+from plateway.local.logs import Limits, open_log, rotate
+from plateway.local.tether import tethered
+
+LOCK = "up.lock"
+RECORD = "parts.json"
+LOGS = "logs"
+HOME = "PLATEWAY_HOME"  # in the environment of every part and its descendants
+ATTEMPTS = 3  # to start a part at first; later it is tried for ever
+BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each start after the last good one
+STEADY = 60.0  # seconds after which a start counts as good
+LEFTOVERS = 15.0  # seconds that what a killed start left has for ending by itself
+
+Say = Callable[[str], None]
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process to keep running, or, with ``once``, to run to its end before others start."""
+
+    name: str
+    title: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    directory: Path
+    after: tuple[str, ...] = ()
+    where: str = ""  # said when it is ready
+    ready: Callable[[float], bool] = lambda _: True  # asked with the time of its start, seconds since the epoch
+    patience: float = 120.0  # seconds until it must be ready
+    farewell: float = 15.0  # seconds it has for ending when asked
+    once: bool = False
+    umask: int = -1  # as ours
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to be done here between the starts of processes; what it returns is said."""
+
+    name: str
+    title: str
+    run: Callable[[], str]
+    after: tuple[str, ...] = ()
+
+
+@dataclass
+class Child:
+    """One part and how it is doing."""
+
+    part: Part
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0  # monotonic seconds of the current start
+    epoch: float = 0.0
+    due: float = 0.0  # monotonic seconds before which it is not started again
+    starts: int = 0  # since the last good one
+    ready: bool = False
+    proven: bool = False  # was ready once
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        return self.process is not None and self.process.poll() is None
+
+
+def members(pid: int, created: float, home: Path) -> list[psutil.Process]:
+    """Find the processes of a recorded session: its leader and what the leader started.
+
+    The number of a process may have gone to a stranger: then its start differs, and nothing of the session is left. A
+    session whose leader has gone is ours if its processes carry our home in their environment.
+    """
+    with suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(pid).create_time() - created) > 1:
+            return []
+    return [each for each in psutil.process_iter() if _session(each.pid) == pid and _carries(each, home)]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:  # gone, or not to be seen
+        return -1
+
+
+def _carries(process: psutil.Process, home: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(HOME) == str(home)
+    except psutil.Error:  # gone, or somebody else's
+        return False
+
+
+def end(processes: Sequence[psutil.Process], patience: float) -> None:
+    """Ask processes that are not ours to wait for to end, then kill what is left."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, patience)
+    for process in stubborn:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, patience)
+
+
+def take_over(home: Path, *, patience: float = LEFTOVERS) -> int:
+    """End what a killed start on this home left running, and say how many processes that were."""
+    record = home / RECORD
+    known = json.loads(record.read_text()) if record.exists() else []
+    left = [process for each in known for process in members(each["pid"], each["created"], home)]
+    end(left, patience)
+    record.unlink(missing_ok=True)
+    return len(left)
+
+
+def replace(path: Path, value: object) -> None:
+    """Write JSON that only we can read, whole or not at all."""
+    write_private(path, json.dumps(value))
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read (mode 0600), whole or not at all."""
+    draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+@contextmanager
+def claim(home: Path) -> Iterator[None]:
+    """Hold the home for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        Busy: another process holds it; says which.
+    """
+    with os.fdopen(os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"already running on this home: process {file.read().strip() or 'unknown'}") from None
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class Supervisor:
+    """Keeps parts running in a thread of its own, from ``with`` to its end; needs the home claimed.
+
+    Raises, on entering:
+        Unavailable: a part did not start.
+    """
+
+    def __init__(self, home: Path, parts: Sequence[Part | Step], say: Say, *, logs: Limits | None = None) -> None:
+        self._home = home
+        self._logs, self._began = logs or Limits(), time.time()
+        self._say = say
+        self._children = {part.name: Child(part) for part in parts if isinstance(part, Part)}
+        self._steps = [part for part in parts if isinstance(part, Step)]
+        self._done: set[str] = set()
+        self._started: list[str] = []
+        self._sessions: list[dict[str, Any]] = []
+        self._stop, self._hurry = threading.Event(), threading.Event()
+        self._settled, self._over = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="supervisor")
+        self._handlers: dict[int, Handler] = {}
+
+    def __enter__(self) -> Supervisor:
+        self._handle(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
+        try:
+            self._thread.start()
+            while not self._settled.wait(0.2):
+                pass
+            self._check()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def alive(self) -> dict[str, bool]:
+        """Tell which parts are up and ready."""
+        return {name: child.ready and child.alive for name, child in self._children.items() if not child.part.once}
+
+    def pids(self) -> dict[str, int]:
+        """Tell the processes of the parts that are up."""
+        return {name: child.process.pid for name, child in self._children.items() if child.process and child.alive}
+
+    def watch(self) -> None:
+        """Wait until interrupted; parts that die meanwhile are started again."""
+        while not self._over.wait(0.5):  # an interrupted join would take the thread for ended (Python before 3.13)
+            pass
+        self._check()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _leave(self) -> None:
+        """Stop everything; a second signal meanwhile means at once."""
+        self._handle(lambda *_: self._hurry.set(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._over.wait()
+            self._thread.join()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, handler: Handler, *numbers: int) -> None:
+        """Take over signals, unless whoever started us has them ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers.setdefault(number, signal.signal(number, handler))
+
+    def _run(self) -> None:
+        try:
+            self._keep()
+        except BaseException as error:  # noqa: BLE001 - raised again where somebody waits for this thread
+            self._error = error
+        finally:
+            self._settled.set()
+            self._over.set()
+
+    def _keep(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._advance()
+                if len(self._done) == len(self._children) + len(self._steps):
+                    self._settled.set()
+                self._stop.wait(0.1)
+        finally:
+            self._end()
+
+    def _advance(self) -> None:
+        """Look at everything once and do what is due."""
+        for child in self._children.values():
+            rotate(self._log(child.part), self._logs, since=self._began, now=time.time())
+            if child.process is None:
+                if self._done.issuperset(child.part.after) and time.monotonic() >= child.due:
+                    self._start(child)
+            elif not (child.part.once and child.ready):
+                self._look(child)
+        for step in self._steps:
+            if step.name not in self._done and self._done.issuperset(step.after):
+                began = time.monotonic()
+                said = step.run()
+                self._note(step.name, step.title, said, time.monotonic() - began)
+
+    def _start(self, child: Child) -> None:
+        part = child.part
+        child.began, child.epoch, child.ready = time.monotonic(), time.time(), False
+        child.starts += 1
+        with open_log(self._log(part)) as log:
+            child.process = subprocess.Popen(
+                tethered(*part.command),
+                cwd=part.directory,
+                env={**part.environment, HOME: str(self._home)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=part.umask,
+            )
+        if part.name not in self._started:
+            self._started.append(part.name)
+        self._enter(child.process.pid)
+
+    def _log(self, part: Part) -> Path:
+        return self._home / LOGS / f"{part.name}.log"
+
+    def _enter(self, pid: int) -> None:
+        """Record a session, and forget those that have ended."""
+        still = [each for each in self._sessions if members(each["pid"], each["created"], self._home)]
+        self._sessions = [*still, {"pid": pid, "created": psutil.Process(pid).create_time()}]
+        replace(self._home / RECORD, self._sessions)
+
+    def _look(self, child: Child) -> None:
+        part, age = child.part, time.monotonic() - child.began
+        code = child.process.poll() if child.process else None
+        if code is not None and not (part.once and code == 0):
+            self._again(child, f"ended with {code}")
+        elif not child.ready and (code == 0 if part.once else part.ready(child.epoch)):
+            child.ready = child.proven = True
+            self._note(part.name, part.title, part.where, age)
+        elif not child.ready and age > part.patience:
+            self._part(child)
+            self._again(child, f"was not ready after {part.patience:.0f} s")
+        elif child.ready and age > STEADY:
+            child.starts = 0
+
+    def _again(self, child: Child, what: str) -> None:
+        """Plan the next start of a part that failed.
+
+        Raises:
+            Unavailable: it never worked, and was tried often enough.
+        """
+        part, see = child.part, f"see {LOGS}/{child.part.name}.log"
+        if not child.proven and child.starts >= ATTEMPTS:
+            raise Unavailable(f"{part.title} {what} while starting, {child.starts} times: {see} in {self._home.name}")
+        pause = BACKOFF[min(max(child.starts, 1), len(BACKOFF)) - 1]
+        child.process, child.ready, child.due = None, False, time.monotonic() + pause
+        self._say(f"[yellow]![/] {part.title:<14} {what}, starting again in {pause:g} s; {see}")
+
+    def _note(self, name: str, title: str, said: str, seconds: float) -> None:
+        self._done.add(name)
+        self._say(f"[green]✓[/] {title:<14} {said:<28} [dim]{seconds:5.1f} s[/]")
+
+    def _end(self) -> None:
+        """Stop the parts in reverse order, each with all it started."""
+        began = time.monotonic()
+        for name in reversed(self._started):
+            self._part(self._children[name])
+        for each in self._sessions:
+            end(members(each["pid"], each["created"], self._home), 3)
+        (self._home / RECORD).unlink(missing_ok=True)
+        self._say(f"[dim]stopped {', '.join(reversed(self._started))} in {time.monotonic() - began:.1f} s[/]")
+
+    def _part(self, child: Child) -> None:
+        """Ask one process to end, and kill it when it takes too long."""
+        if child.process is None:
+            return
+        child.process.terminate()
+        deadline = time.monotonic() + child.part.farewell
+        while child.process.poll() is None:
+            if self._hurry.is_set() or time.monotonic() > deadline:
+                child.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(0.1)

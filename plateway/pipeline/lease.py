@@ -1,0 +1,63 @@
+"""Leases of events: held by one worker at a time, renewed while bytes flow, fenced when lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+
+from plateway.errors import DiskUnavailable, PlatewayError, Unavailable
+from plateway.events import Ref
+from plateway.pipeline.context import Site, log
+
+
+@contextmanager
+def leased(line: Site, ref: Ref) -> Iterator[int]:
+    fence = line.catalog.lease(ref, owner=line.owner, ttl=line.lease, now=line.catalog.now())
+    try:
+        yield fence
+    finally:
+        line.catalog.release(ref, fence=fence)
+
+
+class Hold:
+    """Keep a lease while bytes flow: renew it when a third of its time is over, and pass on how many there were."""
+
+    def __init__(self, line: Site, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
+        self.fence = fence
+        self._renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
+        self._now, self._pause = line.catalog.now, line.lease.total_seconds() / 3
+        self._next, self._tell, self._beat = time.monotonic() + self._pause, tell, line.beat
+
+    def __call__(self, sent: int = 0) -> None:
+        self._beat()
+        if time.monotonic() >= self._next:
+            self.renew()
+        if self._tell is not None:
+            self._tell(sent)
+
+    def renew(self) -> None:
+        """Renew it now.
+
+        Raises:
+            Busy: it was lost to somebody else.
+        """
+        self._renew(now=self._now())
+        self._next = time.monotonic() + self._pause
+
+
+def set_back(line: Site, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
+    """Record a failure of a verb that ``began`` then, in the bucket that the line is bound to."""
+    caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable)
+    row = line.catalog.set_back(
+        ref,
+        verb,
+        reason=str(error),
+        now=line.catalog.now(),
+        cause="endpoint" if caused else "event",
+        endpoint=line.endpoint,
+        began=began,
+    )
+    log.warning("%s %s failed (attempt %d, next %s): %s", ref, verb, row.attempt, row.next_at.isoformat(), error)

@@ -1,0 +1,389 @@
+"""Rebuild an empty catalogue from the bucket and the archive's manifests.
+
+What an object says of itself (label and manifest) and its bytes, every one of which is read and proven, become the
+rows again; how, is ``testimony``'s. Nothing is written but the catalogue. What only the catalogue knew is listed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from plateway import archive, bundle
+from plateway.errors import Damage, Damaged, Misconfigured, NotFound, PlatewayError, Refused, Rejected, Unsettled
+from plateway.events import Ref
+from plateway.keys import MARKER_PREFIX, is_marker, tar_name
+from plateway.ledger import Ledger
+from plateway.names import shown
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline import ingest
+from plateway.pipeline.context import Site
+from plateway.pipeline.recover import (
+    UNKNOWN,
+    Announced,
+    Recovered,
+    announced,
+    read,
+    site_of,
+    testify,
+    walk,
+)
+from plateway.store import Stat
+from plateway.store.object_metadata import Label
+
+if TYPE_CHECKING:
+    from plateway.records import ArchiveEntry
+
+SAMPLE = 100  # objects that are asked which site they are of
+BATCH = 64  # objects looked up and worked at together
+PAGE = 500  # events of a catalogue that is not empty, compared at a time
+LOST = {  # tables of which nothing is left
+    "purge": "what went from the bench, when and by what proof; images that are gone are just not there",
+    "quarantine": "what is still refused on the bench is refused again by the next discover",
+    "setback": "what fails is noted when it fails again",
+    "lease": "nobody is at work",
+    "event_file": "the next discover reads every event file once more, and registers nothing twice",
+    "dark_object": "the next reconcile sights them for the first time",
+    "door": "archive manifests are asked for once more, and known already",
+}
+
+
+class Gap(NamedTuple):
+    """What only the catalogue knew."""
+
+    what: str  # a table or a column, like ``export.uploaded_at``
+    rows: int | None  # that have something else there now; None: nobody can say
+    instead: str  # what is there now
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild took in, and what it could not."""
+
+    events: int  # taken in
+    known: int  # in the catalogue already, from an earlier attempt
+    from_archive: int  # of those taken in, with no copy in the bucket any more
+    manifests: int  # of the archive, received
+    refused: tuple[Outcome, ...]  # objects and manifests that could not be taken in, and why
+    gaps: tuple[Gap, ...]
+
+
+@dataclass
+class _Work:
+    """What the threads of one rebuild share."""
+
+    line: Site
+    tell: Callable[[int], None] | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    read: int = 0
+    made_up: Counter[str] = field(default_factory=Counter)
+    bench: Mapping[UUID, Sequence[Announced]] | None = None
+
+    def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass chunks on and tell of them."""
+        for chunk in chunks:
+            with self.lock:
+                self.read += len(chunk)
+                if self.tell is not None:
+                    self.tell(self.read)
+            yield chunk
+
+    def announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
+        """Find the event files on the bench that announce an event; they are read once, when first asked for."""
+        with self.lock:
+            if self.bench is None:
+                self.bench = announced(self.line)
+            return self.bench.get(id, ())
+
+
+def rebuild(
+    line: Site,
+    *,
+    workers: int = 4,
+    manifests: Iterable[tuple[str, bytes]] = (),
+    beat: Callable[[int], None] | None = None,
+    site: UUID | None = None,
+) -> Rebuilt:
+    """Fill an empty catalogue from the objects in the buckets, each read whole, and from the archive's manifests.
+
+    ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after it was cut off.
+    ``beat`` hears of the bytes read so far. The catalogue goes on as the site that the objects name, or as ``site``
+    where there are several.
+
+    Raises:
+        Refused: the catalogue has events that the buckets do not tell of, or a bucket lists nothing while the archive
+            names exports in it.
+        Unavailable, Denied, NotFound: a bucket or the archive cannot be listed.
+    """
+    _take_site(line, site)
+    _agree(line, workers)
+    told = [*_told(line), *manifests]
+    _witness(line, told)
+    work = _Work(line, beat)
+    outcomes = [one for bound in line.every_bucket() for one in _objects(work, bound, workers)]
+    received = [ingest.receive(line, content, door="rebuild", name=name) for name, content in told]
+    ingest.settle(line)
+    from_tape = list(_from_tape(work))
+    ingest.settle(line)
+    outcomes += [*from_tape, *(one for one in received if one.result == Result.QUARANTINED)]
+    results = Counter(one.result for one in outcomes)
+    return Rebuilt(
+        events=results[Result.TAKEN_IN],
+        known=results[Result.KNOWN],
+        from_archive=sum(one.result == Result.TAKEN_IN for one in from_tape),
+        manifests=len({content for _, content in told}),
+        refused=tuple(one for one in outcomes if one.result in {Result.REFUSED, Result.QUARANTINED}),
+        gaps=_gaps(work, results[Result.TAKEN_IN]),
+    )
+
+
+def _told(line: Site) -> Iterator[tuple[str, bytes]]:
+    if line.archive is not None:
+        yield from line.archive.manifests()
+
+
+def _take_site(line: Site, site: UUID | None) -> None:
+    """Go on as the site whose catalogue was lost: by its markers in the buckets, and what their objects say.
+
+    Raises:
+        Refused: the buckets are of several sites, and none was named; or the catalogue is another site's.
+    """
+    found = {site} if site is not None else set(_sites(line))
+    if len(found) > 1:
+        raise Refused(f"the buckets have objects of several sites, name one: {', '.join(map(str, found))}")
+    for one in found:
+        line.catalog.take_site(one, now=line.catalog.now())
+        line.places.forget()
+
+
+def _sites(line: Site) -> Iterator[UUID]:
+    """Yield the sites that the buckets tell of."""
+    for bound in line.every_bucket():
+        for listed in bound.store.list(MARKER_PREFIX):
+            with suppress(ValueError):
+                yield UUID(listed.key.removeprefix(MARKER_PREFIX).removesuffix(".json"))
+        for listed in itertools.islice(bound.store.list(), SAMPLE):
+            if not is_marker(listed.key) and (whose := site_of(bound.store.stat(listed.key))) is not None:
+                yield whose
+
+
+def _agree(line: Site, workers: int) -> None:
+    """Refuse a catalogue that has anything but what an earlier attempt may have left.
+
+    Raises:
+        Refused: names events that the bucket does not tell of.
+    """
+    if line.catalog.empty():
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for ledgers in _pages(line):
+            strange = [why for why in pool.map(partial(_strange, line), ledgers) if why]
+            if strange:
+                raise Refused("the catalogue is not empty, and knows more than the bucket tells", *strange[:5])
+
+
+def _pages(line: Site) -> Iterator[list[Ledger]]:
+    page = line.catalog.ledgers(limit=PAGE)
+    while page:
+        yield page
+        page = line.catalog.ledgers(limit=PAGE, after=page[-1].ref)
+
+
+def _strange(line: Site, ledger: Ledger) -> str | None:
+    export = ledger.export
+    if export is None:
+        return f"{ledger.ref} is not exported"
+    try:
+        line = line.holding(export)
+    except Misconfigured as error:
+        return f"{ledger.ref}: {error}"
+    if ledger.expired or export.damage:
+        return None
+    found = line.store.stat(export.key)
+    return None if found is not None and found.size == export.size else f"{ledger.ref}: {export.key} is not there"
+
+
+def _witness(line: Site, told: Iterable[tuple[str, bytes]]) -> None:
+    """Refuse an empty listing where tape names exports: it is no sign that nothing is there.
+
+    Raises:
+        Refused: says how many exports are named.
+    """
+    keys = [entry.key for _, content in told for entry in _entries(content)]
+    for name, lines in _alike(line).items():
+        named = sum(key.startswith(f"{name}/") for key in keys)
+        if named and all(all(is_marker(one.key) for one in bound.store.list()) for bound in lines):
+            raise Refused(f"bucket {name} lists nothing, and tape names {named} exports in it: an empty listing proves "
+                          "nothing")  # fmt: skip
+
+
+def _alike(line: Site) -> dict[str, list[Site]]:
+    """Give the buckets of the site by their names: tape tells no endpoint."""
+    found: dict[str, list[Site]] = defaultdict(list)
+    for bound in line.every_bucket():
+        found[bound.store.name].append(bound)
+    return found
+
+
+def _entries(content: bytes) -> Sequence[archive.Entry]:
+    try:
+        return archive.parse(content).entries
+    except Rejected:
+        return ()
+
+
+# ---------------------------------------------------------------------------------------------------------- the bucket
+
+
+def _objects(work: _Work, line: Site, workers: int) -> Iterator[Outcome]:
+    """Take in every object of a bucket, a few at a time."""
+    listing = (one for one in line.store.list() if not is_marker(one.key))
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := list(itertools.islice(listing, BATCH)):
+            keys = [one.key for one in batch]
+            known = {one.event.key: one for one in work.line.catalog.ledgers(keys=keys)}
+            yield from pool.map(lambda one, known=known: _object(work, line, one, known.get(one.key)), batch)
+
+
+def _object(work: _Work, line: Site, listed: Stat, ledger: Ledger | None) -> Outcome:
+    """Read one object whole, and record what it is."""
+    outcome = partial(Outcome, None, "", "rebuild", key=listed.key, size=listed.size)
+    try:
+        found = line.store.stat(listed.key)
+        if found is None:
+            raise Unsettled("vanished since it was listed")
+        if ledger is not None and _recorded(ledger, found):
+            return outcome(Result.KNOWN)
+        now = line.catalog.now()
+        if (whose := site_of(found)) not in {None, line.places.site}:
+            raise Refused(f"{listed.key}: belongs to site {whose}")
+        taken = read(line, listed.key, bench=work.announced, now=now, through=work.counted)
+        return _adopt(work, taken, outcome)
+    except PlatewayError as error:
+        return log_outcome(outcome(Result.REFUSED, reasons=(_about(line, listed, error),)))
+
+
+def _recorded(ledger: Ledger, found: Stat) -> bool:
+    export = ledger.export
+    return export is not None and export.read_back_at is not None and (
+        export.size, export.seen_etag
+    ) == (found.size, found.etag)  # fmt: skip
+
+
+def _about(line: Site, listed: Stat, error: PlatewayError) -> str:
+    """Say what is wrong with an object, and whose it would be where its end still tells."""
+    if not isinstance(error, Damaged):
+        return str(error)
+    try:
+        head = bundle.tail(lambda size: b"".join(line.store.open(listed.key, start=-size))).manifest.head
+        return f"{error}; its manifest says event {head['ref_id']}"
+    except (PlatewayError, KeyError):
+        return str(error)
+
+
+def _adopt(work: _Work, taken: Recovered, outcome: Callable[..., Outcome], **how: Any) -> Outcome:
+    event = taken.event
+    new = work.line.catalog.adopt(event, taken.export, now=work.line.catalog.now(), **how)
+    if new:
+        with work.lock:
+            work.made_up.update(taken.made_up)
+    told = outcome(Result.TAKEN_IN if new else Result.KNOWN)
+    ref = Ref(event.id, event.revision)
+    return log_outcome(Outcome(**{**vars(told), "ref": ref, "system": event.system}))
+
+
+# ------------------------------------------------------------------------------------------------------------ the tape
+
+
+def _from_tape(work: _Work) -> Iterator[Outcome]:
+    """Take in the exports that tape names and the bucket has not, by reading them there."""
+    for name, lines in _alike(work.line).items():
+        wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
+        for entry in work.line.catalog.parked():
+            if entry.key.startswith(f"{name}/"):
+                wanted[entry.key.removeprefix(f"{name}/")].append(entry)
+        for keys in _batches(sorted(wanted)):
+            known = {one.event.key for one in work.line.catalog.ledgers(keys=keys) if one.export is not None}
+            yield from (_taped(work, lines, key, wanted[key]) for key in keys if key not in known)
+
+
+def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
+
+
+def _taped(work: _Work, lines: Sequence[Site], key: str, entries: Sequence[ArchiveEntry]) -> Outcome:
+    """Read one export from the first archive that has it; of buckets of one name, it was in the one that still has it.
+
+    Where none has, it is taken to have been in the first.
+    """
+    outcome, troubles = partial(Outcome, None, "", "rebuild", key=key), []
+    for entry in entries:
+        try:
+            there = next((bound for bound in lines if bound.store.stat(key) is not None), None)
+            taken = _read(work, there or lines[0], key, entry)
+            if there is None:
+                return _adopt(work, taken, outcome, gone={"read_from": entry.path, "sha256": taken.export.sha256})
+            taken.export.damage = f"changed: {key} is not what tape has of it"
+            taken.export.damage_kind = Damage.CHANGED.value
+            taken.export.damaged_at = work.line.catalog.now()
+            return _adopt(work, taken, outcome)
+        except PlatewayError as error:
+            troubles.append(f"{shown(entry.path)}: {error}")
+    return log_outcome(outcome(Result.REFUSED, reasons=tuple(troubles)))
+
+
+def _read(work: _Work, line: Site, key: str, entry: ArchiveEntry) -> Recovered:
+    """Read a bundle out of an archive.
+
+    Raises:
+        NotFound: there is no archive to read, or no such member. Damaged: it is other than the manifest says.
+    """
+    tape = line.archive
+    if tape is None:
+        raise NotFound("only tape has it, and no archive target is configured")
+    offset, size = _member(tape, key, entry)
+    walked, etag = walk(work.counted(tape.open(entry.path, start=offset, length=size)), key=key, size=size)
+    if entry.checksum is not None and walked.sha256 != entry.checksum:
+        raise Damaged(f"sha256 {walked.sha256}, reported as {entry.checksum}")
+    at = entry.reported_at
+    return testify(line, walked, Label(), key=key, etag=etag, at=at, bench=work.announced)
+
+
+def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:
+    if entry.offset is not None and entry.size is not None:
+        return entry.offset, entry.size
+    names = {name.removeprefix("./") for name in (entry.member, tar_name(key)) if name}
+    for member in tape.members(entry.path):
+        if member.name.removeprefix("./") in names:
+            return member.offset, member.size
+    raise NotFound(f"no member {' or '.join(sorted(names))}")
+
+
+def _gaps(work: _Work, taken: int) -> tuple[Gap, ...]:
+    """List what only the catalogue knew."""
+    instead = {
+        "event.path": f"a path below {UNKNOWN}, so that nothing is ever purged there",
+        "event.details": "the manifest's metadata without those that the images' own say equally",
+        "event.digest": "a digest of the bundle: announced again, the event becomes a new revision",
+        "event.file": "the event's id",
+        "event.announced_at": "the time of the event",
+        "event.first_seen": "the time of the announcement",
+        "event.sealed_at": "the time of the object",
+        "event.fingerprint": "none",
+        "event.staged_at": "the time of the object",
+    }
+    columns = [Gap(name, count, instead[name]) for name, count in sorted(work.made_up.items())]
+    always = [
+        Gap("export.uploaded_at", taken, "the time that the bucket has for the object"),
+        Gap("export.evidence", taken, "read-back, since now"),
+        Gap("event", None, "what was announced and not exported is announced again by the next discover"),
+    ]
+    return (*columns, *always, *(Gap(name, None, why) for name, why in LOST.items()))

@@ -1,0 +1,99 @@
+"""Follow an endpoint that moved: exports of a bucket that the settings do not name, found in one of the same name.
+
+Nothing is believed because of a name. Each object is looked at where it should be now; only an export that proves to be
+there is noted there, and all others stay where they were noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from itertools import islice
+
+from plateway.errors import Damaged, PlatewayError, Transient
+from plateway.ledger import Ledger
+from plateway.outcome import Outcome, Result, log_outcome
+from plateway.pipeline.context import Site
+from plateway.pipeline.verify import (
+    Seen,
+    as_seen,
+    difference,
+    inspect_object,
+)
+from plateway.records import Export
+from plateway.store import Store
+
+BATCH = 100  # exports looked at together; where none of the first is there, it is another bucket
+
+
+def relocate(line: Site, *, dry_run: bool = False, workers: int = 4) -> list[Outcome]:
+    """Look in the bucket that the line is bound to for exports that should be in a bucket of that name elsewhere.
+
+    The proof is size and ETag, as they were sent, or as they were seen when the export was verified; or else every
+    byte is read back. Evidence dates from now. May be repeated. A dry run looks, and notes nothing.
+    """
+    outcomes: list[Outcome] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for ledgers in _strayed(line):
+            outcomes += pool.map(partial(_guarded, line, dry_run=dry_run), ledgers)
+            if not any(one.result in {Result.MOVED, Result.WOULD_MOVE} for one in outcomes):
+                reason = f"none of the first {len(outcomes)} exports is in {line.place}"
+                return [*outcomes, log_outcome(Outcome(None, "", "relocate", Result.STOPPED, reasons=(reason,)))]
+    return outcomes
+
+
+def _strayed(line: Site) -> Iterator[list[Ledger]]:
+    """Find the exports that are at no endpoint of the settings, or of which nobody noted at which; not the bad ones."""
+    name = line.store.name
+    strayed = (
+        account.key
+        for account in line.catalog.accounts(bucket=name)
+        if account.export_bucket == name and account.damage is None and not account.expired
+        if account.export_endpoint is None or line.at(account.export_endpoint, name) is None
+    )
+    while keys := list(islice(strayed, BATCH)):
+        yield line.catalog.ledgers(keys=keys)
+
+
+def _guarded(line: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
+    """Let an export that does not prove to be here stay where it was noted, and say why."""
+    export = ledger.export
+    assert export is not None
+    about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
+    try:
+        now = line.catalog.now()
+        seen, read_back_at = _prove(line.store, export, now)
+        if dry_run:
+            return about(Result.WOULD_MOVE, reasons=(seen.kind,))
+        line.catalog.note_place(
+            ledger.ref,
+            export,
+            endpoint=line.endpoint,
+            kind=seen.kind,
+            etag=seen.stat.etag,
+            seen_modified=seen.stat.modified,
+            seen_version=seen.stat.version,
+            read_back_at=read_back_at,
+            at=now,
+        )
+        return log_outcome(about(Result.MOVED, reasons=(f"{seen.kind}, at {line.endpoint}",)))
+    except Damaged as error:
+        return about(Result.REFUSED, reasons=(str(error),))
+    except PlatewayError as error:
+        return about(Result.LATER if isinstance(error, Transient) else Result.FAILED, reasons=(str(error),))
+
+
+def _prove(store: Store, export: Export, now: datetime) -> tuple[Seen, datetime | None]:
+    """Return the evidence that an object gives, and when all of it was read.
+
+    Raises:
+        Damaged: it is not there, or another.
+    """
+    then, found = as_seen(export), store.stat(export.key)
+    if found is not None and export.evidence and (found.size, found.etag) == (export.size, export.seen_etag):
+        same = then is not None and not difference(then, found)
+        return Seen(export.evidence if same else "etag", found), export.read_back_at if same else None
+    seen = inspect_object(store, export, read_back=False)
+    return seen, now if seen.kind == "read-back" else None
