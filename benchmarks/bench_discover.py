@@ -48,10 +48,10 @@ def announce(root: Path, numbers: range) -> None:
         (home / "events" / f"{1_700_000_000 + number}.json").write_text(json.dumps(event))
 
 
-def register(line: pipeline.Site, *, expected: int) -> dict[str, float]:
+def register(site: pipeline.Site, *, expected: int) -> dict[str, float]:
     """Pass over the bench once and say what it took; something is wrong unless that many were new and are complete."""
     with worked() as spent:
-        found = pipeline.register(line)
+        found = pipeline.register(site)
     if (len(found.new), len(found.sealed), found.quarantined) != (expected, expected, ()):
         raise SystemExit(f"{len(found.new)} new and {len(found.sealed)} complete events instead of {expected}")
     return spent
@@ -60,18 +60,18 @@ def register(line: pipeline.Site, *, expected: int) -> dict[str, float]:
 def measure(space: Path, *, known: int, new: int, rounds: int) -> dict[str, Any]:
     """Go through the whole of it."""
     settings = load(home=space, source_root=space / "bench", settle_seconds=0, bucket_url=f"file://{space}/bucket")
-    line = pipeline.open_site(settings)
-    line.catalog.upgrade()
+    site = pipeline.open_site(settings)
+    site.catalog.upgrade()
     announce(settings.root, range(known))
-    first = register(line, expected=known)
+    first = register(site, expected=known)
     with worked() as scan:
-        bench.scan(line.instrument(SYSTEM))
-    idle = [register(line, expected=0) for _ in range(rounds)]
+        bench.scan(site.instrument(SYSTEM))
+    idle = [register(site, expected=0) for _ in range(rounds)]
     announce(settings.root, range(known, known + new))
-    fresh = register(line, expected=new)
+    fresh = register(site, expected=new)
     with worked() as due:
-        pipeline.due(line, "export", limit=1000)
-    line.close()
+        pipeline.due(site, "export", limit=1000)
+    site.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"first": first, "scan": scan, "idle": idle, "fresh": fresh, "due": due, "peak": peak}
 

@@ -285,13 +285,13 @@ def measure(space: Path, world: World) -> dict[str, Any]:
     """Reconcile, twice; say what that took and whether it found just what was planted."""
     root = space / "bench"
     with closing(Catalog(f"sqlite:///{space}/catalogue.db", clock=lambda: NOW)) as catalog:
-        line = pipeline.Site(
+        site = pipeline.Site(
             catalog, Simulated(world), root, lambda system: Instrument(name=system, root=root / system), owner="bench"
         )
         spent = []
         for _ in range(2):
             with worked() as cost:
-                done = pipeline.reconcile(line, within=timedelta(days=7), fraction=0.1, now=NOW)
+                done = pipeline.reconcile(site, within=timedelta(days=7), fraction=0.1, now=NOW)
             spent.append(cost)
             expected = Counter(expectation(world))
             found = Counter((one.kind.value, one.key) for one in done.findings)

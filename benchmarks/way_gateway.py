@@ -187,7 +187,7 @@ def ours(job: Mapping[str, Any], settings: Settings) -> uvicorn.Config:
         objects=job["objects"],
         endpoint=settings.endpoint,
         limits=LIMITS,
-        line=partial(pipeline.open_site, settings) if job.get("events") else None,
+        site=partial(pipeline.open_site, settings) if job.get("events") else None,
     )
     return server.config(parts)
 

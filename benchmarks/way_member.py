@@ -33,9 +33,9 @@ Fetch = Callable[[str], bytes]
 
 def catalogued(job: dict[str, Any]) -> Fetch:
     """Fetch with `plateway cat`'s verb."""
-    line = pipeline.open_site(load())
+    site = pipeline.open_site(load())
     ref = Ref(*_ref(job["id"]))
-    return lambda name: b"".join(pipeline.cat(line, ref, name))
+    return lambda name: b"".join(pipeline.cat(site, ref, name))
 
 
 def _ref(text: str) -> tuple[Any, int]:

@@ -23,25 +23,25 @@ from plateway.store import open_store
 
 def export(settings: Settings) -> dict[str, Any]:
     """Export everything announced; returns the cost and which directory went to which key."""
-    line = pipeline.open_site(settings)
-    line.catalog.upgrade()
-    pipeline.register(line)
-    refs = pipeline.due(line, "export", limit=1_000_000)
+    site = pipeline.open_site(settings)
+    site.catalog.upgrade()
+    pipeline.register(site)
+    refs = pipeline.due(site, "export", limit=1_000_000)
     with worked() as spent:
-        outcomes = list(pipeline.each(pipeline.export, line, refs, workers=settings.export_workers))
+        outcomes = list(pipeline.each(pipeline.export, site, refs, workers=settings.export_workers))
     with worked() as verifying:
-        checks = list(pipeline.each(pipeline.verify, line, refs, workers=settings.export_workers))
+        checks = list(pipeline.each(pipeline.verify, site, refs, workers=settings.export_workers))
     for outcome in (*outcomes, *checks):
         if outcome.result not in {"exported", "verified"}:
             raise SystemExit(f"{outcome.verb} of {outcome.ref}: {outcome.result} {outcome.reasons}")
-    objects = {outcome.key: _directory(line, ref) for outcome, ref in zip(outcomes, refs, strict=True)}
-    line.close()
+    objects = {outcome.key: _directory(site, ref) for outcome, ref in zip(outcomes, refs, strict=True)}
+    site.close()
     return {**spent, "verify": verifying, "objects": objects}
 
 
-def _directory(line: pipeline.Site, ref: Ref) -> str:
-    event = line.catalog.get(ref)
-    return str(line.root / event.system / event.path)
+def _directory(site: pipeline.Site, ref: Ref) -> str:
+    event = site.catalog.get(ref)
+    return str(site.root / event.system / event.path)
 
 
 def pack(settings: Settings, sources: Sequence[Path]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ async def opened() -> AsyncIterator[tuple[Site, Settings]]:
     """Open the line for one run. A block that is not there leaves its part to the settings."""
     known = settings.load()
     buckets, instruments = await asyncio.gather(load_buckets(), load_instruments())
-    line = await asyncio.to_thread(put_together, known, buckets, instruments)
+    site = await asyncio.to_thread(put_together, known, buckets, instruments)
     try:
-        yield line, known
+        yield site, known
     finally:
-        await asyncio.to_thread(line.close)
+        await asyncio.to_thread(site.close)
 
 
 async def load_buckets() -> dict[str, Bucket]:

@@ -25,12 +25,12 @@ async def archive(before: date | None = None, dry_run: bool = False, unattended:
         dry_run: say what would be written, and write nothing
         unattended: leave it to the site's own archiver where manifests come from one
     """
-    async with configured.opened() as (line, settings):
-        if line.archive is None:
+    async with configured.opened() as (site, settings):
+        if site.archive is None:
             return Completed(message="there is no archive: PLATEWAY_ARCHIVE_TARGET is not set")
         if unattended and (settings.archive_inbox or settings.archive_url or settings.amqp_url):
             return Completed(message="left to the archiver whose manifests come in")
-        outcomes = await tasks.result(tasks.start(write, line, before=before, dry_run=dry_run))
+        outcomes = await tasks.result(tasks.start(write, site, before=before, dry_run=dry_run))
     for outcome in outcomes:
         reporting.announce(outcome)
     return await reporting.close(outcomes)

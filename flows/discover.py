@@ -23,8 +23,8 @@ LONG = 300.0  # seconds after which a run takes up nothing new, so that another 
 @flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def discover() -> State[None]:
     """Register, export and verify what is new on the bench."""
-    async with configured.opened() as (line, settings):
-        carrier = tasks.Carrier(line, settings.export_workers)
+    async with configured.opened() as (site, settings):
+        carrier = tasks.Carrier(site, settings.export_workers)
         looked = await drain(carrier)
     await reporting.relieve(looked)
     return await reporting.close(carrier.outcomes, nothing="nothing new", retried=True)
@@ -58,7 +58,7 @@ async def drain(carrier: tasks.Carrier) -> datetime:
 
 async def look(carrier: tasks.Carrier) -> timedelta | None:
     """Register what is new, and say when something else will have settled."""
-    found = await asyncio.to_thread(pipeline.register, carrier.line)
+    found = await asyncio.to_thread(pipeline.register, carrier.site)
     reporting.registered(found.new)
     for outcome in (*found.quarantined, *found.troubled):
         if outcome not in carrier.outcomes:
@@ -68,5 +68,5 @@ async def look(carrier: tasks.Carrier) -> timedelta | None:
 
 def work(carrier: tasks.Carrier) -> list[tuple[Ref, Callable[[Ref], Coroutine[None, None, None]]]]:
     """Name what is due, and what to do with it."""
-    exports = [(ref, carrier.send) for ref in pipeline.due(carrier.line, "export")]
-    return exports + [(ref, carrier.check) for ref in pipeline.due(carrier.line, "verify")]
+    exports = [(ref, carrier.send) for ref in pipeline.due(carrier.site, "export")]
+    return exports + [(ref, carrier.check) for ref in pipeline.due(carrier.site, "verify")]

@@ -25,8 +25,8 @@ async def expire(
         dry_run: say what would go, and delete nothing
         fraction: largest share (above 0, up to 1) of a system's exports that this run may delete: 0.1 is 10 %
     """
-    async with configured.opened() as (line, _):
-        outcomes = await tasks.result(tasks.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+    async with configured.opened() as (site, _):
+        outcomes = await tasks.result(tasks.start(remove, site, systems=systems, dry_run=dry_run, fraction=fraction))
     for outcome in outcomes:
         reporting.announce(outcome)
     return await reporting.close(outcomes)

@@ -21,11 +21,11 @@ async def export(event_ids: EventIds | None = None, force: bool = False) -> Stat
         event_ids: the events by id, or `<id>-r2` for a later announcement; empty: every event that is due
         force: send an event again although its export is verified
     """
-    async with configured.opened() as (line, settings):
-        carrier = tasks.Carrier(line, settings.export_workers)
+    async with configured.opened() as (site, settings):
+        carrier = tasks.Carrier(site, settings.export_workers)
         if event_ids:
-            refs = await asyncio.to_thread(tasks.named, line, event_ids)
+            refs = await asyncio.to_thread(tasks.named, site, event_ids)
         else:
-            refs = await asyncio.to_thread(pipeline.due, line, "export")
+            refs = await asyncio.to_thread(pipeline.due, site, "export")
         await carrier.all(carrier.send(ref, force=force) for ref in refs)
     return await reporting.close(carrier.outcomes, retried=not event_ids)

@@ -24,10 +24,10 @@ async def purge(systems: Systems | None = None, dry_run: bool = False, fraction:
         dry_run: say what would go, and move nothing
         fraction: largest share (above 0, up to 1) of a system's events that this run may remove: 0.1 is 10 %
     """
-    async with configured.opened() as (line, _):
-        outcomes = await tasks.result(tasks.start(remove, line, systems=systems, dry_run=dry_run, fraction=fraction))
+    async with configured.opened() as (site, _):
+        outcomes = await tasks.result(tasks.start(remove, site, systems=systems, dry_run=dry_run, fraction=fraction))
         if not dry_run:
-            outcomes = [*outcomes, *await tasks.result(tasks.start(sweep, line))]
+            outcomes = [*outcomes, *await tasks.result(tasks.start(sweep, site))]
     for outcome in outcomes:
         reporting.announce(outcome)
     return await reporting.close(outcomes)

@@ -38,14 +38,14 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
         repair: also do repairs that delete, move or write; without, they are told as `would …`
         systems: look only at the disks of these; left out: of all
     """
-    async with configured.opened() as (line, settings):
-        came = await taken_in(line, settings)
+    async with configured.opened() as (site, settings):
+        came = await taken_in(site, settings)
         if quick and not any(one.result in NEW for one in came):
             return await reporting.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
         options = {"within": settings.on_tape_within, "fraction": settings.reconcile_fraction}
-        found = await tasks.result(tasks.start(compare, line, repair=repair, systems=systems, **options))
-        proven = [] if quick else await tasks.result(tasks.start(read, line, budget=settings.read_archive_budget))
-        days = await asyncio.to_thread(pipeline.days, line)
+        found = await tasks.result(tasks.start(compare, site, repair=repair, systems=systems, **options))
+        proven = [] if quick else await tasks.result(tasks.start(read, site, budget=settings.read_archive_budget))
+        days = await asyncio.to_thread(pipeline.days, site)
     for outcome in (*found.outcomes, *proven):
         reporting.announce(outcome)
     for finding in found.findings:
@@ -54,11 +54,11 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
     return await close(found, [*came, *found.outcomes, *proven], chart.days(days))
 
 
-async def taken_in(line: Site, settings: Settings) -> list[Outcome]:
+async def taken_in(site: Site, settings: Settings) -> list[Outcome]:
     """Collect what lies at the doors, and settle what can be; tell others which events are archived now."""
     inbox, poll = await configured.doors(settings)
-    came = await tasks.result(tasks.start(collect, line, inbox=inbox, poll=poll))
-    came = [*came, *await tasks.result(tasks.start(settle, line))]
+    came = await tasks.result(tasks.start(collect, site, inbox=inbox, poll=poll))
+    came = [*came, *await tasks.result(tasks.start(settle, site))]
     for outcome in came:
         reporting.announce(outcome)
     return came

@@ -34,8 +34,8 @@ async def report(alerts_only: bool = False) -> State[None]:
     Args:
         alerts_only: leave no report, and send only alerts that nobody has heard of yet
     """
-    async with configured.opened() as (line, settings):
-        told = await asyncio.to_thread(pipeline.report, line)
+    async with configured.opened() as (site, settings):
+        told = await asyncio.to_thread(pipeline.report, site)
     summary = f"{len(told.alerts)} to look at" if told.alerts else "all is well"
     now, known = {about for alert in told.alerts for about in alert.about}, await heard()
     if not alerts_only:

@@ -29,9 +29,9 @@ async def restore(
         to_bench: bring purged images back to where their instrument wrote them instead
         source: read from there only; empty: from the bucket, or from the archive what the bucket does not have
     """
-    async with configured.opened() as (line, settings):
-        carrier = tasks.Carrier(line, settings.export_workers)
-        refs = await asyncio.to_thread(tasks.named, line, event_ids)
+    async with configured.opened() as (site, settings):
+        carrier = tasks.Carrier(site, settings.export_workers)
+        refs = await asyncio.to_thread(tasks.named, site, event_ids)
         place = Path(to).resolve() if to else None
         await carrier.all(carrier.fetch(ref, to=place, to_bench=to_bench, source=source) for ref in refs)
     return await reporting.close(carrier.outcomes)

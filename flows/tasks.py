@@ -54,7 +54,7 @@ restore = task(task_run_name="restore {ref}", **patient)(pipeline.restore)
 class Carrier:
     """Takes events through their steps in one flow run; cancelling the run stops uploads between two chunks."""
 
-    line: Site
+    site: Site
     workers: int
     gate: asyncio.Semaphore = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -74,7 +74,7 @@ class Carrier:
     async def fetch(self, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> None:
         """Bring one event back."""
         options = {"to": to, "to_bench": to_bench, "source": source, "beat": self._beat}
-        await self._steps(ref, "restore", [lambda one: start(restore, self.line, one, **options)])
+        await self._steps(ref, "restore", [lambda one: start(restore, self.site, one, **options)])
 
     async def all(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Take many events through their steps, and show how far that is."""
@@ -86,10 +86,10 @@ class Carrier:
                 await progress.show(len(tasks) - len(pending), len(tasks))
 
     def _export(self, *, force: bool) -> Step:
-        return lambda ref: start(export, self.line, ref, force=force, beat=self._beat)
+        return lambda ref: start(export, self.site, ref, force=force, beat=self._beat)
 
     def _verify(self, *, read_back: bool) -> Step:
-        return lambda ref: start(verify, self.line, ref, read_back=read_back)
+        return lambda ref: start(verify, self.site, ref, read_back=read_back)
 
     def _beat(self, _sent: int) -> None:
         if self.stopping.is_set():
@@ -118,15 +118,15 @@ class Carrier:
             self.stopping.set()
             raise
         except PlatewayError as error:
-            return await asyncio.to_thread(pipeline.failed, self.line, ref, "carry", error)
+            return await asyncio.to_thread(pipeline.failed, self.site, ref, "carry", error)
         except Exception as error:  # noqa: BLE001  one bad event never stops the batch; its task shows the traceback
             strange = PlatewayError(f"{type(error).__name__}: {error}")
-            return await asyncio.to_thread(pipeline.failed, self.line, ref, "carry", strange)
+            return await asyncio.to_thread(pipeline.failed, self.site, ref, "carry", strange)
 
 
-def start(verb: Task[..., T], line: Site, *args: Any, **options: Any) -> Future[T]:
+def start(verb: Task[..., T], site: Site, *args: Any, **options: Any) -> Future[T]:
     """Start a verb as a task; Prefect need not look inside the line for futures."""
-    return cast("Future[T]", verb.submit(quote(line), *args, return_state=False, **options))
+    return cast("Future[T]", verb.submit(quote(site), *args, return_state=False, **options))
 
 
 async def result(future: Future[T]) -> T:
@@ -135,11 +135,11 @@ async def result(future: Future[T]) -> T:
     return await state.aresult()
 
 
-def named(line: Site, event_ids: Sequence[str]) -> list[Ref]:
+def named(site: Site, event_ids: Sequence[str]) -> list[Ref]:
     """Find events by what somebody typed; an id without a revision means the newest.
 
     Raises:
         NotFound: no event is called that.
     """
     asked = [Ref.parse(text) for text in event_ids]
-    return [Ref(event, revision) if revision else line.catalog.newest(event) for event, revision in asked]
+    return [Ref(event, revision) if revision else site.catalog.newest(event) for event, revision in asked]

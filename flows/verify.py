@@ -21,14 +21,14 @@ async def verify(event_ids: EventIds | None = None, read_back: bool = False) -> 
         event_ids: the events by id; empty: what lacks evidence, and a sample within the budget of bytes a day
         read_back: read named exports back completely instead of asking for size and ETag
     """
-    async with configured.opened() as (line, settings):
-        carrier = tasks.Carrier(line, settings.export_workers)
+    async with configured.opened() as (site, settings):
+        carrier = tasks.Carrier(site, settings.export_workers)
         if event_ids:
-            refs = await asyncio.to_thread(tasks.named, line, event_ids)
+            refs = await asyncio.to_thread(tasks.named, site, event_ids)
             await carrier.all(carrier.check(ref, read_back=read_back) for ref in refs)
         else:
-            due = await asyncio.to_thread(pipeline.due, line, "verify")
+            due = await asyncio.to_thread(pipeline.due, site, "verify")
             await carrier.all(carrier.check(ref) for ref in due)
-            sample = await asyncio.to_thread(pipeline.sample, line, settings.read_back_budget)
+            sample = await asyncio.to_thread(pipeline.sample, site, settings.read_back_budget)
             await carrier.all(carrier.check(ref, read_back=True) for ref in sample)
     return await reporting.close(carrier.outcomes, retried=not event_ids)

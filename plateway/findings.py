@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from plateway.errors import Damage, Refused
 from plateway.events import Ref
 from plateway.instruments import bounded_fraction, format_duration
 from plateway.ledger import Account, Ledger
-
-if TYPE_CHECKING:
-    from plateway.store import Upload
 
 PATIENCE = timedelta(hours=1)  # for which an upload may wait for its evidence: the line is at it
 PLACES = {"here": "on the bench", "aside": "in the trash", "strayed": "in the trash", "unknown": "perhaps on the bench"}
@@ -346,10 +343,23 @@ def _joined(
 # ------------------------------------------------------------------------------------------------------------- strays
 
 
+class OpenUpload(Protocol):
+    """An upload that was begun and not completed."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def initiated(self) -> datetime: ...
+
+
+U = TypeVar("U", bound=OpenUpload)
+
+
 def open_uploads(
-    uploads: Iterable[Upload], ledgers: Mapping[str, Ledger], *, now: datetime, age: timedelta
-) -> Iterator[tuple[Upload, Finding]]:
-    """Find uploads of our own that nobody goes on with: known key, older than ``age``, nobody at work on it."""
+    uploads: Iterable[U], ledgers: Mapping[str, Ledger], *, now: datetime, age: timedelta
+) -> Iterator[tuple[U, Finding]]:
+    """Find abandoned uploads of our own: known key, older than ``age``, and no worker holds the event's lease."""
     for upload in uploads:
         ledger = ledgers.get(upload.key)
         since = now - upload.initiated

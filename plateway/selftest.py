@@ -495,7 +495,7 @@ class Round:
     def __init__(self, store: Store, home: Path) -> None:
         self._bench, self._back = home / "bench", home / "back"
         self._catalog = Catalog(f"sqlite:///{home}/catalogue.db")
-        self._line = Site(self._catalog, PerFile(store), self._bench, self._instrument, owner="selftest")
+        self._site = Site(self._catalog, PerFile(store), self._bench, self._instrument, owner="selftest")
         self._announced: list[Announced] = []
 
     def close(self) -> None:
@@ -521,7 +521,7 @@ class Round:
         single = Simulated(FILES, "imaging event", self._bench / FILES, images=2, size=32)
         self._announced = [simulator.acquire(one, now=datetime.now(UTC)) for one in (small, large, single)]
         for _ in range(2):  # seen, and seen to be the same
-            pipeline.register(self._line)
+            pipeline.register(self._site)
         return f"{sum(len(one.files) for one in self._announced)} images in {len(self._announced)} events"
 
     def each(self, verb: Callable[[Site, Ref], Outcome]) -> str:
@@ -530,7 +530,7 @@ class Round:
         Raises:
             Damaged: the bucket has other bytes than were sent.
         """
-        outcomes = [verb(self._line, Ref(one.id, 1)) for one in self._announced]
+        outcomes = [verb(self._site, Ref(one.id, 1)) for one in self._announced]
         for one in outcomes:
             if one.result not in {"exported", "verified"}:
                 raise (Damaged if one.result == "damaged" else Unavailable)(f"{one.result}: {'; '.join(one.reasons)}")
@@ -540,7 +540,7 @@ class Round:
         """Read one image of each event alone."""
         for one in self._announced:
             name, expected = next(iter(one.files.items()))
-            content = b"".join(pipeline.cat(self._line, Ref(one.id, 1), name))
+            content = b"".join(pipeline.cat(self._site, Ref(one.id, 1), name))
             if hashlib.sha256(content).hexdigest() != expected:
                 raise Damaged(f"{name}: other bytes came than the instrument wrote")
         return f"{len(self._announced)} images as the instrument wrote them"
@@ -548,7 +548,7 @@ class Round:
     def restore(self) -> str:
         """Bring all files back."""
         for one in self._announced:
-            pipeline.restore(self._line, Ref(one.id, 1), to=self._back)
+            pipeline.restore(self._site, Ref(one.id, 1), to=self._back)
             for name, expected in one.files.items():
                 content = (self._back / str(Ref(one.id, 1)) / name).read_bytes()
                 if hashlib.sha256(content).hexdigest() != expected:

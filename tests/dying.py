@@ -56,14 +56,14 @@ class Dying:
         return lambda *args, **named: self._fate.meet(f"{self._name}.{name}", lambda: found(*args, **named))
 
 
-def dying(line: Site, fate: Fate) -> Site:
+def dying(site: Site, fate: Fate) -> Site:
     """Give a line whose catalogue, bucket and archive may be the last that is called."""
 
     def doomed(part: Any, name: str) -> Any:
         return Dying(part, name, fate)
 
-    archive = doomed(line.archive, "archive") if line.archive is not None else None
-    return replace(line, catalog=doomed(line.catalog, "catalog"), store=doomed(line.store, "store"), archive=archive)
+    archive = doomed(site.archive, "archive") if site.archive is not None else None
+    return replace(site, catalog=doomed(site.catalog, "catalog"), store=doomed(site.store, "store"), archive=archive)
 
 
 def points(effects: Sequence[str]) -> Iterator[Fate]:

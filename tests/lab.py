@@ -57,7 +57,7 @@ class Lab:
         return Instrument(name=system, root=self.bench / system, **values)
 
     @property
-    def line(self) -> Site:
+    def site(self) -> Site:
         return Site(self.catalog, self.store, self.bench, self.instrument, owner="test", archive=self.archive)
 
     def acquire(self, system: str = "prince", fault: str = "none", *, images: int = 3, size: int = 32) -> Announced:
@@ -69,14 +69,14 @@ class Lab:
 
     def settle(self) -> pipeline.Registered:
         """Look twice, as long apart as images need to settle."""
-        pipeline.register(self.line)
+        pipeline.register(self.site)
         self.clock.turn(seconds=5)
-        return pipeline.register(self.line)
+        return pipeline.register(self.site)
 
     def export(self) -> list[Outcome]:
         """Export and verify all that is due."""
-        done = list(pipeline.each(pipeline.export, self.line, pipeline.due(self.line, "export")))
-        return done + list(pipeline.each(pipeline.verify, self.line, pipeline.due(self.line, "verify")))
+        done = list(pipeline.each(pipeline.export, self.site, pipeline.due(self.site, "export")))
+        return done + list(pipeline.each(pipeline.verify, self.site, pipeline.due(self.site, "verify")))
 
     def exported(self, system: str = "prince", *, images: int = 3) -> tuple[Announced, Ref]:
         """Bring one event all the way to a verified export."""

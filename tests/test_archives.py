@@ -138,7 +138,7 @@ def test_a_past_day_becomes_one_tar(lab: Lab, tape: Path) -> None:
     """Its members are the bundles, its name is the day's; other programs read it; a manifest says what is in it."""
     refs = exported(lab, 3)
     lab.clock.turn(days=1)
-    outcomes = pipeline.archive(lab.line)
+    outcomes = pipeline.archive(lab.site)
     assert tally(outcomes) == {"archived": 3, "written": 1}
     assert tars(tape) == [f"{DAY}.tar"]
     keys = [lab.ledger(ref).event.key for ref in refs]
@@ -161,9 +161,9 @@ def test_a_second_run_changes_nothing(lab: Lab, tape: Path) -> None:
     """Nothing is due, nothing is written, nothing is told."""
     exported(lab, 2)
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in tape.rglob("*")}
-    assert pipeline.archive(lab.line) == []
+    assert pipeline.archive(lab.site) == []
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in tape.rglob("*")} == before
     assert len(lab.catalog.manifests()) == 1
 
@@ -176,7 +176,7 @@ def test_kinds_experiments_and_days_have_tars_of_their_own(lab: Lab, tape: Path)
     assert lab.clock.now.day == 5
     refs += exported(lab)
     lab.clock.turn(days=2)
-    assert tally(pipeline.archive(lab.line)) == {"archived": 5, "written": 5}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 5, "written": 5}
     assert tars(tape) == sorted(
         [
             f"{DAY}.tar",
@@ -193,11 +193,11 @@ def test_today_waits_until_it_is_over(lab: Lab, tape: Path) -> None:
     """Also when somebody asks for later days; ``before`` makes it fewer."""
     exported(lab)
     lab.clock.now = datetime(2026, 5, 4, 23, 59, 59, tzinfo=UTC)
-    assert pipeline.archive(lab.line, before=date(2099, 1, 1)) == []
+    assert pipeline.archive(lab.site, before=date(2099, 1, 1)) == []
     lab.clock.turn(seconds=1)
-    assert pipeline.archive(lab.line, before=date(2026, 5, 4)) == []
+    assert pipeline.archive(lab.site, before=date(2026, 5, 4)) == []
     assert not tars(tape)
-    assert tally(pipeline.archive(lab.line, before=date(2099, 1, 1))) == {"archived": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site, before=date(2099, 1, 1))) == {"archived": 1, "written": 1}
 
 
 def test_what_is_not_verified_waits(lab: Lab, tape: Path) -> None:
@@ -208,11 +208,11 @@ def test_what_is_not_verified_waits(lab: Lab, tape: Path) -> None:
     fence = lab.catalog.lease(sent, owner="somebody", ttl=timedelta(minutes=1), now=lab.clock())
     lab.catalog.note_export(ledger.export, fence=fence)
     replaced(lab, damaged, b"other")
-    pipeline.verify(lab.line, damaged)
+    pipeline.verify(lab.site, damaged)
     lab.clock.turn(days=1)
-    assert pipeline.archive(lab.line) == []
-    pipeline.verify(lab.line, sent)
-    pipeline.archive(lab.line)
+    assert pipeline.archive(lab.site) == []
+    pipeline.verify(lab.site, sent)
+    pipeline.archive(lab.site)
     whole(lab, tape, [sent])
 
 
@@ -223,7 +223,7 @@ def test_late_arrivals_go_into_tars_of_their_own(lab: Lab, tape: Path) -> None:
         lab.clock.now = DAWN + timedelta(seconds=10 * number)
         refs += exported(lab, 2)
         lab.clock.turn(days=number)
-        assert tally(pipeline.archive(lab.line)) == {"archived": 2, "written": 1}
+        assert tally(pipeline.archive(lab.site)) == {"archived": 2, "written": 1}
         assert len(tars(tape)) == number
         assert path in tars(tape)
         whole(lab, tape, refs)
@@ -235,17 +235,17 @@ def test_a_day_is_looked_up_whole_where_it_fits(lab: Lab, tape: Path, most: int)
     refs = exported(lab, 3, experiment="a") + exported(lab, 2, experiment="b") + exported(lab, 2, experiment="c")
     replaced(lab, refs[0], b"not an export")
     lab.clock.turn(days=1)
-    planned = {one.ref: one.reasons for one in pipeline.archive(lab.line, most=most, dry_run=True)}
+    planned = {one.ref: one.reasons for one in pipeline.archive(lab.site, most=most, dry_run=True)}
     assert set(planned) == set(refs)
-    pipeline.archive(lab.line, most=most)
+    pipeline.archive(lab.site, most=most)
     whole(lab, tape, refs[1:])
     assert len(tars(tape)) == {1: 6, 2: 4, 3: 3}[most]
-    assert pipeline.archive(lab.line, most=most) == []
+    assert pipeline.archive(lab.site, most=most) == []
 
 
 def test_an_empty_line_writes_nothing(lab: Lab, tape: Path) -> None:
     """No export, no tar, no manifest (D6)."""
-    assert pipeline.archive(lab.line) == []
+    assert pipeline.archive(lab.site) == []
     assert [path.name for path in tape.iterdir()] == [MARKER_FILE]
 
 
@@ -253,12 +253,12 @@ def test_a_dry_run_says_what_would_go_where(lab: Lab, tape: Path) -> None:
     """And writes nothing, neither there nor here."""
     (early,) = exported(lab)
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     lab.clock.now = DAWN + timedelta(minutes=1)
     (late,) = exported(lab)
     lab.clock.turn(days=1)
     before = sorted(tape.rglob("*"))
-    (outcome,) = pipeline.archive(lab.line, dry_run=True)
+    (outcome,) = pipeline.archive(lab.site, dry_run=True)
     assert (outcome.ref, outcome.result, outcome.reasons) == (late, "would go", (f"into {DAY}.2.tar",))
     assert sorted(tape.rglob("*")) == before
     assert lab.ledger(late).archives == () and early != late
@@ -270,13 +270,13 @@ def test_the_same_exports_give_the_same_bytes(lab: Lab, tape: Path) -> None:
     lab.clock.turn(days=1)
     other = tape.parent / "other"
     other.mkdir()
-    fate, second = Fate(), replace(lab.line, archive=open_archive(other.as_uri()))
+    fate, second = Fate(), replace(lab.site, archive=open_archive(other.as_uri()))
     adopt_place(second, "archive")
     with pytest.raises(Death):
         pipeline.archive(dying(second, stop(fate, "archive.write")))
-    adopt_place(lab.line, "archive")
+    adopt_place(lab.site, "archive")
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     assert (other / f"{DAY}.tar").read_bytes() == (tape / f"{DAY}.tar").read_bytes()
 
 
@@ -362,12 +362,12 @@ def test_a_bad_export_is_left_out_and_noted(lab: Lab, tape: Path, harm: str) -> 
     else:
         replaced(lab, bad, harmed[harm])
     lab.clock.turn(days=1)
-    assert tally(pipeline.archive(lab.line)) == {"archived": 2, "damaged": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 2, "damaged": 1, "written": 1}
     assert lab.state(bad) == ("lost" if harm == "lost" else "changed")
     assert lab.ledger(bad).archives == ()
     whole(lab, tape, [ref for ref in refs if ref != bad])
     lab.export()  # from the bench, where it still is
-    assert tally(pipeline.archive(lab.line)) == {"archived": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 1, "written": 1}
     whole(lab, tape, refs)
     assert tars(tape) == [f"{DAY}.2.tar", f"{DAY}.tar"]
 
@@ -392,7 +392,7 @@ def test_bytes_that_go_wrong_on_the_way_begin_a_tar_anew(tmp_path: Path, tape: P
     refs = exported(lab, 3)
     lab.clock.turn(days=1)
     store.wrong = 1
-    assert tally(pipeline.archive(lab.line)) == {"archived": 3, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 3, "written": 1}
     whole(lab, tape, refs)
     lab.catalog.close()
 
@@ -404,7 +404,7 @@ def test_damage_below_the_etag_is_found_while_reading(tmp_path: Path, tape: Path
     refs = exported(lab, 2)
     lab.clock.turn(days=1)
     store.wrong = 2  # as it is poured, and as it is looked at
-    assert tally(pipeline.archive(lab.line)) == {"archived": 1, "damaged": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 1, "damaged": 1, "written": 1}
     good = [ref for ref in refs if lab.ledger(ref).archives]
     assert len(good) == 1
     whole(lab, tape, good)
@@ -432,7 +432,7 @@ def test_a_tar_is_not_begun_for_ever(tmp_path: Path, tape: Path) -> None:
     lab.clock.turn(days=1)
     fickle = Fickle("bucket")
     fickle._kept = lab.store._kept  # type: ignore[attr-defined]  # the same objects
-    (outcome,) = pipeline.archive(replace(lab.line, store=fickle))
+    (outcome,) = pipeline.archive(replace(lab.site, store=fickle))
     assert outcome.result == "later"
     assert not [path for path in tape.rglob("*") if path.is_file() and path.name != MARKER_FILE]
     lab.catalog.close()
@@ -442,7 +442,7 @@ def test_exports_in_another_bucket_are_refused(lab: Lab, tape: Path) -> None:
     """What is not there is not lost."""
     exported(lab, 2)
     lab.clock.turn(days=1)
-    (outcome,) = pipeline.archive(replace(lab.line, store=Memory("other")))
+    (outcome,) = pipeline.archive(replace(lab.site, store=Memory("other")))
     reason = "2 exports are in bucket bucket, which the settings do not name"
     assert (outcome.result, outcome.reasons) == ("refused", (reason,))
     assert lab.catalog.counts(lab.clock()) == {"exported": 2}
@@ -451,7 +451,7 @@ def test_exports_in_another_bucket_are_refused(lab: Lab, tape: Path) -> None:
 def test_without_an_archive_there_is_nothing_to_do(lab: Lab) -> None:
     """A missing setting is said, not passed over."""
     with pytest.raises(Misconfigured, match="PLATEWAY_ARCHIVE_TARGET"):
-        pipeline.archive(replace(lab.line, archive=None))
+        pipeline.archive(replace(lab.site, archive=None))
 
 
 def test_an_archive_that_is_not_there_stops_the_run(lab: Lab, tape: Path) -> None:
@@ -460,10 +460,10 @@ def test_an_archive_that_is_not_there_stops_the_run(lab: Lab, tape: Path) -> Non
         exported(lab, experiment=f"e{number}")
     tape.rmdir()
     lab.clock.turn(days=1)
-    assert tally(pipeline.archive(lab.line)) == {"later": 1}
+    assert tally(pipeline.archive(lab.site)) == {"later": 1}
     assert not tape.exists()
     tape.mkdir()
-    assert tally(pipeline.archive(lab.line)) == {"archived": IN_A_ROW + 2, "written": IN_A_ROW + 2}
+    assert tally(pipeline.archive(lab.site)) == {"archived": IN_A_ROW + 2, "written": IN_A_ROW + 2}
 
 
 def test_one_day_that_fails_stops_no_other(lab: Lab, tape: Path) -> None:
@@ -473,7 +473,7 @@ def test_one_day_that_fails_stops_no_other(lab: Lab, tape: Path) -> None:
     (tape / "images").mkdir()
     (tape / "images" / "a").write_text("in the way")
     lab.clock.turn(days=1)
-    assert tally(pipeline.archive(lab.line)) == {"archived": 1, "failed": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 1, "failed": 1, "written": 1}
     whole(lab, tape, [good])
 
 
@@ -494,7 +494,7 @@ def test_a_strangers_file_is_not_touched(lab: Lab, tape: Path, foreign: bytes | 
         data = tarred(dict(zip(names, datas, strict=True)))
         foreign = data[:-4000] if foreign == "cut" else data
     path.write_bytes(foreign)
-    assert tally(pipeline.archive(lab.line)) == {"archived": 2, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 2, "written": 1}
     assert path.read_bytes() == foreign
     assert {lab.ledger(ref).archives[0].path for ref in refs} == {f"{DAY}.2.tar"}
 
@@ -517,7 +517,7 @@ def test_what_a_tar_has_already_is_found_in_it(lab: Lab, tape: Path) -> None:
     path = tape / f"{DAY}.tar"
     path.parent.mkdir(parents=True)
     path.write_bytes(tarred({names[0]: content(lab, refs[0]), "x.tar": b"x", names[2]: content(lab, refs[2])}))
-    assert tally(pipeline.archive(lab.line)) == {"archived": 3, "found": 1, "written": 1}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 3, "found": 1, "written": 1}
     whole(lab, tape, refs)
     assert lab.ledger(refs[1]).archives[0].path == f"{DAY}.2.tar"
 
@@ -542,12 +542,12 @@ def test_exports_of_the_same_name_go_into_different_tars(lab: Lab, tape: Path) -
         lab.catalog.adopt(Event(**event), export, now=lab.clock())
         twins.append(Ref(twin, 1))
     lab.clock.turn(days=1)
-    assert tally(pipeline.archive(lab.line)) == {"archived": 3, "written": 3}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 3, "written": 3}
     assert tars(tape) == [f"{DAY}.2.tar", f"{DAY}.3.tar", f"{DAY}.tar"]
     for one in (ref, *twins):
         (location,) = lab.ledger(one).archives
         assert content(lab, one) in (tape / location.path).read_bytes()
-    assert pipeline.archive(lab.line) == []
+    assert pipeline.archive(lab.site) == []
 
 
 def test_what_dead_writers_left_is_removed_after_a_day(lab: Lab, tape: Path) -> None:
@@ -559,7 +559,7 @@ def test_what_dead_writers_left_is_removed_after_a_day(lab: Lab, tape: Path) -> 
         os.utime(directory / name, (1, 1))
     young = directory / ".2026-05-02.tar.part-0123456789ab"
     os.utime(young, (lab.clock().timestamp() - 80_000,) * 2)
-    (outcome,) = pipeline.archive(lab.line)
+    (outcome,) = pipeline.archive(lab.site)
     assert (outcome.result, outcome.key) == ("removed", "images/e/.2026-05-01.tar.part-0123456789ab")
     assert sorted(path.name for path in directory.iterdir()) == sorted([young.name, ".hidden", "x.part-01"])
 
@@ -570,7 +570,7 @@ def test_what_dead_writers_left_of_a_manifest_is_removed_as_well(lab: Lab, tape:
     left = tape / "manifests" / ".job.json.part-0123456789ab"
     left.write_bytes(b"half")
     os.utime(left, (1, 1))
-    assert [one.result for one in pipeline.archive(lab.line)] == ["removed"]
+    assert [one.result for one in pipeline.archive(lab.site)] == ["removed"]
     assert not left.exists()
 
 
@@ -586,22 +586,22 @@ def test_dying_anywhere_leaves_nothing_twice_and_nothing_out(tmp_path: Path) -> 
     first.catalog.close()
     fate = Fate()
     again = twin(first, tmp_path / "again")
-    pipeline.archive(dying(again.line, fate))
+    pipeline.archive(dying(again.site, fate))
     again.catalog.close()
     assert {"archive.write", "archive.put_manifest", "catalog.receive", "catalog.settle"} <= set(fate.seen)
     for number, point in enumerate(points(fate.seen)):
         lab = twin(first, tmp_path / str(number))
         with pytest.raises(Death):
-            pipeline.archive(dying(lab.line, point))
+            pipeline.archive(dying(lab.site, point))
         late = []
         if number % 3 == 0:  # something arrives before the next run
             lab.clock.now = DAWN + timedelta(minutes=5)
             late = exported(lab)
             lab.clock.turn(days=1)
         lab.clock.turn(hours=1)
-        pipeline.archive(lab.line)
+        pipeline.archive(lab.site)
         whole(lab, lab.home / "tape", refs + late)
-        assert pipeline.archive(lab.line) == []
+        assert pipeline.archive(lab.site) == []
         assert not [path for path in (lab.home / "tape").rglob("*") if ".part-" in path.name]
         lab.catalog.close()
 
@@ -625,8 +625,8 @@ def test_a_second_archiver_makes_no_second_copy(lab: Lab, tape: Path, before: st
     refs = exported(lab, 3)
     lab.clock.turn(days=1)
     assert lab.archive
-    overtaken: Any = Meanwhile(lab.archive, before, lambda: pipeline.archive(lab.line))
-    pipeline.archive(replace(lab.line, archive=overtaken))
+    overtaken: Any = Meanwhile(lab.archive, before, lambda: pipeline.archive(lab.site))
+    pipeline.archive(replace(lab.site, archive=overtaken))
     assert tars(tape) == [f"{DAY}.tar"]
     assert len(manifests(tape)) == 1
     assert len(lab.catalog.manifests()) == 1
@@ -642,11 +642,11 @@ def test_a_second_archiver_with_more_makes_no_second_copy(lab: Lab, tape: Path) 
         lab.clock.now = DAWN + timedelta(minutes=1)
         refs.extend(exported(lab))
         lab.clock.turn(days=1)
-        pipeline.archive(lab.line)
+        pipeline.archive(lab.site)
 
     assert lab.archive
     overtaken: Any = Meanwhile(lab.archive, "write", more)
-    pipeline.archive(replace(lab.line, archive=overtaken))
+    pipeline.archive(replace(lab.site, archive=overtaken))
     assert tars(tape) == [f"{DAY}.tar"]
     whole(lab, tape, refs)
 
@@ -659,7 +659,7 @@ def test_archivers_at_once_make_one_copy(lab: Lab, tape: Path) -> None:
 
     def work() -> None:
         start.wait()
-        outcomes.append(pipeline.archive(lab.line))
+        outcomes.append(pipeline.archive(lab.site))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -688,14 +688,14 @@ def test_it_works_from_and_to_real_places(
     refs = exported(lab, 2) + exported(lab, kind="video", experiment="Über")
     lab.clock.turn(days=1)
     assert lab.archive
-    assert tally(pipeline.archive(lab.line)) == {"archived": 3, "written": 2}
+    assert tally(pipeline.archive(lab.site)) == {"archived": 3, "written": 2}
     for ref in refs:
         (location,) = lab.ledger(ref).archives
         assert location.offset is not None and location.size is not None
         assert b"".join(lab.archive.open(location.path, start=location.offset, length=location.size)) == content(
             lab, ref
         )
-    assert pipeline.archive(lab.line) == []
+    assert pipeline.archive(lab.site) == []
     assert list(lab.archive.manifests())
     lab.catalog.close()
 
@@ -712,7 +712,7 @@ def test_the_bucket_may_be_gone(lab: Lab, tape: Path) -> None:
 
     exported(lab)
     lab.clock.turn(days=1)
-    (outcome,) = pipeline.archive(replace(lab.line, store=Gone("bucket")))
+    (outcome,) = pipeline.archive(replace(lab.site, store=Gone("bucket")))
     assert outcome.result == "failed"
     assert lab.catalog.counts(lab.clock()) == {"exported": 1}
     assert not tars(tape)
@@ -725,5 +725,5 @@ def test_every_kind_has_a_place() -> None:
 
 def test_the_line_knows_its_archive(lab: Lab) -> None:
     """What the verbs are given is what the settings say."""
-    line: Site = lab.line
-    assert line.archive is lab.archive
+    site: Site = lab.site
+    assert site.archive is lab.archive

@@ -67,7 +67,7 @@ def test_a_hung_system_is_later_and_the_others_are_registered(lab: Lab) -> None:
         for number in range(5):
             event = lab.acquire("aretha")
             patience = SHORT if number == 0 else timedelta(seconds=60)
-            found = pipeline.register(lab.line, patience=patience, scan=stuck)
+            found = pipeline.register(lab.site, patience=patience, scan=stuck)
             assert found.new == (Ref(event.id, 1),)
             assert [(one.system, one.result) for one in found.troubled] == [("prince", "later")]
             assert (stuck.met, len(threads(lab))) == (1, 1)
@@ -82,12 +82,12 @@ def test_a_system_that_answers_again_is_registered(lab: Lab) -> None:
     """What was read too late is not recorded by the look that was given up, but by the next one."""
     event = lab.acquire("prince")
     stuck = Stuck("prince")
-    assert pipeline.register(lab.line, patience=SHORT, scan=stuck).new == ()
+    assert pipeline.register(lab.site, patience=SHORT, scan=stuck).new == ()
     (thread,) = threads(lab)
     stuck.gate.set()
     thread.join(60)
     assert lab.catalog.revisions(event.id) == []
-    assert pipeline.register(lab.line, scan=stuck).new == (Ref(event.id, 1),)
+    assert pipeline.register(lab.site, scan=stuck).new == (Ref(event.id, 1),)
 
 
 def test_all_systems_may_hang(lab: Lab) -> None:
@@ -101,7 +101,7 @@ def test_all_systems_may_hang(lab: Lab) -> None:
     for name in ("aretha", "otis", "prince"):
         (lab.bench / name / "events").mkdir(parents=True)
     try:
-        found = pipeline.register(lab.line, patience=SHORT, scan=scan)
+        found = pipeline.register(lab.site, patience=SHORT, scan=scan)
         assert sorted(one.system for one in found.troubled) == ["aretha", "otis", "prince"]
         assert len(threads(lab)) == 3
     finally:
@@ -116,7 +116,7 @@ def test_a_hung_mount_holds_up_only_its_own_system(lab: Lab, hangs: str) -> None
     """The kernel does not answer, as when the server of a network mount is gone."""
     lab.acquire("aretha")
     images = lab.acquire("prince").images
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     place = lab.bench / "otis" if hangs == "the disk" else images
     place.mkdir(exist_ok=True)
     lab.clock.turn(seconds=5)
@@ -125,7 +125,7 @@ def test_a_hung_mount_holds_up_only_its_own_system(lab: Lab, hangs: str) -> None
         if hangs == "the disk":
             names = bench.list_systems(lab.bench, patience=SHORT)
             assert names == ["aretha", "otis", "prince"]
-        found = pipeline.register(lab.line, patience=SHORT)
+        found = pipeline.register(lab.site, patience=SHORT)
         assert Ref(event.id, 1) in found.new
         assert [one.system for one in found.troubled] == ["otis" if hangs == "the disk" else "prince"]
     for thread in threads(lab):
@@ -155,27 +155,27 @@ def test_the_bench_itself_may_be_a_link(lab: Lab) -> None:
     with_policy(lab, purge=True, lifespan=timedelta(0), grace=timedelta(0), fraction=1.0)
     announced, ref = lab.exported()
     lab.clock.turn(hours=9)
-    assert {one.result for one in pipeline.purge(lab.line)} >= {"trashed"}
+    assert {one.result for one in pipeline.purge(lab.site)} >= {"trashed"}
     assert lab.state(ref) == "purged"
     assert not announced.images.exists()
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored"
     assert announced.images.exists()
 
 
 def test_announcements_behind_a_link_are_not_read(lab: Lab) -> None:
     """The system is told as one whose disk is not as it should be, and what waits of it goes on waiting."""
     event = lab.acquire("prince")
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     elsewhere = swap(lab)
     later = lab.acquire("aretha")
     lab.clock.turn(hours=1)
     before = state_of(elsewhere)
-    found = pipeline.register(lab.line)
+    found = pipeline.register(lab.site)
     assert [(one.system, one.result) for one in found.troubled] == [("prince", "later")]
     assert (found.new, found.sealed, found.quarantined) == ((Ref(later.id, 1),), (), ())
     assert state_of(elsewhere) == before
     swap_back(lab)
-    assert pipeline.register(lab.line).troubled == ()
+    assert pipeline.register(lab.site).troubled == ()
     assert lab.catalog.quarantined() == []
     assert lab.ledger(Ref(event.id, 1)).event.fingerprint is not None
 
@@ -185,14 +185,14 @@ def test_a_link_that_was_never_a_system_is_left_out(lab: Lab) -> None:
     lab.acquire("prince")
     (lab.bench / "old").symlink_to(lab.bench / "prince")
     (lab.bench / "nowhere").symlink_to(lab.home / "nothing")
-    found = pipeline.register(lab.line)
+    found = pipeline.register(lab.site)
     assert (len(found.new), found.troubled) == (1, ())
 
 
 def test_a_system_swapped_while_it_is_looked_at_keeps_its_events(lab: Lab) -> None:
     """Between event files and images: the link is no fault of the event, which is not quarantined."""
     event = lab.acquire("prince")
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     lab.clock.turn(hours=1)
 
     def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
@@ -200,18 +200,18 @@ def test_a_system_swapped_while_it_is_looked_at_keeps_its_events(lab: Lab) -> No
         swap(lab)
         return found
 
-    found = pipeline.register(lab.line, scan=scan)
+    found = pipeline.register(lab.site, scan=scan)
     assert [(one.system, one.result) for one in found.troubled] == [("prince", "later")]
     assert lab.catalog.quarantined() == []
     assert lab.state(Ref(event.id, 1)) == "waiting"
 
 
 VERBS: dict[str, Callable[[Lab, Ref], Any]] = {
-    "register": lambda lab, ref: pipeline.register(lab.line),
-    "export": lambda lab, ref: pipeline.export(lab.line, ref, force=True),
-    "purge": lambda lab, ref: pipeline.purge(lab.line, fraction=1.0),
-    "restore": lambda lab, ref: pipeline.restore(lab.line, ref, to_bench=True),
-    "reconcile": lambda lab, ref: pipeline.reconcile(lab.line, repair=True),
+    "register": lambda lab, ref: pipeline.register(lab.site),
+    "export": lambda lab, ref: pipeline.export(lab.site, ref, force=True),
+    "purge": lambda lab, ref: pipeline.purge(lab.site, fraction=1.0),
+    "restore": lambda lab, ref: pipeline.restore(lab.site, ref, to_bench=True),
+    "reconcile": lambda lab, ref: pipeline.reconcile(lab.site, repair=True),
 }
 
 
@@ -223,10 +223,10 @@ def test_no_verb_follows_a_swapped_system(lab: Lab, verb: str, life: str) -> Non
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
     if life != "exported":
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     if life == "gone":
         lab.clock.turn(hours=2)
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     lab.clock.turn(hours=2)
     elsewhere = swap(lab)
     before, known = state_of(elsewhere), [purge.gone_at for purge in lab.ledger(ref).purges]
@@ -260,6 +260,6 @@ def test_no_verb_takes_a_fraction_that_is_no_share(lab: Lab, verb: str, fraction
     announced, ref = lab.exported()
     lab.clock.turn(hours=9)
     with pytest.raises(Misconfigured):
-        getattr(pipeline, verb)(lab.line, fraction=fraction)
+        getattr(pipeline, verb)(lab.site, fraction=fraction)
     assert announced.images.exists()
     assert lab.ledger(ref).purges == ()

@@ -358,7 +358,7 @@ def test_an_upload_whose_answer_tells_no_etag_is_asked_for_it(endpoint: Endpoint
 
     def other(asked: Message, forward: Forward) -> Message:
         reply = silent(asked, forward)
-        return with_header(reply, "ETag", f'"{"0" * 32}"') if asked.line.startswith("HEAD") else reply
+        return with_header(reply, "ETag", f'"{"0" * 32}"') if asked.start.startswith("HEAD") else reply
 
     with between(endpoint.url) as proxy:
         there = Buckets(replace(endpoint, url=proxy.url))
@@ -479,7 +479,7 @@ def test_versions_that_may_not_be_listed_are_refused_for_good(
     with between(endpoint.url) as proxy:
 
         def script(asked: Message, forward: Forward) -> Message:
-            if "versions" in asked.line.split()[1].partition("?")[2]:
+            if "versions" in asked.start.split()[1].partition("?")[2]:
                 return error(403, "AccessDenied")
             return error(409, "BucketNotEmpty") if asked.name == "delete bucket" else forward(asked)
 
@@ -498,7 +498,7 @@ def test_an_endpoint_without_versions_is_cleared(there: Buckets, endpoint: Endpo
     assert endpoint.url
     with between(endpoint.url) as proxy:
         proxy.script = lambda asked, forward: (
-            error(501, "NotImplemented") if how in asked.line.split()[1].partition("?")[2] else forward(asked)
+            error(501, "NotImplemented") if how in asked.start.split()[1].partition("?")[2] else forward(asked)
         )
         behind = Buckets(replace(endpoint, url=proxy.url))
         assert len(good(behind.clear(other))) == 2

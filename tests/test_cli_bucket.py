@@ -164,7 +164,7 @@ def test_what_failed_is_told_and_counted(filled: str, endpoint: Endpoint) -> Non
     with between(endpoint.url) as proxy:
         proxy.script = lambda asked, forward: (
             error(403, "AccessDenied")
-            if asked.line.startswith("PUT") and asked.key.endswith(proxy_denies)
+            if asked.start.startswith("PUT") and asked.key.endswith(proxy_denies)
             else forward(asked)
         )
         copy = ["cp", "--recursive", f"s3://{filled}/run", f"s3://{filled}/copy/", "--endpoint-url", proxy.url]

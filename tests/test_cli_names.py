@@ -85,7 +85,7 @@ def spoken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 def clean(text: str) -> bool:
     """Return whether there is nothing in a text that could steer a terminal or turn what is around it."""
-    return all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
+    return all(site.isprintable() for site in text.replace("\t", " ").split("\n"))
 
 
 def run(*words: str, codes: tuple[int, ...] = (0, 1, 3, 4, 5)) -> str:

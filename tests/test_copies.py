@@ -135,8 +135,8 @@ def tape(
         "archives": [{"path": path, "src_keys": [one["key"] for one in members], "members": members}],
     }
     manifest = json.dumps(notice).encode()
-    assert ingest.receive(lab.line, manifest, door="inbox", name="notice.json").reasons == ()
-    ingest.settle(lab.line)
+    assert ingest.receive(lab.site, manifest, door="inbox", name="notice.json").reasons == ()
+    ingest.settle(lab.site)
     assert all(lab.ledger(ref).archives for ref in refs)
     return manifest
 
@@ -163,7 +163,7 @@ def test_one_image_is_one_ranged_read(anywhere: Lab) -> None:
     anywhere.store = counting = Counting(anywhere.store)
     for name, sha256 in announced.files.items():
         counting.reads.clear()
-        image = b"".join(pipeline.cat(anywhere.line, ref, name))
+        image = b"".join(pipeline.cat(anywhere.site, ref, name))
         assert hashlib.sha256(image).hexdigest() == sha256
         assert counting.reads == [export.manifest_size, len(image)]
 
@@ -176,8 +176,8 @@ def test_a_file_that_gave_way_to_the_manifest_is_found_by_both_names(lab: Lab) -
     lab.settle()
     lab.export()
     ref = Ref(announced.id, 1)
-    assert b"".join(pipeline.cat(lab.line, ref, "metadata.json")) == own
-    assert b"".join(pipeline.cat(lab.line, ref, "./source-metadata.json")) == own
+    assert b"".join(pipeline.cat(lab.site, ref, "metadata.json")) == own
+    assert b"".join(pipeline.cat(lab.site, ref, "./source-metadata.json")) == own
 
 
 def test_a_wrong_name_is_answered_with_near_ones(lab: Lab) -> None:
@@ -185,9 +185,9 @@ def test_a_wrong_name_is_answered_with_near_ones(lab: Lab) -> None:
     announced, ref = lab.exported()
     name = min(announced.files)
     with pytest.raises(NotFound, match=f"similar: {name}"):
-        pipeline.cat(lab.line, ref, name.rpartition("/")[2][:-1])
+        pipeline.cat(lab.site, ref, name.rpartition("/")[2][:-1])
     with pytest.raises(NotFound, match="others are"):
-        pipeline.cat(lab.line, ref, "~")
+        pipeline.cat(lab.site, ref, "~")
 
 
 def test_what_nobody_has_is_not_found(lab: Lab) -> None:
@@ -196,14 +196,14 @@ def test_what_nobody_has_is_not_found(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     with pytest.raises(NotFound, match="not exported yet"):
-        pipeline.cat(lab.line, ref, "x")
+        pipeline.cat(lab.site, ref, "x")
     lab.export()
     with pytest.raises(NotFound, match="no copy to read in the archive: the bucket has it; no tape has it"):
-        pipeline.cat(lab.line, ref, "x", source="archive")
+        pipeline.cat(lab.site, ref, "x", source="archive")
     lab.store.delete(lab.ledger(ref).event.key)
-    pipeline.verify(lab.line, ref)
+    pipeline.verify(lab.site, ref)
     with pytest.raises(NotFound, match="the bucket copy is lost"):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+        pipeline.restore(lab.site, ref, to=lab.home / "to")
 
 
 @pytest.mark.parametrize("told", [("size", "sha256", "offset"), ("size", "sha256"), ("size",), ()])
@@ -212,7 +212,7 @@ def test_an_image_comes_from_inside_an_archive(lab: Lab, told: tuple[str, ...]) 
     (announced, ref), (_, other) = lab.exported(), lab.exported("aretha")
     tape(lab, other, ref, told=told)
     name, sha256 = min(announced.files.items())
-    image = b"".join(pipeline.cat(lab.line, ref, name, source="archive"))
+    image = b"".join(pipeline.cat(lab.site, ref, name, source="archive"))
     assert hashlib.sha256(image).hexdigest() == sha256
 
 
@@ -222,13 +222,13 @@ def test_a_damaged_image_comes_from_the_next_copy(lab: Lab) -> None:
     name, sha256 = min(announced.files.items())
     damage(lab, lab.ledger(ref).event.key, 600)
     with pytest.raises(Damaged, match=f"{name}: bucket .* expected"):
-        pipeline.cat(lab.line, ref, name)
+        pipeline.cat(lab.site, ref, name)
     good = lab.exported("aretha")[1]
     tape(lab, good)
     damage(lab, lab.ledger(ref).event.key, 600)  # once more: right again
     tape(lab, ref, path="images/y/2026-05-04.tar")
     damage(lab, lab.ledger(ref).event.key, 600)
-    assert hashlib.sha256(b"".join(pipeline.cat(lab.line, ref, name))).hexdigest() == sha256
+    assert hashlib.sha256(b"".join(pipeline.cat(lab.site, ref, name))).hexdigest() == sha256
 
 
 def large(lab: Lab) -> tuple[str, bytes, Ref]:
@@ -248,14 +248,14 @@ def test_a_large_image_is_streamed_and_then_compared(lab: Lab) -> None:
     tape(lab, ref)
     good = lab.store
     lab.store = Broken(good, after=3 << 20)
-    pieces = list(pipeline.cat(lab.line, ref, name))
+    pieces = list(pipeline.cat(lab.site, ref, name))
     assert b"".join(pieces) == image
     with pytest.raises(Unavailable, match=r"3,145,728 of .* bytes were read"):
-        list(pipeline.cat(lab.line, ref, name, source="bucket"))
+        list(pipeline.cat(lab.site, ref, name, source="bucket"))
     lab.store = good
     damage(lab, lab.ledger(ref).event.key, 9 << 20)
     with pytest.raises(Damaged, match="handed out are wrong"):
-        list(pipeline.cat(lab.line, ref, name))
+        list(pipeline.cat(lab.site, ref, name))
 
 
 # ---------------------------------------------------------------------------------------------------------- a directory
@@ -266,7 +266,7 @@ def test_an_event_comes_back_as_it_was(anywhere: Lab) -> None:
     for system in ("prince", "aretha"):
         announced, ref = anywhere.exported(system)
         to, seen = anywhere.home / "to", list[int]()
-        outcome = pipeline.restore(anywhere.line, ref, to=to, beat=seen.append)
+        outcome = pipeline.restore(anywhere.site, ref, to=to, beat=seen.append)
         assert (outcome.result, outcome.verb) == ("restored", "restore")
         arrived(announced, to / str(ref))
         assert seen[-1] == outcome.size == sum(file.stat().st_size for file in announced.images.rglob("*.*"))
@@ -275,7 +275,7 @@ def test_an_event_comes_back_as_it_was(anywhere: Lab) -> None:
             assert int(there.st_mtime) == int(here.st_mtime)
         nothing_left(to)
         anywhere.store = counting = Counting(anywhere.store)
-        assert pipeline.restore(anywhere.line, ref, to=to).result == "restored already"
+        assert pipeline.restore(anywhere.site, ref, to=to).result == "restored already"
         assert len(counting.reads) == 1
 
 
@@ -283,12 +283,12 @@ def test_only_what_is_missing_is_read(lab: Lab) -> None:
     """One file of many is lost again: it alone is fetched."""
     announced, ref = lab.exported(images=12)
     to = lab.home / "to"
-    pipeline.restore(lab.line, ref, to=to)
+    pipeline.restore(lab.site, ref, to=to)
     lost = to / str(ref) / min(announced.files)
     size = lost.stat().st_size
     lost.unlink()
     lab.store = counting = Counting(lab.store)
-    outcome = pipeline.restore(lab.line, ref, to=to)
+    outcome = pipeline.restore(lab.site, ref, to=to)
     assert outcome.reasons[0].startswith("1 of ")
     assert counting.reads[1:] == [size + bundle.BLOCK]
     arrived(announced, to / str(ref))
@@ -324,7 +324,7 @@ def test_a_restore_that_is_killed_at_any_file_goes_on(lab: Lab, to_bench: bool) 
         gone(lab, ref)
     lab.catalog.close()
     for at in range(20):
-        if not killed(lambda beat: pipeline.restore(lab.line, ref, beat=beat, **place), at=at):
+        if not killed(lambda beat: pipeline.restore(lab.site, ref, beat=beat, **place), at=at):
             break
         for name in (str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()):
             assert hashlib.sha256((there / name).read_bytes()).hexdigest() == announced.files[name]
@@ -343,7 +343,7 @@ def test_other_bytes_in_the_place_are_never_overwritten(lab: Lab) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("my notes")
     with pytest.raises(Conflict, match="other bytes are there"):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+        pipeline.restore(lab.site, ref, to=lab.home / "to")
     assert mine.read_text() == "my notes"
     assert [path for path in (lab.home / "to" / str(ref)).rglob("*") if path.is_file()] == [mine]
     nothing_left(lab.home / "to")
@@ -352,18 +352,18 @@ def test_other_bytes_in_the_place_are_never_overwritten(lab: Lab) -> None:
 def test_a_damaged_file_is_named_and_the_others_come(lab: Lab) -> None:
     """A byte of one image, its header, the manifest: found each, and mended from tape where there is one."""
     announced, ref = lab.exported()
-    manifest = read.read_manifest(*read.search_copies(lab.line, lab.ledger(ref), None))
+    manifest = read.read_manifest(*read.search_copies(lab.site, lab.ledger(ref), None))
     victim = manifest.members[1]
     key, to = lab.ledger(ref).event.key, lab.home / "to"
     damage(lab, key, victim.offset + 5)
     with pytest.raises(Damaged, match=f"1 of {len(announced.files)} files, like {victim.name}: bucket"):
-        pipeline.restore(lab.line, ref, to=to)
+        pipeline.restore(lab.site, ref, to=to)
     there = {str(path.relative_to(to / str(ref))) for path in (to / str(ref)).rglob("*") if path.is_file()}
     assert there == set(announced.files) - {victim.name}
     damage(lab, key, victim.offset + 5)
     tape(lab, ref)
     damage(lab, key, victim.offset + 5)
-    outcome = pipeline.restore(lab.line, ref, to=to)
+    outcome = pipeline.restore(lab.site, ref, to=to)
     assert outcome.reasons[0].startswith(f"1 of {len(announced.files)} files from archive")
     arrived(announced, to / str(ref))
 
@@ -377,7 +377,7 @@ def test_damage_beside_the_images_is_survived(lab: Lab, at: str) -> None:
     tape(lab, ref)
     where = {"header": 10, "manifest": export.manifest_offset + 30, "end": 600}[at]
     damage(lab, export.key, where, cut=700 if at == "end" else None)
-    outcome = pipeline.restore(lab.line, ref, to=lab.home / "to")
+    outcome = pipeline.restore(lab.site, ref, to=lab.home / "to")
     arrived(announced, lab.home / "to" / str(ref))
     assert ("archive" in outcome.reasons[0]) == (at != "header")
 
@@ -387,7 +387,7 @@ def test_a_bucket_that_does_not_answer_is_no_damage(lab: Lab) -> None:
     _, ref = lab.exported(images=6)
     lab.store = Broken(lab.store, after=6000)
     with pytest.raises(Unavailable, match="reset"):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+        pipeline.restore(lab.site, ref, to=lab.home / "to")
     kept = [path for path in (lab.home / "to" / str(ref)).rglob("*") if path.is_file()]
     assert kept
 
@@ -402,7 +402,7 @@ def test_a_full_disk_leaves_nothing_half(lab: Lab) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
         try:
-            pipeline.restore(lab.line, ref, to=lab.home / "to")
+            pipeline.restore(lab.site, ref, to=lab.home / "to")
         except PlatewayError as error:
             os.write(writing, type(error).__name__.encode())
         os._exit(0)
@@ -473,7 +473,7 @@ def test_a_hostile_manifest_writes_nothing_outside(lab: Lab, to_bench: bool) -> 
     for names in HOSTILE:
         plant(lab, ref, names)
         with pytest.raises(PlatewayError):
-            pipeline.restore(lab.line, ref, to=None if to_bench else inside, to_bench=to_bench)
+            pipeline.restore(lab.site, ref, to=None if to_bench else inside, to_bench=to_bench)
         assert not [path for path in lab.home.rglob("*evil*") if inside not in path.parents]
         assert not Path("/tmp/evil").exists()
 
@@ -484,7 +484,7 @@ def test_a_manifest_that_lies_of_places_is_refused(lab: Lab) -> None:
     for wrong in ({"size": -1}, {"offset": 9}, {"offset": 99999}, {"size": 9999}):
         plant(lab, ref, ["image-with-a-long-name.tif", "b.tif"], **wrong)
         with pytest.raises(PlatewayError):
-            pipeline.restore(lab.line, ref, to=lab.home / "to")
+            pipeline.restore(lab.site, ref, to=lab.home / "to")
 
 
 def test_no_link_in_the_way_is_followed(lab: Lab) -> None:
@@ -495,12 +495,12 @@ def test_no_link_in_the_way_is_followed(lab: Lab) -> None:
     place.parent.mkdir()
     place.symlink_to(elsewhere)
     with pytest.raises(Rejected, match="link"):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+        pipeline.restore(lab.site, ref, to=lab.home / "to")
     place.unlink()
     place.mkdir()
     (place / min(announced.files).split("/")[0]).symlink_to(elsewhere)
     with pytest.raises(Rejected, match="link"):
-        pipeline.restore(lab.line, ref, to=lab.home / "to")
+        pipeline.restore(lab.site, ref, to=lab.home / "to")
     assert list(elsewhere.iterdir()) == []
 
 
@@ -511,7 +511,7 @@ def test_two_restores_to_one_directory_do_not_mix(lab: Lab) -> None:
 
     def one(which: Ref) -> str:
         try:
-            return pipeline.restore(lab.line, which, to=to).result
+            return pipeline.restore(lab.site, which, to=to).result
         except Busy:
             return "busy"
 
@@ -529,7 +529,7 @@ def test_what_a_dead_restore_left_is_cleared_away(lab: Lab) -> None:
     part = lab.home / "to" / f".{ref}.part"
     part.mkdir(parents=True)
     (part / "half").write_bytes(b"x")
-    pipeline.restore(lab.line, ref, to=lab.home / "to")
+    pipeline.restore(lab.site, ref, to=lab.home / "to")
     nothing_left(lab.home / "to")
 
 
@@ -540,13 +540,13 @@ def test_a_later_revision_comes_back_beside_the_first(lab: Lab) -> None:
     old = image.read_bytes()
     image.write_bytes(b"other" + old)
     with pytest.raises(PlatewayError):
-        pipeline.export(lab.line, Ref(announced.id, 9), force=True)
-    assert pipeline.export(lab.line, ref, force=True).result == "conflict"
+        pipeline.export(lab.site, Ref(announced.id, 9), force=True)
+    assert pipeline.export(lab.site, ref, force=True).result == "conflict"
     lab.settle()
     lab.export()
     heir = Ref(announced.id, 2)
     for one, expected in ((ref, old), (heir, b"other" + old)):
-        pipeline.restore(lab.line, one, to=lab.home / "to")
+        pipeline.restore(lab.site, one, to=lab.home / "to")
         assert (lab.home / "to" / str(one) / min(announced.files)).read_bytes() == expected
 
 
@@ -554,7 +554,7 @@ def test_a_later_revision_comes_back_beside_the_first(lab: Lab) -> None:
 
 
 def purge(lab: Lab) -> list[str]:
-    return sorted(one.result for one in pipeline.purge(lab.line, fraction=1.0))
+    return sorted(one.result for one in pipeline.purge(lab.site, fraction=1.0))
 
 
 def gone(lab: Lab, ref: Ref) -> None:
@@ -582,7 +582,7 @@ def test_a_purged_event_comes_back_to_the_bench(lab: Lab, system: str) -> None:
     gone(lab, ref)
     assert not announced.images.exists()
     before = snapshot(lab)
-    outcome = pipeline.restore(lab.line, ref, to_bench=True)
+    outcome = pipeline.restore(lab.site, ref, to_bench=True)
     assert outcome.result == "restored"
     arrived(announced, announced.images)
     assert events.parse(announced.path.read_bytes(), lab.instrument(system)) == said
@@ -591,7 +591,7 @@ def test_a_purged_event_comes_back_to_the_bench(lab: Lab, system: str) -> None:
     assert (found.new, found.quarantined) == ((), ())
     assert snapshot(lab)[:1] == before[:1]
     assert len(snapshot(lab)) == len(before)
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored already"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored already"
     assert not (lab.bench / system / ".plateway-trash" / f"{ref}.back").exists()
     assert "refused" in purge(lab)
     assert announced.images.exists()
@@ -621,7 +621,7 @@ def test_a_video_of_one_file_comes_back_as_that_file(lab: Lab) -> None:
     (ref,) = lab.settle().sealed
     lab.export()
     gone(lab, ref)
-    pipeline.restore(lab.line, ref, to_bench=True)
+    pipeline.restore(lab.site, ref, to_bench=True)
     assert (root / "run" / "plate.avi").read_bytes() == b"moving pictures"
     assert lab.settle().new == ()
     gone(lab, ref)
@@ -635,7 +635,7 @@ def test_something_else_in_the_place_is_left_alone(lab: Lab) -> None:
     announced.images.mkdir(parents=True)
     (announced.images / "new.tif").write_bytes(b"new")
     with pytest.raises(Refused, match=r"new\.tif"):
-        pipeline.restore(lab.line, ref, to_bench=True)
+        pipeline.restore(lab.site, ref, to_bench=True)
     assert [path.name for path in announced.images.iterdir()] == ["new.tif"]
     row = lab.ledger(ref).purge("raw")
     assert row is not None
@@ -646,10 +646,10 @@ def test_a_restore_that_died_before_it_was_noted_heals(lab: Lab) -> None:
     """The very images lie at their place already: they are compared, and the tombstone is taken back."""
     announced, ref = lab.exported()
     gone(lab, ref)
-    pipeline.restore(lab.line, ref, to=lab.home / "to")
+    pipeline.restore(lab.site, ref, to=lab.home / "to")
     announced.images.parent.mkdir(parents=True, exist_ok=True)
     (lab.home / "to" / str(ref)).rename(announced.images)
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored"
     assert lab.state(ref) == "exported"
     assert announced.path.exists()
 
@@ -662,7 +662,7 @@ def test_images_in_the_trash_are_taken_out_of_it(lab: Lab) -> None:
     purge(lab)
     assert not announced.images.exists()
     lab.store = counting = Counting(lab.store)
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored"
     assert counting.reads == []
     arrived(announced, announced.images)
     assert announced.path.exists()
@@ -676,12 +676,12 @@ def test_a_removal_that_has_begun_must_finish_first(lab: Lab) -> None:
     purge(lab)
     next((lab.bench / "prince" / ".plateway-trash" / str(ref) / "images").rglob("*.tif")).unlink()
     with pytest.raises(Unsettled, match="must finish first"):
-        pipeline.restore(lab.line, ref, to_bench=True)
+        pipeline.restore(lab.site, ref, to_bench=True)
     lab.clock.turn(hours=2)
     purge(lab)  # no removal of ours took that one: what is left goes back to its place, and stays
     assert lab.ledger(ref).purge("raw") is None
     assert len([path for path in announced.images.rglob("*") if path.is_file()]) == len(announced.files) - 1
-    assert pipeline.restore(lab.line, ref, to=lab.home / "to").result == "restored"
+    assert pipeline.restore(lab.site, ref, to=lab.home / "to").result == "restored"
     arrived(announced, lab.home / "to" / str(ref))
 
 
@@ -691,7 +691,7 @@ def test_a_disk_that_is_away_gets_nothing(lab: Lab) -> None:
     gone(lab, ref)
     lab.unmount("prince")
     with pytest.raises(Unsettled, match="is its disk mounted"):
-        pipeline.restore(lab.line, ref, to_bench=True)
+        pipeline.restore(lab.site, ref, to_bench=True)
     assert list((lab.bench / "prince").iterdir()) == []
 
 
@@ -700,7 +700,7 @@ def test_another_announcement_under_the_name_is_left_alone(lab: Lab) -> None:
     announced, ref = lab.exported()
     gone(lab, ref)
     announced.path.write_text("{}")
-    outcome = pipeline.restore(lab.line, ref, to_bench=True)
+    outcome = pipeline.restore(lab.site, ref, to_bench=True)
     assert outcome.reasons[-1].endswith("announces something else and was left alone")
     assert announced.path.read_text() == "{}"
     arrived(announced, announced.images)
@@ -712,9 +712,9 @@ def test_restored_images_are_exported_as_the_same_bytes(lab: Lab) -> None:
     before = lab.ledger(ref).export
     assert before is not None
     gone(lab, ref)
-    pipeline.restore(lab.line, ref, to_bench=True)
+    pipeline.restore(lab.site, ref, to_bench=True)
     lab.store.delete(before.key)
-    pipeline.verify(lab.line, ref)
+    pipeline.verify(lab.site, ref)
     for _ in range(3):
         lab.export()
         lab.clock.turn(minutes=15)

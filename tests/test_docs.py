@@ -67,12 +67,12 @@ def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for system, dialect in dialects.items():
         instrument = simulator.Simulated(system, dialect, bare / "bench" / system, images=2, size=32)
         simulator.acquire(instrument, now=datetime.now(UTC))
-    with closing(pipeline.open_site(settings.load())) as line:
-        line.catalog.upgrade()
-        pipeline.register(line)
-        exported = pipeline.each(pipeline.export, line, pipeline.due(line, "export"))
+    with closing(pipeline.open_site(settings.load())) as site:
+        site.catalog.upgrade()
+        pipeline.register(site)
+        exported = pipeline.each(pipeline.export, site, pipeline.due(site, "export"))
         assert [outcome.result for outcome in exported] == ["exported"] * 2
-        verified = pipeline.each(pipeline.verify, line, pipeline.due(line, "verify"))
+        verified = pipeline.each(pipeline.verify, site, pipeline.due(site, "verify"))
         assert [outcome.result for outcome in verified] == ["verified"] * 2
 
 

@@ -189,7 +189,7 @@ def archived(lab: Lab, count: int = 1) -> list[Ref]:
     """Bring events to the archive, and let the lifespan pass."""
     refs = exported(lab, count)
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     lab.clock.turn(days=8)
     return refs
 
@@ -197,7 +197,7 @@ def archived(lab: Lab, count: int = 1) -> list[Ref]:
 def marked(lab: Lab, count: int = 1) -> list[Ref]:
     """Bring events to where they are marked, and let the grace pass."""
     refs = archived(lab, count)
-    assert results(pipeline.expire(lab.line)) == ["marked"] * count
+    assert results(pipeline.expire(lab.site)) == ["marked"] * count
     lab.clock.turn(hours=1)
     return refs
 
@@ -238,19 +238,19 @@ def safe(lab: Lab, ref: Ref) -> None:
 def test_a_bucket_copy_is_marked_and_then_deleted(lab: Lab) -> None:
     """Mark, wait, prove again, delete, leave a tombstone; the event is on tape, and nobody misses the object."""
     refs = archived(lab, 2)
-    assert results(pipeline.expire(lab.line)) == ["marked", "marked"]
+    assert results(pipeline.expire(lab.site)) == ["marked", "marked"]
     assert all(there(lab, ref) for ref in refs)
     lab.clock.turn(minutes=59)
-    assert results(pipeline.expire(lab.line)) == ["marked", "marked"]
+    assert results(pipeline.expire(lab.site)) == ["marked", "marked"]
     lab.clock.turn(minutes=1)
-    assert results(pipeline.expire(lab.line)) == ["expired", "expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired", "expired"]
     assert objects(lab.store) == []
     mark = lab.ledger(refs[0]).purge("bucket")
     assert mark and mark.gone_at == lab.clock()
     assert mark.proof["archives"][0]["evidence"] == "checksum"
     assert mark.proof["manifest_read"] == lab.ledger(refs[0]).archives[0].path
     assert lab.catalog.counts(lab.clock()) == {"archived": 2}
-    assert pipeline.expire(lab.line) == []
+    assert pipeline.expire(lab.site) == []
     for ref in refs:
         safe(lab, ref)
 
@@ -259,34 +259,34 @@ def test_the_rest_of_the_line_copes_with_an_expired_copy(lab: Lab) -> None:
     """It is not verified, sampled, exported or noted as lost; raw images stay, and say why; tape gives all back."""
     with_policy(lab, purge=False)
     (ref,) = marked(lab)
-    pipeline.expire(lab.line)
+    pipeline.expire(lab.site)
     lab.clock.turn(days=30)
-    outcome = pipeline.verify(lab.line, ref, read_back=True)
+    outcome = pipeline.verify(lab.site, ref, read_back=True)
     assert (outcome.result, outcome.reasons) == ("expired", ("the bucket copy has expired",))
-    assert pipeline.sample(lab.line, 1 << 40) == []
-    assert pipeline.due(lab.line, "verify") == pipeline.due(lab.line, "export") == []
+    assert pipeline.sample(lab.site, 1 << 40) == []
+    assert pipeline.due(lab.site, "verify") == pipeline.due(lab.site, "export") == []
     with_policy(lab, purge=True)
-    (refused,) = pipeline.purge(lab.line)
+    (refused,) = pipeline.purge(lab.site)
     assert (refused.result, refused.reasons) == ("refused", ("the bucket copy has expired",))
     found = lab.ledger(ref)
     assert found.export and found.export.damage is None
-    assert pipeline.status(lab.line, found).state == "archived"
-    assert pipeline.detail(lab.line, found).manifest is not None
-    assert pipeline.restore(lab.line, ref, to=lab.home / "back").result == "restored"
+    assert pipeline.status(lab.site, found).state == "archived"
+    assert pipeline.detail(lab.site, found).manifest is not None
+    assert pipeline.restore(lab.site, ref, to=lab.home / "back").result == "restored"
 
 
 def test_raw_images_go_first(lab: Lab) -> None:
     """Both may go; the bucket copy waits until the raw images are gone for good."""
     with_policy(lab, purge=True)
     (ref,) = archived(lab)
-    assert results(pipeline.expire(lab.line)) == ["refused"]
-    pipeline.purge(lab.line)
-    assert results(pipeline.expire(lab.line)) == ["refused"]
+    assert results(pipeline.expire(lab.site)) == ["refused"]
+    pipeline.purge(lab.site)
+    assert results(pipeline.expire(lab.site)) == ["refused"]
     lab.clock.turn(hours=2)
-    pipeline.purge(lab.line)
-    assert results(pipeline.expire(lab.line)) == ["marked"]
+    pipeline.purge(lab.site)
+    assert results(pipeline.expire(lab.site)) == ["marked"]
     lab.clock.turn(hours=2)
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
     assert lab.state(ref) == "purged"
 
 
@@ -294,7 +294,7 @@ def test_without_a_lifespan_everything_stays(lab: Lab) -> None:
     """One row says so for the system, not one for each event."""
     with_policy(lab, bucket_lifespan=None)
     archived(lab, 2)
-    (outcome,) = pipeline.expire(lab.line)
+    (outcome,) = pipeline.expire(lab.site)
     assert (outcome.result, outcome.reasons) == ("refused", ("aretha keeps its bucket copies",))
 
 
@@ -302,7 +302,7 @@ def test_a_dry_run_deletes_and_marks_nothing(lab: Lab) -> None:
     """It judges and proves: also that the archive has the event where it is said to be."""
     good, bad = archived(lab, 2)
     replaced(lab, bad, flipped(content(lab, bad)))
-    assert results(pipeline.expire(lab.line, dry_run=True)) == ["damaged", "would go"]
+    assert results(pipeline.expire(lab.site, dry_run=True)) == ["damaged", "would go"]
     assert lab.ledger(good).purges == ()
     assert there(lab, good)
 
@@ -310,7 +310,7 @@ def test_a_dry_run_deletes_and_marks_nothing(lab: Lab) -> None:
 def test_other_systems_are_left_alone(lab: Lab) -> None:
     """Only those that were asked for."""
     (ref,) = archived(lab)
-    assert pipeline.expire(lab.line, systems=["prince"]) == []
+    assert pipeline.expire(lab.site, systems=["prince"]) == []
     assert lab.ledger(ref).purges == ()
 
 
@@ -318,14 +318,14 @@ def test_a_batch_that_takes_too_much_stops(lab: Lab) -> None:
     """More than the fraction of a system's copies is asked about first; what tape lacks is counted, and told."""
     refs = archived(lab, 12)
     exported(lab)
-    outcomes = pipeline.expire(lab.line)
+    outcomes = pipeline.expire(lab.site)
     assert results(outcomes) == ["refused", "stopped"]
     assert {one.reasons[0] for one in outcomes} == {
         "1 bucket copy, of which tape is not known to have the bytes",
         "12 of 13 events would go, more than 50%; confirm with --fraction 1",
     }
     assert not any(lab.ledger(ref).purges for ref in refs)
-    assert results(pipeline.expire(lab.line, fraction=1.0)).count("marked") == 12
+    assert results(pipeline.expire(lab.site, fraction=1.0)).count("marked") == 12
 
 
 # ------------------------------------------------------------------------------------ between the mark and the deletion
@@ -336,7 +336,7 @@ def test_a_replaced_object_is_not_deleted(lab: Lab) -> None:
     (ref,) = marked(lab)
     other = flipped(content(lab, ref))
     replaced(lab, ref, other)
-    (outcome, *_) = pipeline.expire(lab.line)
+    (outcome, *_) = pipeline.expire(lab.site)
     assert outcome.result == "damaged"
     assert content(lab, ref) == other
     assert lab.state(ref) == "changed"
@@ -365,7 +365,7 @@ def test_an_object_replaced_during_the_proof_is_not_deleted(tmp_path: Path, tape
     with_policy(lab, purge=False, bucket_lifespan=WEEK)
     (ref,) = marked(lab)
     store.looks = look
-    assert {"restored", "damaged"} & set(results(pipeline.expire(lab.line)))
+    assert {"restored", "damaged"} & set(results(pipeline.expire(lab.site)))
     assert there(lab, ref)
     assert lab.state(ref) == "changed"
     lab.catalog.close()
@@ -375,7 +375,7 @@ def test_an_object_that_somebody_else_deleted_is_lost(lab: Lab) -> None:
     """The mark does not cover for it."""
     (ref,) = marked(lab)
     lab.store.delete(lab.ledger(ref).event.key)
-    assert "damaged" in results(pipeline.expire(lab.line))
+    assert "damaged" in results(pipeline.expire(lab.site))
     assert lab.state(ref) == "lost"
 
 
@@ -384,7 +384,7 @@ def test_a_location_that_was_taken_back_keeps_the_copy(lab: Lab) -> None:
     (ref,) = marked(lab)
     (place,) = lab.ledger(ref).archives
     lab.catalog.note_misplaced(ref, place.path, reason="sha256 other", at=lab.clock())
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert "restored" in results(pipeline.expire(lab.site))
     assert there(lab, ref)
     assert lab.state(ref) == "exported"
 
@@ -402,11 +402,11 @@ def test_an_archive_that_is_damaged_keeps_the_copy(lab: Lab, tape: Path, harm: s
         at = (place.offset or 0) + 700
         harmed = {"flipped": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "cut": data[:-3000], "other": b"x"}
         path.write_bytes(harmed[harm])
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert "restored" in results(pipeline.expire(lab.site))
     assert there(lab, ref)
     assert lab.state(ref) == ("exported" if harm == "flipped" else "archived")
     if harm != "flipped":  # nor is it marked again: the place is looked at before
-        assert results(pipeline.expire(lab.line)) == ["refused"]
+        assert results(pipeline.expire(lab.site)) == ["refused"]
         assert lab.ledger(ref).purge("bucket") is None
 
 
@@ -414,13 +414,13 @@ def test_an_archive_out_of_reach_keeps_the_mark(lab: Lab, tape: Path) -> None:
     """Waiting may help; when it is back, the copy goes."""
     (ref,) = marked(lab)
     away = tape.rename(tape.parent / "away")
-    outcomes = pipeline.expire(lab.line)
+    outcomes = pipeline.expire(lab.site)
     assert there(lab, ref)
     assert results(outcomes) in (["later"], ["restored", "refused"], ["refused", "restored"])
     away.rename(tape)
     for _ in range(2):
         lab.clock.turn(hours=2)
-        pipeline.expire(lab.line)
+        pipeline.expire(lab.site)
     assert not there(lab, ref)
     safe(lab, ref)
 
@@ -428,22 +428,22 @@ def test_an_archive_out_of_reach_keeps_the_mark(lab: Lab, tape: Path) -> None:
 def test_without_an_archive_in_reach_its_word_counts_only_where_the_site_says_so(lab: Lab) -> None:
     """A manifest that tells the checksum is a word: it keeps the copy, and where it is trusted, that is told."""
     (ref,) = archived(lab)
-    line = replace(lab.line, archive=None)
-    assert results(pipeline.expire(line)) == ["refused"]
+    site = replace(lab.site, archive=None)
+    assert results(pipeline.expire(site)) == ["refused"]
     with_policy(lab, trust_archive=True)
-    line = replace(lab.line, archive=None)
-    assert results(pipeline.expire(line)) == ["marked"]
+    site = replace(lab.site, archive=None)
+    assert results(pipeline.expire(site)) == ["marked"]
     lab.clock.turn(hours=1)
     with_policy(lab, trust_archive=False)
-    assert results(pipeline.expire(replace(lab.line, archive=None))) == ["restored"]
+    assert results(pipeline.expire(replace(lab.site, archive=None))) == ["restored"]
     assert there(lab, ref)
     with_policy(lab, trust_archive=True)
     for _ in range(2):
-        pipeline.expire(replace(lab.line, archive=None))
+        pipeline.expire(replace(lab.site, archive=None))
         lab.clock.turn(hours=1)
     assert not there(lab, ref)
     assert lab.ledger(ref).on_word
-    assert any("archive's word" in reason for reason in pipeline.status(lab.line, lab.ledger(ref)).reasons)
+    assert any("archive's word" in reason for reason in pipeline.status(lab.site, lab.ledger(ref)).reasons)
     safe(lab, ref)
 
 
@@ -451,17 +451,17 @@ def test_a_policy_that_changed_keeps_the_copy(lab: Lab) -> None:
     """Marked under one rule, judged under today's."""
     (ref,) = marked(lab)
     with_policy(lab, bucket_lifespan=None)
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert "restored" in results(pipeline.expire(lab.site))
     assert there(lab, ref)
     with_policy(lab, bucket_lifespan=WEEK)
-    assert results(pipeline.expire(lab.line)) == ["marked"]
+    assert results(pipeline.expire(lab.site)) == ["marked"]
 
 
 def test_images_that_are_to_be_purged_after_all_keep_the_copy(lab: Lab) -> None:
     """Somebody listed the system for purging meanwhile."""
     (ref,) = marked(lab)
     with_policy(lab, purge=True)
-    assert "restored" in results(pipeline.expire(lab.line))
+    assert "restored" in results(pipeline.expire(lab.site))
     assert there(lab, ref)
 
 
@@ -470,11 +470,11 @@ def test_a_clock_that_goes_back_deletes_nothing(lab: Lab) -> None:
     refs = archived(lab, 2)
     now = lab.clock.now
     lab.clock.now = DAWN
-    assert results(pipeline.expire(lab.line)) == ["refused", "refused"]
+    assert results(pipeline.expire(lab.site)) == ["refused", "refused"]
     lab.clock.now = now
-    pipeline.expire(lab.line)
+    pipeline.expire(lab.site)
     lab.clock.turn(days=-1)
-    assert results(pipeline.expire(lab.line)) == ["marked", "marked"]
+    assert results(pipeline.expire(lab.site)) == ["marked", "marked"]
     assert all(there(lab, ref) for ref in refs)
 
 
@@ -482,15 +482,15 @@ def test_somebody_at_work_keeps_the_copy(lab: Lab) -> None:
     """A lease keeps it from being marked, and from being deleted."""
     (ref,) = archived(lab)
     fence = lab.catalog.lease(ref, owner="other", ttl=timedelta(days=1), now=lab.clock())
-    assert results(pipeline.expire(lab.line)) == ["refused"]
+    assert results(pipeline.expire(lab.site)) == ["refused"]
     lab.catalog.release(ref, fence=fence)
-    pipeline.expire(lab.line)
+    pipeline.expire(lab.site)
     lab.clock.turn(hours=1)
     fence = lab.catalog.lease(ref, owner="other", ttl=timedelta(days=1), now=lab.clock())
-    assert results(pipeline.expire(lab.line)) == ["later"]
+    assert results(pipeline.expire(lab.site)) == ["later"]
     assert there(lab, ref)
     lab.catalog.release(ref, fence=fence)
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
 
 
 def test_a_lease_that_was_lost_while_reading_deletes_nothing(lab: Lab) -> None:
@@ -505,7 +505,7 @@ def test_a_lease_that_was_lost_while_reading_deletes_nothing(lab: Lab) -> None:
             return getattr(lab.archive, name)
 
     slow: Any = Slow()
-    assert "later" in results(pipeline.expire(replace(lab.line, archive=slow)))
+    assert "later" in results(pipeline.expire(replace(lab.site, archive=slow)))
     assert there(lab, ref)
 
 
@@ -521,17 +521,17 @@ def test_a_deletion_is_looked_at(lab: Lab) -> None:
     (ref,) = marked(lab)
     stubborn = Stubborn("bucket")
     stubborn._kept = lab.store._kept  # type: ignore[attr-defined]  # the same objects
-    (outcome,) = pipeline.expire(replace(lab.line, store=stubborn))
+    (outcome,) = pipeline.expire(replace(lab.site, store=stubborn))
     assert outcome.result == "later"
     mark = lab.ledger(ref).purge("bucket")
     assert mark and mark.gone_at is None
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
 
 
 def test_a_read_only_bucket_keeps_everything(lab: Lab) -> None:
     """Its refusal takes the mark back."""
     (ref,) = marked(lab)
-    assert "restored" in results(pipeline.expire(replace(lab.line, store=ReadOnly(cast("Objects", lab.store)))))
+    assert "restored" in results(pipeline.expire(replace(lab.site, store=ReadOnly(cast("Objects", lab.store)))))
     assert there(lab, ref)
 
 
@@ -541,7 +541,7 @@ def test_another_bucket_is_not_touched(lab: Lab) -> None:
     other = Memory("other")
     data = content(lab, ref)
     other.put(lab.ledger(ref).event.key, [data], size=len(data), part_size=1 << 24, metadata={})
-    assert "expired" not in results(pipeline.expire(replace(lab.line, store=other)))
+    assert "expired" not in results(pipeline.expire(replace(lab.site, store=other)))
     assert other.stat(lab.ledger(ref).event.key)
 
 
@@ -549,25 +549,25 @@ def test_nothing_in_another_bucket_is_no_deletion(lab: Lab) -> None:
     """A run was cut off while it deleted, and the next one is given other settings: the tombstone is not closed."""
     (ref,) = marked(lab)
     lab.catalog.note_trashed(ref, "bucket", at=lab.clock())
-    pipeline.expire(replace(lab.line, store=Memory("other")))
+    pipeline.expire(replace(lab.site, store=Memory("other")))
     mark = lab.ledger(ref).purge("bucket")
     assert mark
     assert mark.gone_at is None
     assert there(lab, ref)
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
     safe(lab, ref)
 
 
 def test_sending_it_again_brings_the_copy_back(lab: Lab) -> None:
     """By force, from the bench: it is one again, and is judged from the beginning."""
     (ref,) = marked(lab)
-    pipeline.expire(lab.line)
-    pipeline.export(lab.line, ref, force=True)
+    pipeline.expire(lab.site)
+    pipeline.export(lab.site, ref, force=True)
     assert not lab.ledger(ref).expired
-    assert pipeline.verify(lab.line, ref).result == "verified"
-    assert results(pipeline.expire(lab.line)) == ["marked"]
+    assert pipeline.verify(lab.site, ref).result == "verified"
+    assert results(pipeline.expire(lab.site)) == ["marked"]
     lab.clock.turn(hours=1)
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
     safe(lab, ref)
 
 
@@ -582,7 +582,7 @@ def test_dying_anywhere_leaves_the_event_safe(tmp_path: Path) -> None:
     probe = twin(first, tmp_path / "probe")
     for life in lives:
         fate = Fate()
-        pipeline.expire(dying(probe.line, fate))
+        pipeline.expire(dying(probe.site, fate))
         lives[life] = fate.seen
         probe.clock.turn(hours=1)
     probe.catalog.close()
@@ -591,19 +591,19 @@ def test_dying_anywhere_leaves_the_event_safe(tmp_path: Path) -> None:
         for number, point in enumerate(points(effects)):
             lab = twin(first, tmp_path / f"{life}-{number}")
             if life == "deleting":
-                pipeline.expire(lab.line)
+                pipeline.expire(lab.site)
                 lab.clock.turn(hours=1)
             with pytest.raises(Death):
-                pipeline.expire(dying(lab.line, point))
+                pipeline.expire(dying(lab.site, point))
             safe(lab, ref)
             assert lab.state(ref) == "archived"
             for _ in range(2):
                 lab.clock.turn(hours=2)
-                pipeline.expire(lab.line)
+                pipeline.expire(lab.site)
             assert not there(lab, ref)
             safe(lab, ref)
             assert lab.state(ref) == "archived"
-            assert pipeline.expire(lab.line) == []
+            assert pipeline.expire(lab.site) == []
             assert len(lab.ledger(ref).purges) == 1
             lab.catalog.close()
 
@@ -615,7 +615,7 @@ def test_several_at_once_delete_once(lab: Lab) -> None:
 
     def work() -> None:
         start.wait()
-        outcomes.extend(pipeline.expire(lab.line))
+        outcomes.extend(pipeline.expire(lab.site))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -643,9 +643,9 @@ def test_it_works_in_real_buckets(tmp_path: Path, place: str, endpoint: Endpoint
     key = lab.ledger(ref).event.key
     for near in (f"{key}2", key.removesuffix(".tar"), f"old/{key}"):
         store.put(near, [b"near"], size=4, part_size=1 << 24, metadata={})
-    assert results(pipeline.expire(lab.line)) == ["expired"]
+    assert results(pipeline.expire(lab.site)) == ["expired"]
     assert sorted(objects(store)) == sorted([f"{key}2", key.removesuffix(".tar"), f"old/{key}"])
-    assert pipeline.restore(lab.line, ref, to=tmp_path / "back").result == "restored"
+    assert pipeline.restore(lab.site, ref, to=tmp_path / "back").result == "restored"
     lab.catalog.close()
 
 
@@ -686,7 +686,7 @@ def half_archived(home: Path) -> Lab:
     lab = make(home, Ruled("bucket"), home / "tape")
     exported(lab)
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     lab.clock.now = DAWN + timedelta(minutes=1)
     exported(lab)
     return lab
@@ -703,14 +703,14 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def cautions(lab: Lab, *rules: Any) -> list[pipeline.Caution]:
     assert isinstance(lab.store, Ruled)
     lab.store.rules = rules
-    return pipeline.policy_warnings(lab.line)
+    return pipeline.policy_warnings(lab.site)
 
 
 def test_rules_that_delete_nothing_in_use_are_fine(ruled: Lab) -> None:
     """Open uploads, old versions, other prefixes, what is switched off; and a bucket without any rule."""
     assert cautions(ruled, *HARMLESS) == []
     assert cautions(ruled) == []
-    assert pipeline.policy_warnings(replace(ruled.line, store=Memory("bucket"))) == []
+    assert pipeline.policy_warnings(replace(ruled.site, store=Memory("bucket"))) == []
 
 
 def test_a_rule_that_could_delete_what_tape_lacks_is_warned_of(ruled: Lab) -> None:
@@ -782,11 +782,11 @@ def test_rules_that_cannot_be_read_are_warned_of(ruled: Lab, error: Exception) -
     """Nobody knows, so nobody is reassured."""
     assert isinstance(ruled.store, Ruled)
     ruled.store.rules = error
-    (caution,) = pipeline.policy_warnings(ruled.line)
+    (caution,) = pipeline.policy_warnings(ruled.site)
     assert caution.text.startswith("the bucket's lifecycle rules cannot be read: ")
     ruled.store.rules = NotFound("bucket: not found (NoSuchBucket)")
     with pytest.raises(NotFound):
-        pipeline.policy_warnings(ruled.line)
+        pipeline.policy_warnings(ruled.site)
 
 
 def test_what_is_lost_is_not_counted(tmp_path: Path) -> None:
@@ -794,7 +794,7 @@ def test_what_is_lost_is_not_counted(tmp_path: Path) -> None:
     lab = half_archived(tmp_path)
     (waiting,) = (one for one in lab.catalog.ledgers() if not one.archives)
     lab.store.delete(waiting.event.key)
-    pipeline.verify(lab.line, waiting.ref)
+    pipeline.verify(lab.site, waiting.ref)
     (caution,) = cautions(lab, rule())
     assert caution.exports == 0
     assert "now everything there is on tape" in caution.text
@@ -807,18 +807,18 @@ def test_rules_of_a_real_bucket_are_read(tmp_path: Path, endpoint: Endpoint, buc
     store = open_store(f"s3://{bucket}/raw", endpoint)
     lab = make(tmp_path, store, tmp_path / "tape")
     exported(lab)
-    line = replace(lab.line, store=ReadOnly(store))
-    assert pipeline.policy_warnings(line) == []
+    site = replace(lab.site, store=ReadOnly(store))
+    assert pipeline.policy_warnings(site) == []
     rules = [
         rule(ID="all"),
         rule(ID="part", Filter={"Prefix": "raw/images/"}),
         rule(ID="other", Filter={"Prefix": "images/"}),
     ]
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
-    found = {one.rule: one.exports for one in pipeline.policy_warnings(line)}
+    found = {one.rule: one.exports for one in pipeline.policy_warnings(site)}
     assert found == {"all": 1, "part": 1}
-    assert pipeline.policy_warnings(replace(lab.line, store=Prefixed(Memory("m"), "p/"))) == []
+    assert pipeline.policy_warnings(replace(lab.site, store=Prefixed(Memory("m"), "p/"))) == []
     client.delete_bucket_lifecycle(Bucket=bucket)
     with pytest.raises(NotFound):
-        pipeline.policy_warnings(replace(lab.line, store=open_store("s3://no-such-bucket", endpoint)))
+        pipeline.policy_warnings(replace(lab.site, store=open_store("s3://no-such-bucket", endpoint)))
     lab.catalog.close()

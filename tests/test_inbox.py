@@ -94,8 +94,8 @@ def test_an_event_that_tape_names_is_archived(lab: Lab) -> None:
     """The manifest is kept, its entry finds the export, and the event says where it is."""
     _, ref = lab.exported()
     content = manifest("job-1", ("images/e/2026-05-04.tar", [full(lab, ref)]))
-    assert pipeline.receive(lab.line, content, door="amqp", name="message 1").result == "received"
-    assert [(one.ref, one.result) for one in pipeline.settle(lab.line)] == [(ref, "archived")]
+    assert pipeline.receive(lab.site, content, door="amqp", name="message 1").result == "received"
+    assert [(one.ref, one.result) for one in pipeline.settle(lab.site)] == [(ref, "archived")]
     (location,) = lab.ledger(ref).archives
     assert (location.path, location.job_id, location.evidence) == ("images/e/2026-05-04.tar", "job-1", "name")
     assert location.member == f"./{lab.catalog.get(ref).key.rpartition('/')[2]}"
@@ -110,13 +110,13 @@ def test_lesson_d12_redelivery_changes_nothing(lab: Lab) -> None:
     """The same manifest again, spelt otherwise or through another door, is known."""
     _, ref = lab.exported()
     content = manifest("job-1", ("a.tar", [full(lab, ref)]))
-    pipeline.receive(lab.line, content, door="amqp", name="1")
-    pipeline.settle(lab.line)
+    pipeline.receive(lab.site, content, door="amqp", name="1")
+    pipeline.settle(lab.site)
     before = lab.ledger(ref)
     for again in (content, json.dumps(json.loads(content), indent=4, sort_keys=True).encode()):
         lab.clock.turn(hours=1)
-        assert pipeline.receive(lab.line, again, door="inbox", name="2").result == "known"
-        assert pipeline.settle(lab.line) == []
+        assert pipeline.receive(lab.site, again, door="inbox", name="2").result == "known"
+        assert pipeline.settle(lab.site) == []
     assert lab.ledger(ref) == before
     assert len(lab.catalog.manifests()) == 1
 
@@ -126,8 +126,8 @@ def test_lesson_d12_a_path_that_tape_already_has_is_no_error(lab: Lab) -> None:
     refs = [lab.exported()[1] for _ in range(2)]
     for number, named in enumerate(([0], [0, 1])):
         content = manifest(f"job-{number}", ("a.tar", [full(lab, refs[one]) for one in named]))
-        assert pipeline.receive(lab.line, content, door="amqp", name=str(number)).result == "received"
-        pipeline.settle(lab.line)
+        assert pipeline.receive(lab.site, content, door="amqp", name=str(number)).result == "received"
+        pipeline.settle(lab.site)
     assert [[one.path for one in lab.ledger(ref).archives] for ref in refs] == [["a.tar"], ["a.tar"]]
 
 
@@ -138,8 +138,8 @@ def test_lesson_d12_an_unknown_key_is_parked_and_settles_when_its_export_appears
     later = Ref(announced.id, 1)
     lab.settle()
     keys = [full(lab, known), full(lab, later), f"{lab.store.name}/images/e/nobody-knows.tar"]
-    pipeline.receive(lab.line, manifest("job", ("a.tar", keys)), door="amqp", name="1")
-    outcomes = pipeline.settle(lab.line)
+    pipeline.receive(lab.site, manifest("job", ("a.tar", keys)), door="amqp", name="1")
+    outcomes = pipeline.settle(lab.site)
     assert [(one.ref, one.result) for one in outcomes] == [(known, "archived"), (None, "parked")]
     assert outcomes[1].reasons == ("2 entries that fit no export yet",)
     assert {one.key: one.reason for one in lab.catalog.parked()} == {
@@ -147,7 +147,7 @@ def test_lesson_d12_an_unknown_key_is_parked_and_settles_when_its_export_appears
         keys[2]: "unknown key",
     }
     lab.export()
-    assert [(one.ref, one.result) for one in pipeline.settle(lab.line)] == [(later, "archived"), (None, "parked")]
+    assert [(one.ref, one.result) for one in pipeline.settle(lab.site)] == [(later, "archived"), (None, "parked")]
     assert [one.key for one in lab.catalog.parked()] == keys[2:]
 
 
@@ -155,24 +155,24 @@ def test_lesson_d5_keys_of_old_layouts_are_parked_and_harm_nobody(lab: Lab) -> N
     """What earlier systems wrote is in manifests too: it is kept, and named, and no other entry waits."""
     _, ref = lab.exported()
     old = ["raw/test-id/20010101_0000.tar", "raw/images/e/20010101_0930.tar", "raw/images/e/20010101/093000.tar"]
-    pipeline.receive(lab.line, manifest("job", ("a.tar", [*old, full(lab, ref)])), door="http", name="1")
-    assert [one.result for one in pipeline.settle(lab.line)] == ["archived", "parked"]
+    pipeline.receive(lab.site, manifest("job", ("a.tar", [*old, full(lab, ref)])), door="http", name="1")
+    assert [one.result for one in pipeline.settle(lab.site)] == ["archived", "parked"]
     assert [one.key for one in lab.catalog.parked()] == sorted(old)
 
 
 def test_lesson_d6_an_empty_list_is_received_and_told(lab: Lab) -> None:
     """An archiver that found nothing is on record; nothing is archived by it."""
-    outcome = pipeline.receive(lab.line, manifest("job"), door="amqp", name="1")
-    assert (outcome.result, pipeline.settle(lab.line)) == ("received", [])
+    outcome = pipeline.receive(lab.site, manifest("job"), door="amqp", name="1")
+    assert (outcome.result, pipeline.settle(lab.site)) == ("received", [])
     assert [one.job_id for one in lab.catalog.manifests()] == ["job"]
 
 
 def test_lesson_d16_a_manifest_that_cannot_be_used_is_quarantined(lab: Lab) -> None:
     """Its bytes and the reason are kept, and the next one is received all the same."""
-    outcome = pipeline.receive(lab.line, b"\xff{}", door="amqp", name="message 7")
+    outcome = pipeline.receive(lab.site, b"\xff{}", door="amqp", name="message 7")
     assert (outcome.result, outcome.reasons) == ("quarantined", ("not UTF-8: byte 0xff at 0",))
-    assert pipeline.receive(lab.line, b"\xff{}", door="amqp", name="message 8").result == "quarantined"
-    assert pipeline.receive(lab.line, manifest("job"), door="amqp", name="message 9").result == "received"
+    assert pipeline.receive(lab.site, b"\xff{}", door="amqp", name="message 8").result == "quarantined"
+    assert pipeline.receive(lab.site, manifest("job"), door="amqp", name="message 9").result == "received"
     (kept,) = lab.catalog.manifests(refused=True)
     assert (kept.content, kept.reason, kept.accepted) == (b"\xff{}", "not UTF-8: byte 0xff at 0", False)
 
@@ -181,21 +181,21 @@ def test_lesson_d12_refused_entries_are_told_and_kept_with_the_manifest(lab: Lab
     """One wrong entry is told with its reason, and so are a thousand, in few words."""
     _, ref = lab.exported()
     content = manifest("job", ("a.tar", ["no slash", full(lab, ref)]), ("../b.tar", []))
-    outcome = pipeline.receive(lab.line, content, door="amqp", name="1")
+    outcome = pipeline.receive(lab.site, content, door="amqp", name="1")
     assert outcome.reasons == (
         'archives[0].src_keys[0]: key: "no slash" is not <bucket>/<key>',
         "archives[1]: path: \"../b.tar\" climbs out with '..'",
     )
     assert lab.catalog.manifests(refused=True)[0].reason == "; ".join(outcome.reasons)
-    assert [one.result for one in pipeline.settle(lab.line)] == ["archived"]
-    many = pipeline.receive(lab.line, manifest("job", ("a.tar", [f"k{n}" for n in range(1000)])), door="amqp", name="2")
+    assert [one.result for one in pipeline.settle(lab.site)] == ["archived"]
+    many = pipeline.receive(lab.site, manifest("job", ("a.tar", [f"k{n}" for n in range(1000)])), door="amqp", name="2")
     assert len(many.reasons) == 21
     assert many.reasons[-1] == "and 980 more"
 
 
 def test_a_manifest_that_is_far_too_large_is_quarantined_without_its_bulk(lab: Lab) -> None:
     """The catalogue does not keep tens of megabytes of nonsense."""
-    outcome = pipeline.receive(lab.line, b" " * ((64 << 20) + 1), door="http", name="1")
+    outcome = pipeline.receive(lab.site, b" " * ((64 << 20) + 1), door="http", name="1")
     assert outcome.reasons == ("more than 67,108,864 bytes",)
     assert len(lab.catalog.manifests()[0].content) == 1 << 20
 
@@ -240,10 +240,10 @@ def worlds(lab: Lab, refs: Sequence[Ref], orders: Sequence[Sequence[int]]) -> se
             for table in ("archive_location", "archive_entry", "archive_manifest"):
                 connection.execute(sa.text(f"DELETE FROM {table}"))
         for number in order:
-            pipeline.receive(lab.line, manifests[number], door="amqp", name="m")
+            pipeline.receive(lab.site, manifests[number], door="amqp", name="m")
             if turn % 12 == 0:
-                pipeline.settle(lab.line)
-        pipeline.settle(lab.line)
+                pipeline.settle(lab.site)
+        pipeline.settle(lab.site)
         with lab.catalog._engine.connect() as connection:
             found.add(tuple(tuple(map(tuple, connection.execute(sa.text(query)).all())) for query in WORLD))
     return found
@@ -306,11 +306,11 @@ def test_files_are_received_and_move(lab: Lab) -> None:
     drop(lab, "1.json", manifest("job", ("a.tar", [full(lab, ref)])))
     old(drop(lab, "2.json", b"[]"))
     drop(lab, "3.json", manifest("other"))
-    outcomes = pipeline.collect(lab.line, inbox=inbox_of(lab))
+    outcomes = pipeline.collect(lab.site, inbox=inbox_of(lab))
     assert told(outcomes) == [("1.json", "received"), ("2.json", "quarantined"), ("3.json", "received")]
     assert below(lab) == {"accepted/1.json", "quarantine/2.json", "accepted/3.json"}
-    assert pipeline.collect(lab.line, inbox=inbox_of(lab)) == []
-    assert [one.result for one in pipeline.settle(lab.line)] == ["archived"]
+    assert pipeline.collect(lab.site, inbox=inbox_of(lab)) == []
+    assert [one.result for one in pipeline.settle(lab.site)] == ["archived"]
 
 
 def old(path: Path) -> Path:
@@ -325,11 +325,11 @@ def test_a_file_that_is_being_written_is_left_alone(lab: Lab) -> None:
     half = drop(lab, "1.json", content[:40])
     now = datetime.now(UTC)
     for seconds in (0, 30, 59):
-        assert pipeline.collect(lab.line, inbox=inbox_of(lab), now=now + timedelta(seconds=seconds - 2)) == []
+        assert pipeline.collect(lab.site, inbox=inbox_of(lab), now=now + timedelta(seconds=seconds - 2)) == []
     half.write_bytes(content)
-    assert told(pipeline.collect(lab.line, inbox=inbox_of(lab), now=now)) == [("1.json", "received")]
+    assert told(pipeline.collect(lab.site, inbox=inbox_of(lab), now=now)) == [("1.json", "received")]
     drop(lab, "2.json", content[:40])
-    later = pipeline.collect(lab.line, inbox=inbox_of(lab), now=now + timedelta(minutes=5))
+    later = pipeline.collect(lab.site, inbox=inbox_of(lab), now=now + timedelta(minutes=5))
     assert told(later) == [("2.json", "quarantined")]
 
 
@@ -337,7 +337,7 @@ def test_what_is_no_file_goes_to_quarantine(lab: Lab) -> None:
     """A link in the inbox is not followed."""
     (lab.home / "secret").write_bytes(manifest("job"))
     (lab.home / "inbox" / "1.json").symlink_to(lab.home / "secret")
-    (outcome,) = pipeline.collect(lab.line, inbox=inbox_of(lab))
+    (outcome,) = pipeline.collect(lab.site, inbox=inbox_of(lab))
     assert (outcome.result, outcome.reasons) == ("quarantined", ("a link, not a regular file",))
     assert lab.catalog.manifests() == []
 
@@ -354,7 +354,7 @@ def test_an_inbox_may_be_anywhere(lab: Lab, kind: str, request: pytest.FixtureRe
         with fs.open(f"{root}/{name}", "wb") as file:
             file.write(content)
     now = datetime.now(UTC) + timedelta(hours=1)
-    outcomes = pipeline.collect(lab.line, inbox=Inbox(url, endpoint), now=now)
+    outcomes = pipeline.collect(lab.site, inbox=Inbox(url, endpoint), now=now)
     assert told(outcomes) == [("1.json", "received"), ("2.json", "quarantined")]
     assert Inbox(url, endpoint).deliveries() == []
     assert [name for name, _ in Inbox(url, endpoint).accepted()] == ["accepted/1.json"]
@@ -426,9 +426,9 @@ def test_a_fault_at_any_step_of_the_files_door_loses_nothing(
     catalog = Forgetting(f"sqlite:///{lab.home}/catalogue.db", clock=lab.clock)
     if step.startswith("receive"):
         catalog.turn, catalog.after, catalog.error = turn, step != "receive", error
-    line = replace(lab.line, catalog=catalog)
+    site = replace(lab.site, catalog=catalog)
     try:
-        outcomes = pipeline.collect(line, inbox=breaking)
+        outcomes = pipeline.collect(site, inbox=breaking)
     except Killed:
         assert isinstance(error, Killed)
     else:
@@ -437,17 +437,17 @@ def test_a_fault_at_any_step_of_the_files_door_loses_nothing(
         if step != "list":
             assert len(outcomes) == 3  # the others were received all the same
     catalog.close()
-    again = pipeline.collect(lab.line, inbox=inbox_of(lab))
+    again = pipeline.collect(lab.site, inbox=inbox_of(lab))
     assert {one.result for one in again} <= {"received", "known"}
     assert sorted(one.job_id or "" for one in lab.catalog.manifests()) == ["job-0", "job-1", "job-2"]
     assert below(lab) == {f"accepted/{number}.json" for number in range(3)}
-    assert len(list(lab.catalog.parked())) == 0 or pipeline.settle(lab.line)[0].result == "parked"
+    assert len(list(lab.catalog.parked())) == 0 or pipeline.settle(lab.site)[0].result == "parked"
 
 
 def test_an_inbox_that_is_not_there_stops_no_other_door(lab: Lab) -> None:
     """A directory that vanished is told, and the server is asked all the same."""
     (lab.home / "inbox").rmdir()
-    outcomes = pipeline.collect(lab.line, inbox=inbox_of(lab), poll=Listing([[manifest("job")]]))
+    outcomes = pipeline.collect(lab.site, inbox=inbox_of(lab), poll=Listing([[manifest("job")]]))
     assert [one.result for one in outcomes] == ["failed", "received"]
     assert outcomes[0].reasons == ("inbox: no such directory",)
     assert str(lab.home) not in outcomes[0].key or outcomes[0].key == inbox_of(lab).name
@@ -478,17 +478,17 @@ class Listing(Poll):
 def test_what_a_server_lists_is_received_and_remembered(lab: Lab) -> None:
     """The next time it is asked for what is new only."""
     poll = Listing([[manifest("1"), b"?"], [manifest("2")]])
-    assert [one.result for one in pipeline.collect(lab.line, poll=poll)] == ["received", "quarantined", "received"]
-    assert pipeline.collect(lab.line, poll=poll) == []
+    assert [one.result for one in pipeline.collect(lab.site, poll=poll)] == ["received", "quarantined", "received"]
+    assert pipeline.collect(lab.site, poll=poll) == []
     assert poll.known == {"etag": "v1", "modified": None}
 
 
 def test_a_server_that_breaks_off_is_asked_for_everything_again(lab: Lab) -> None:
     """What came is received; nothing is remembered that would hide the rest."""
     poll = Listing([[manifest("1")], [manifest("2")]], broken=1)
-    assert [one.result for one in pipeline.collect(lab.line, poll=poll)] == ["received", "failed"]
+    assert [one.result for one in pipeline.collect(lab.site, poll=poll)] == ["received", "failed"]
     poll.broken = None
-    assert [one.result for one in pipeline.collect(lab.line, poll=poll)] == ["known", "received"]
+    assert [one.result for one in pipeline.collect(lab.site, poll=poll)] == ["known", "received"]
     assert poll.known == {"etag": None, "modified": None}
 
 
@@ -500,12 +500,12 @@ def test_a_catalogue_that_fails_makes_the_server_be_asked_again(lab: Lab, error:
     catalog.turn, catalog.after, catalog.error = 2, after, error
     poll = Listing([[manifest("1"), manifest("2"), manifest("3")]])
     try:
-        outcomes = pipeline.collect(replace(lab.line, catalog=catalog), poll=poll)
+        outcomes = pipeline.collect(replace(lab.site, catalog=catalog), poll=poll)
     except Killed:
         outcomes = []
     assert [one.result for one in outcomes] in ([], ["received", "later"])
     catalog.close()
-    pipeline.collect(lab.line, poll=poll)
+    pipeline.collect(lab.site, poll=poll)
     assert poll.known == {"etag": None, "modified": None}
     assert sorted(one.job_id or "" for one in lab.catalog.manifests()) == ["1", "2", "3"]
 
@@ -533,9 +533,9 @@ def tell(lab: Lab, path: str, refs: Sequence[Ref], **details: Any) -> None:
     keys = [full(lab, ref) for ref in refs]
     members = [{"key": key, **details} for key in keys]
     pipeline.receive(
-        lab.line, manifest(f"job {path}".replace("/", "-"), (path, keys), members=members), door="amqp", name="m"
+        lab.site, manifest(f"job {path}".replace("/", "-"), (path, keys), members=members), door="amqp", name="m"
     )
-    pipeline.settle(lab.line)
+    pipeline.settle(lab.site)
     lab.clock.turn(minutes=1)
 
 
@@ -547,7 +547,7 @@ def test_reading_raises_evidence_to_checksum(lab: Lab) -> None:
     """A name becomes proof when the member's bytes are those that were sent; a second run reads nothing."""
     refs = [lab.exported()[1] for _ in range(3)]
     tape(lab, "images/e/d.tar", refs)
-    outcomes = pipeline.read_archive(lab.line, budget=1 << 30)
+    outcomes = pipeline.read_archive(lab.site, budget=1 << 30)
     assert [(one.verb, one.result, one.ref) for one in outcomes] == [
         ("archive", "verified", ref) for ref in sorted(refs)
     ]
@@ -560,7 +560,7 @@ def test_reading_raises_evidence_to_checksum(lab: Lab) -> None:
         assert location.offset is not None
         there = lab.archive.open(location.path, start=location.offset, length=export.size) if lab.archive else iter(())
         assert b"".join(there) == b"".join(lab.store.open(export.key))
-    assert pipeline.read_archive(lab.line, budget=1 << 30) == []
+    assert pipeline.read_archive(lab.site, budget=1 << 30) == []
 
 
 def test_reading_stays_within_its_budget(lab: Lab) -> None:
@@ -570,25 +570,25 @@ def test_reading_stays_within_its_budget(lab: Lab) -> None:
         refs.append(lab.exported()[1])
         tape(lab, f"{number}.tar", refs[-1:])
     sizes = [export.size for ref in refs if (export := lab.ledger(ref).export)]
-    assert pipeline.read_archive(lab.line, budget=0) == []
-    assert [one.ref for one in pipeline.read_archive(lab.line, budget=sizes[0] + 10)] == refs[:1]
-    assert [one.ref for one in pipeline.read_archive(lab.line, budget=10)] == refs[1:2]  # larger than any budget
-    assert [one.ref for one in pipeline.read_archive(lab.line, budget=sizes[2])] == refs[2:]
+    assert pipeline.read_archive(lab.site, budget=0) == []
+    assert [one.ref for one in pipeline.read_archive(lab.site, budget=sizes[0] + 10)] == refs[:1]
+    assert [one.ref for one in pipeline.read_archive(lab.site, budget=10)] == refs[1:2]  # larger than any budget
+    assert [one.ref for one in pipeline.read_archive(lab.site, budget=sizes[2])] == refs[2:]
 
 
 def test_a_member_that_differs_is_taken_back_with_the_reason(lab: Lab) -> None:
     """Tape's word is withdrawn where its bytes are other than were sent; it is not archived there, and stays so."""
     _, ref = lab.exported()
     tape(lab, "a.tar", [ref], change=flipped)
-    (outcome,) = pipeline.read_archive(lab.line, budget=1 << 30)
+    (outcome,) = pipeline.read_archive(lab.site, budget=1 << 30)
     assert outcome.result == "damaged"
     assert outcome.reasons[0].startswith("a.tar: sha256 ")
     assert lab.ledger(ref).archives == ()
     assert lab.state(ref) == "exported"
     (parked,) = lab.catalog.parked()
     assert parked.reason == outcome.reasons[0]
-    assert [one.result for one in pipeline.settle(lab.line)] == ["parked"]
-    assert pipeline.read_archive(lab.line, budget=1 << 30) == []
+    assert [one.result for one in pipeline.settle(lab.site)] == ["parked"]
+    assert pipeline.read_archive(lab.site, budget=1 << 30) == []
 
 
 def test_lesson_d10_a_cut_archive_is_taken_back_only_for_what_it_lacks(lab: Lab) -> None:
@@ -597,7 +597,7 @@ def test_lesson_d10_a_cut_archive_is_taken_back_only_for_what_it_lacks(lab: Lab)
     tape(lab, "a.tar", refs)
     path = lab.home / "tape" / "a.tar"
     os.truncate(path, path.stat().st_size // 3 + 4096)
-    outcomes = {one.ref: one for one in pipeline.read_archive(lab.line, budget=1 << 30)}
+    outcomes = {one.ref: one for one in pipeline.read_archive(lab.site, budget=1 << 30)}
     assert [outcomes[ref].result for ref in refs] == ["verified", "damaged", "damaged"]
     assert "the tar ends at" in outcomes[refs[1]].reasons[0]
     assert [len(lab.ledger(ref).archives) for ref in refs] == [1, 0, 0]
@@ -608,7 +608,7 @@ def test_a_member_that_is_not_there_is_taken_back(lab: Lab) -> None:
     refs = [lab.exported()[1] for _ in range(2)]
     tape(lab, "a.tar", refs[:1])
     tell(lab, "a.tar", refs[1:])
-    outcomes = {one.ref: one for one in pipeline.read_archive(lab.line, budget=1 << 30)}
+    outcomes = {one.ref: one for one in pipeline.read_archive(lab.site, budget=1 << 30)}
     assert (outcomes[refs[0]].result, outcomes[refs[1]].result) == ("verified", "damaged")
     assert "a.tar: no member ./" in outcomes[refs[1]].reasons[0]
 
@@ -622,7 +622,7 @@ def test_a_wrong_offset_is_put_right(lab: Lab) -> None:
     _, other = lab.exported()
     tape(lab, "b.tar", [other])
     tell(lab, "b.tar", [other], offset=1024)
-    assert {one.result for one in pipeline.read_archive(lab.line, budget=1 << 30)} == {"verified"}
+    assert {one.result for one in pipeline.read_archive(lab.site, budget=1 << 30)} == {"verified"}
     assert [one.offset for one in lab.ledger(other).archives] == [512]
 
 
@@ -631,12 +631,12 @@ def test_an_archive_that_shows_nothing_proves_nothing(lab: Lab) -> None:
     _, ref = lab.exported()
     tape(lab, "a.tar", [ref])
     (lab.home / "tape" / "a.tar").rename(lab.home / "elsewhere.tar")
-    (outcome,) = pipeline.read_archive(lab.line, budget=1 << 30)
+    (outcome,) = pipeline.read_archive(lab.site, budget=1 << 30)
     assert outcome.result == "later"
     assert "mounted?" in outcome.reasons[0]
     assert len(lab.ledger(ref).archives) == 1
     (lab.home / "tape").rmdir()
-    (outcome,) = pipeline.read_archive(lab.line, budget=1 << 30)
+    (outcome,) = pipeline.read_archive(lab.site, budget=1 << 30)
     assert outcome.result == "later"
     assert len(lab.ledger(ref).archives) == 1
 
@@ -647,7 +647,7 @@ def test_an_archive_that_is_missing_among_others_is_taken_back(lab: Lab) -> None
     for ref, path in zip(refs, ("a.tar", "b.tar"), strict=True):
         tape(lab, path, [ref])
     (lab.home / "tape" / "a.tar").unlink()
-    outcomes = pipeline.read_archive(lab.line, budget=1 << 30)
+    outcomes = pipeline.read_archive(lab.site, budget=1 << 30)
     assert {one.ref: (one.result, one.reasons[0]) for one in outcomes} == {
         refs[1]: ("verified", "read in b.tar"),
         refs[0]: ("damaged", "a.tar: no such archive"),
@@ -658,8 +658,8 @@ def test_without_an_archive_nothing_is_read(lab: Lab) -> None:
     """Where tape can only be asked by its operators, its word stays a word."""
     _, ref = lab.exported()
     tape(lab, "a.tar", [ref])
-    line: Site = replace(lab.line, archive=None)
-    assert pipeline.read_archive(line, budget=1 << 30) == []
+    site: Site = replace(lab.site, archive=None)
+    assert pipeline.read_archive(site, budget=1 << 30) == []
     assert [one.evidence for one in lab.ledger(ref).archives] == ["name"]
 
 
@@ -669,7 +669,7 @@ def test_a_manifest_of_ours_carries_checksums(lab: Lab) -> None:
     export = lab.ledger(ref).export
     assert export is not None
     entry = Entry("a.tar", full(lab, ref), "./x.tar", export.size, export.sha256, 512)
-    pipeline.receive(lab.line, dump("job", lab.clock().date(), entries=[entry]), door="archive", name="job")
-    pipeline.settle(lab.line)
+    pipeline.receive(lab.site, dump("job", lab.clock().date(), entries=[entry]), door="archive", name="job")
+    pipeline.settle(lab.site)
     (location,) = lab.ledger(ref).archives
     assert (location.evidence, location.offset, location.member, location.read_at) == ("checksum", 512, "./x.tar", None)

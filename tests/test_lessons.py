@@ -21,7 +21,7 @@ from plateway.catalog import Catalog
 from plateway.errors import Denied, DiskUnavailable, NotFound, PlatewayError, Rejected, Unavailable, Unsettled
 from plateway.events import Ref
 from plateway.keys import is_marker
-from plateway.pipeline import verify
+from plateway.pipeline.verify import manifest_of
 from plateway.records import Export
 from plateway.simulator import Announced
 from plateway.store import open_store
@@ -85,7 +85,7 @@ def test_d1_nothing_is_purged_for_its_age_alone(lab: Lab) -> None:
     """Four directories, months old, never exported: all stay, and it is said why."""
     announced = acquire(lab, 4)
     lab.clock.turn(days=99)
-    outcomes = pipeline.purge(lab.line, fraction=1.0)
+    outcomes = pipeline.purge(lab.site, fraction=1.0)
     assert {one.reasons for one in outcomes} == {("not exported",)}
     assert intact(announced)
 
@@ -101,7 +101,7 @@ def test_d2_every_byte_counts(lab: Lab) -> None:
     lab.settle()
     lab.export()
     ref = Ref(announced.id, 1)
-    told = {member.name: member.sha256 for member in verify.manifest_of(lab.line, lab.ledger(ref)).members}
+    told = {member.name: member.sha256 for member in manifest_of(lab.site, lab.ledger(ref)).members}
     for image in (one, two):
         name = str(image.relative_to(announced.images))
         assert told[name] == hashlib.sha256(image.read_bytes()).hexdigest()
@@ -109,7 +109,7 @@ def test_d2_every_byte_counts(lab: Lab) -> None:
     content = bytearray(b"".join(lab.store.open(key)))
     content[20_000] ^= 1
     lab.store.put(key, [bytes(content)], size=len(content), part_size=1 << 24, metadata={})
-    assert pipeline.verify(lab.line, ref, read_back=True).result == "damaged"
+    assert pipeline.verify(lab.site, ref, read_back=True).result == "damaged"
 
 
 def test_d3_what_arrived_is_compared_with_what_was_sent(lab: Lab) -> None:
@@ -118,7 +118,7 @@ def test_d3_what_arrived_is_compared_with_what_was_sent(lab: Lab) -> None:
     good, lab.store = lab.store, Flipping(lab.home / "bucket")
     assert [one.result for one in lab.export()] == ["exported", "damaged"]
     lab.clock.turn(days=9)
-    assert {one.result for one in pipeline.purge(lab.line)} == {"refused"}
+    assert {one.result for one in pipeline.purge(lab.site)} == {"refused"}
     assert intact(announced)
     lab.store = good
     assert [one.result for one in lab.export()] == ["exported", "verified"]
@@ -128,7 +128,7 @@ def test_d13_work_begun_before_a_restart_is_taken_up(lab: Lab) -> None:
     """A worker died with the event in its hands, and comes back under another name."""
     (announced,) = acquire(lab, 1)
     ref = Ref(announced.id, 1)
-    lab.catalog.lease(ref, owner="dead", ttl=lab.line.lease, now=lab.clock())
+    lab.catalog.lease(ref, owner="dead", ttl=lab.site.lease, now=lab.clock())
     assert lab.export() == []
     lab.clock.turn(minutes=11)
     assert [one.result for one in lab.export()] == ["exported", "verified"]
@@ -139,7 +139,7 @@ def test_d14_an_export_cannot_come_before_its_event(lab: Lab) -> None:
     announced = lab.acquire()
     ref = Ref(announced.id, 1)
     with pytest.raises(NotFound):
-        pipeline.export(lab.line, ref)
+        pipeline.export(lab.site, ref)
     facts: dict[str, Any] = {
         "bucket": "b",
         "key": "k",
@@ -174,10 +174,10 @@ def test_d15_many_exports_while_nobody_looks_are_all_kept(lab: Lab) -> None:
         (root / "events" / f"{number}.json").write_text(json.dumps(said))
     lab.store = open_store("memory://d15")
     assert len(lab.settle().sealed) == 160
-    done = list(pipeline.each(pipeline.export, lab.line, pipeline.due(lab.line, "export")))
+    done = list(pipeline.each(pipeline.export, lab.site, pipeline.due(lab.site, "export")))
     assert [one.result for one in done] == ["exported"] * 160
     lab.catalog.close()
-    assert len(pipeline.due(lab.line, "verify")) == 160
+    assert len(pipeline.due(lab.site, "verify")) == 160
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_d17_what_is_no_error_of_ours_rises_and_leaves_the_event_due(lab: Lab, e
     (announced,) = acquire(lab, 1)
     good, lab.store = lab.store, Broken(lab.home / "bucket", error)
     with pytest.raises(type(error)):
-        pipeline.export(lab.line, Ref(announced.id, 1))
+        pipeline.export(lab.site, Ref(announced.id, 1))
     lab.store = good
     assert [one.result for one in lab.export()] == ["exported", "verified"]
 
@@ -234,7 +234,7 @@ def test_d18_a_hiccup_costs_seconds(lab: Lab) -> None:
     assert {one.result for one in lab.export()} == {"later"}
     lab.store = good
     assert lab.export() == []
-    assert pipeline.export(lab.line, Ref(events[0].id, 1)).result == "exported"
+    assert pipeline.export(lab.site, Ref(events[0].id, 1)).result == "exported"
     assert sorted(one.result for one in lab.export()) == ["exported"] * 4 + ["verified"] * 5
 
 
@@ -243,11 +243,11 @@ def test_d18_what_is_the_events_own_fault_waits(lab: Lab) -> None:
     own, other = acquire(lab, 2)
     (own.images / min(own.files)).unlink()
     with pytest.raises(Unsettled):
-        pipeline.export(lab.line, Ref(own.id, 1))
+        pipeline.export(lab.site, Ref(own.id, 1))
     full = Broken(lab.home / "bucket", DiskUnavailable("full"))
     good, lab.store = lab.store, full
     with pytest.raises(DiskUnavailable):
-        pipeline.export(lab.line, Ref(other.id, 1))
+        pipeline.export(lab.site, Ref(other.id, 1))
     lab.store = good
     for event in (own, other):
         setback = lab.ledger(Ref(event.id, 1)).setback("export")
@@ -283,7 +283,7 @@ def test_d19_what_is_still_tried_is_not_purged(lab: Lab) -> None:
     for _ in range(12):
         lab.export()
         lab.clock.turn(hours=8)
-        assert {one.result for one in pipeline.purge(lab.line)} == {"refused"}
+        assert {one.result for one in pipeline.purge(lab.site)} == {"refused"}
     assert intact(announced)
     lab.store = good
     assert [one.result for one in lab.export()] == ["exported", "verified"]
@@ -297,8 +297,8 @@ def test_d20_an_upload_may_take_as_long_as_it_needs(lab: Lab) -> None:
     def beat(sent: int) -> None:
         lab.clock.turn(hours=5)
 
-    assert pipeline.export(lab.line, ref, beat=beat).result == "exported"
-    assert pipeline.verify(lab.line, ref).result == "verified"
+    assert pipeline.export(lab.site, ref, beat=beat).result == "exported"
+    assert pipeline.verify(lab.site, ref).result == "verified"
 
 
 def test_d21_two_robots_in_one_second_do_not_overwrite_each_other(lab: Lab) -> None:
@@ -314,7 +314,7 @@ def test_d21_two_robots_in_one_second_do_not_overwrite_each_other(lab: Lab) -> N
     assert events[0].experiment == events[1].experiment
     assert {found.key for found in lab.store.list() if not is_marker(found.key)} == {events[0].key, events[1].key}
     for each in (one, two):
-        assert pipeline.verify(lab.line, Ref(each.id, 1), read_back=True).result == "verified"
+        assert pipeline.verify(lab.site, Ref(each.id, 1), read_back=True).result == "verified"
 
 
 def test_d22_what_happened_while_everything_was_down_is_found(lab: Lab) -> None:
@@ -345,7 +345,7 @@ def test_d23_a_directory_that_is_gone_stops_nobody(lab: Lab) -> None:
     lab.export()
     shutil.rmtree(first.images)
     lab.clock.turn(hours=9)
-    outcomes = pipeline.purge(lab.line)
+    outcomes = pipeline.purge(lab.site)
     assert {one.result for one in outcomes if one.ref == Ref(first.id, 1)} == {"refused"}
     assert {one.result for one in outcomes if one.ref != Ref(first.id, 1)} == {"trashed"}
     assert not any(one.images.exists() for one in others)
@@ -356,7 +356,7 @@ def test_d24_a_purge_that_comes_months_late_still_purges(lab: Lab) -> None:
     (announced,) = acquire(lab, 1)
     lab.export()
     lab.clock.turn(days=120)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     lab.clock.turn(days=1)
-    assert [one.result for one in pipeline.purge(lab.line)] == ["gone"]
+    assert [one.result for one in pipeline.purge(lab.site)] == ["gone"]
     assert not announced.images.exists()

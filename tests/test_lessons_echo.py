@@ -82,7 +82,7 @@ def when(test: Callable[[Message], bool], script: Script) -> Script:
 def refusal(status: int, code: str) -> Script:
     """Answer each request with an error; that of a HEAD has no body."""
     told = error(status, code)
-    return lambda request, _: replace(told, body=b"") if request.line.startswith("HEAD") else told
+    return lambda request, _: replace(told, body=b"") if request.start.startswith("HEAD") else told
 
 
 denied, down = refusal(403, "AccessDenied"), refusal(503, "SlowDown")
@@ -96,9 +96,9 @@ def test_a_deletion_that_did_not_happen_is_told(echo: Echo) -> None:
     """Its check was upside down: what was still there raised nothing."""
     echo.put("a", b"1")
     there, where = Buckets(echo.there), Address(echo.bucket, "a")
-    nothing = replace(error(200, "OK"), line="HTTP/1.1 200 OK", body=b"<DeleteResult></DeleteResult>")
+    nothing = replace(error(200, "OK"), start="HTTP/1.1 200 OK", body=b"<DeleteResult></DeleteResult>")
     lie = with_body(nothing, nothing.body)
-    echo.book.script = when(lambda request: request.line.startswith("POST"), lambda *_: lie)
+    echo.book.script = when(lambda request: request.start.startswith("POST"), lambda *_: lie)
     done = list(there.delete(where, list(there.find(where))))
     assert [one.problem for one in done if one.problem] == ["was deleted and is still there"]
     echo.book.script = honest
@@ -117,7 +117,7 @@ def test_asking_whether_something_is_there_reads_nothing(echo: Echo) -> None:
     }
     before = len(echo.book.log)
     assert all(ask("large") for ask in asked.values())
-    assert {message.line.split()[0] for message in echo.book.log[before:]} == {"HEAD"}
+    assert {message.start.split()[0] for message in echo.book.log[before:]} == {"HEAD"}
     for script, told in ((denied, Denied), (down, Unavailable), (away, Unavailable)):
         echo.book.script = script
         for how, ask in asked.items():
@@ -131,11 +131,11 @@ def test_an_outage_does_not_make_an_export_lost_or_due_again(echo: Echo, script:
     _, ref = echo.lab.exported()
     echo.book.script = script
     with pytest.raises(PlatewayError):
-        pipeline.verify(echo.lab.line, ref)
+        pipeline.verify(echo.lab.site, ref)
     echo.lab.clock.turn(days=1)
-    assert (echo.lab.state(ref), pipeline.due(echo.lab.line, "export")) == ("exported", [])
+    assert (echo.lab.state(ref), pipeline.due(echo.lab.site, "export")) == ("exported", [])
     echo.book.script = honest
-    assert pipeline.verify(echo.lab.line, ref).result == "verified"
+    assert pipeline.verify(echo.lab.site, ref).result == "verified"
 
 
 def test_one_client_asks_for_what_it_needs_and_no_more(echo: Echo) -> None:
@@ -218,17 +218,17 @@ def test_what_was_overwritten_or_deleted_is_not_remembered(echo: Echo) -> None:
 def test_rules_that_do_not_ask_for_tape_are_warned_of(echo: Echo) -> None:
     """At each start it set a rule for the whole bucket, by age alone."""
     echo.lab.exported()
-    assert pipeline.policy_warnings(echo.lab.line) == []
+    assert pipeline.policy_warnings(echo.lab.site) == []
     rule: dict[str, Any] = {"ID": "expiry", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}
     Buckets(echo.there).set_lifecycle(echo.bucket, [rule])
-    (warning,) = pipeline.policy_warnings(echo.lab.line)
+    (warning,) = pipeline.policy_warnings(echo.lab.site)
     assert (warning.rule, warning.prefix, warning.after, warning.exports) == ("expiry", "", "30d", 1)
     assert "not on tape" in warning.text
 
 
 def vanish(request: Message, forward: Forward) -> Message:
     """Say that it is done, and do nothing."""
-    return with_body(replace(error(200, "OK"), line="HTTP/1.1 200 OK"), b"")
+    return with_body(replace(error(200, "OK"), start="HTTP/1.1 200 OK"), b"")
 
 
 @pytest.mark.parametrize("script", [denied, down, away, vanish], ids=["denied", "down", "away", "vanish"])
@@ -236,7 +236,7 @@ def test_an_upload_that_failed_leaves_no_record(echo: Echo, script: Script) -> N
     """The record came first, and pointed to nothing when the upload failed."""
     announced = echo.lab.acquire()
     echo.lab.settle()
-    echo.book.script = when(lambda request: request.line.startswith("PUT"), script)
+    echo.book.script = when(lambda request: request.start.startswith("PUT"), script)
     echo.lab.export()
     (ledger,) = echo.lab.catalog.ledgers()
     assert ledger.state(echo.lab.clock()).name != "exported"
@@ -255,7 +255,7 @@ def test_every_image_and_every_bundle_has_a_checksum(echo: Echo) -> None:
     export = echo.lab.ledger(ref).export
     assert export
     assert hashlib.sha256(b"".join(echo.store.open(export.key))).hexdigest() == export.sha256
-    manifest = copies.contents(echo.lab.line, echo.lab.ledger(ref))
+    manifest = copies.contents(echo.lab.site, echo.lab.ledger(ref))
     assert {one.source or one.name: one.sha256 for one in manifest.members} == announced.files
 
 
@@ -269,7 +269,7 @@ def test_what_changes_on_the_way_there_is_seen(echo: Echo) -> None:
     """No evidence comes of it, and the images stay where they are."""
     echo.lab.acquire()
     echo.lab.settle()
-    put = when(lambda request: request.line.startswith("PUT"), lambda request, forward: forward(flip(request)))
+    put = when(lambda request: request.start.startswith("PUT"), lambda request, forward: forward(flip(request)))
     echo.book.script = put
     assert {one.result for one in echo.lab.export()} & {"exported", "verified"} <= {"exported"}
     (ledger,) = echo.lab.catalog.ledgers()
@@ -286,7 +286,7 @@ def test_what_changes_on_the_way_back_is_seen(echo: Echo, change: Callable[[Mess
     )
     name, key = next(iter(announced.files)), echo.lab.ledger(ref).event.key
     reads: list[Callable[[], Iterator[bytes]]] = [
-        lambda: pipeline.cat(echo.lab.line, ref, name),
+        lambda: pipeline.cat(echo.lab.site, ref, name),
         lambda: addresses.image(echo.store, key, name),
         lambda: addresses.cat(echo.store, "a"),
     ]

@@ -42,9 +42,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def line(lab: Lab) -> Site:
+def site(lab: Lab) -> Site:
     """The line with a tape in reach."""
-    return replace(lab.line, archive=open_archive((lab.home / "tape").as_uri()))
+    return replace(lab.site, archive=open_archive((lab.home / "tape").as_uri()))
 
 
 def exported(lab: Lab, count: int, system: str = "prince") -> list[Ref]:
@@ -65,8 +65,8 @@ def manifest(lab: Lab, refs: Iterable[Ref], *, job: str = "job", path: str = "im
 
 def told(lab: Lab, content: bytes, name: str = "manifest.json") -> list[str]:
     """Hand in a manifest, and say what came of it."""
-    came = pipeline.receive(lab.line, content, door="test", name=name)
-    return [came.result, *(one.result for one in pipeline.settle(lab.line))]
+    came = pipeline.receive(lab.site, content, door="test", name=name)
+    return [came.result, *(one.result for one in pipeline.settle(lab.site))]
 
 
 def test_d4_rules_that_delete_what_tape_does_not_have_are_warned_of(
@@ -75,10 +75,10 @@ def test_d4_rules_that_delete_what_tape_does_not_have_are_warned_of(
     """The bucket deletes after two weeks by itself, taped or not: it is told before, with how many that is about."""
     lab.store = open_store(f"s3://{bucket}", endpoint)
     exported(lab, 2)
-    assert pipeline.policy_warnings(lab.line) == []
+    assert pipeline.policy_warnings(lab.site) == []
     rule = {"ID": "two weeks", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 14}}
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
-    (caution,) = pipeline.policy_warnings(lab.line)
+    (caution,) = pipeline.policy_warnings(lab.site)
     assert (caution.prefix, caution.after, caution.exports) == ("images/", "14d", 2)
 
 
@@ -88,15 +88,15 @@ def test_d4_a_bucket_copy_goes_only_with_proof_that_tape_has_it(lab: Lab) -> Non
     (named, other) = exported(lab, 2)
     assert told(lab, manifest(lab, [named])) == ["received", "archived"]
     lab.clock.turn(days=99)
-    assert {one.result for one in pipeline.expire(lab.line, fraction=1.0)} == {"refused"}
+    assert {one.result for one in pipeline.expire(lab.site, fraction=1.0)} == {"refused"}
     assert all(lab.store.stat(lab.ledger(ref).event.key) for ref in (named, other))
 
 
-def test_d5_the_archive_takes_what_the_catalogue_names(lab: Lab, line: Site) -> None:
+def test_d5_the_archive_takes_what_the_catalogue_names(lab: Lab, site: Site) -> None:
     """No glob has to guess a layout: every export of the day is on tape, wherever its key puts it."""
     refs = exported(lab, 3)
     lab.clock.turn(days=1)
-    pipeline.archive(line)
+    pipeline.archive(site)
     assert [lab.state(ref) for ref in refs] == ["archived"] * 3
 
 
@@ -119,21 +119,21 @@ def test_d6_nothing_archived_is_no_success(lab: Lab) -> None:
     empty = {"job_id": "job", "date": "2026-05-05T00:00:00", "archives": []}
     assert told(lab, json.dumps(empty).encode()) == ["received"]
     lab.clock.turn(days=8)
-    found = pipeline.reconcile(lab.line, within=timedelta(days=7))
+    found = pipeline.reconcile(lab.site, within=timedelta(days=7))
     assert [(one.ref, one.kind) for one in found.findings] == [(ref, Kind.UNARCHIVED)]
     assert lab.state(ref) == "exported"
 
 
-def test_d7_every_kind_is_archived(lab: Lab, line: Site) -> None:
+def test_d7_every_kind_is_archived(lab: Lab, site: Site) -> None:
     """Videos and overviews go to tape as images do, each below a folder of its own."""
     for number, kind in enumerate(("stitch", "video", "overview")):
         announce(lab, kind, number)
     lab.settle()
     assert {one.result for one in lab.export()} == {"exported", "verified"}
     lab.clock.turn(days=1)
-    pipeline.archive(line)
+    pipeline.archive(site)
     folders = (
-        {one.path.split("/")[0] for one in line.archive.list() if one.path.endswith(".tar")} if line.archive else {}
+        {one.path.split("/")[0] for one in site.archive.list() if one.path.endswith(".tar")} if site.archive else {}
     )
     assert folders == {"images", "videos", "overview"}
     assert {one.state(lab.clock()).name for one in lab.catalog.ledgers()} == {"archived"}
@@ -159,51 +159,51 @@ def announce(lab: Lab, kind: str, number: int) -> None:
     (root / "events" / f"{number}.json").write_text(json.dumps(said))
 
 
-def test_d8_an_archive_that_does_not_work_is_told(lab: Lab, line: Site) -> None:
+def test_d8_an_archive_that_does_not_work_is_told(lab: Lab, site: Site) -> None:
     """The tape is not mounted: the run says so and nothing counts as archived; mounted again, it does."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)
     (lab.home / "tape").rename(lab.home / "away")
     outcomes: list[pipeline.Outcome] = []
     with suppress(PlatewayError):
-        outcomes = pipeline.archive(line)
+        outcomes = pipeline.archive(site)
     assert {one.result for one in outcomes} <= {"failed", "later"}
     assert lab.state(ref) == "exported"
     (lab.home / "away").rename(lab.home / "tape")
-    pipeline.archive(line)
+    pipeline.archive(site)
     assert lab.state(ref) == "archived"
 
 
-def test_d9_late_exports_are_archived_too(lab: Lab, line: Site) -> None:
+def test_d9_late_exports_are_archived_too(lab: Lab, site: Site) -> None:
     """An event of a day whose tar is written already goes into a second one; the first is not touched."""
     announce(lab, "stitch", 0)
     lab.settle()
     lab.export()
     announce(lab, "stitch", 1)
     lab.clock.turn(hours=18)
-    pipeline.archive(line)
+    pipeline.archive(site)
     (only,) = lab.catalog.ledgers()
     (first,) = only.archives
     before = (lab.home / "tape" / first.path).read_bytes()
     lab.settle()
     lab.export()
-    pipeline.archive(line)
+    pipeline.archive(site)
     assert [one.archives[0].path for one in lab.catalog.ledgers()] == [first.path, first.path.replace(".tar", ".2.tar")]
     assert (lab.home / "tape" / first.path).read_bytes() == before
 
 
-def test_d10_half_an_archive_is_none(lab: Lab, line: Site) -> None:
+def test_d10_half_an_archive_is_none(lab: Lab, site: Site) -> None:
     """A tar that broke off never gets its name, and one that lies there cut is not taken for an archive."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)
-    pipeline.archive(line)
+    pipeline.archive(site)
     (location,) = lab.ledger(ref).archives
     whole = lab.home / "tape" / location.path
     (lab.home / "second").mkdir()
     cut = lab.home / "second" / location.path
     cut.parent.mkdir(parents=True)
     cut.write_bytes(whole.read_bytes()[:-3000])
-    other = replace(line, archive=open_archive((lab.home / "second").as_uri()))
+    other = replace(site, archive=open_archive((lab.home / "second").as_uri()))
     (lab.home / "second" / MARKER_FILE).write_bytes(
         (lab.home / "tape" / MARKER_FILE).read_bytes()
     )  # it even says it is the same
@@ -212,12 +212,12 @@ def test_d10_half_an_archive_is_none(lab: Lab, line: Site) -> None:
     assert lab.store.stat(lab.ledger(ref).event.key) is not None
 
 
-def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab, line: Site) -> None:
+def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab, site: Site) -> None:
     """The archiver dies between writing its tar and telling of it: the next run finds the tar, and tells."""
     (ref,) = exported(lab, 1)
     lab.clock.turn(days=1)
-    pipeline.archive(line)
-    written = {one.path: one.size for one in line.archive.list()} if line.archive else {}
+    pipeline.archive(site)
+    written = {one.path: one.size for one in site.archive.list()} if site.archive else {}
     fresh = Catalog(f"sqlite:///{lab.home}/second.db", clock=lab.clock)  # one that never heard of it
     fresh.upgrade()
     forgetful = replace(lab, catalog=fresh)
@@ -225,9 +225,9 @@ def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab, l
     forgetful.export()
     for path in lab.home.glob("tape/manifests/*"):
         path.unlink()
-    pipeline.archive(replace(forgetful.line, archive=line.archive))
+    pipeline.archive(replace(forgetful.site, archive=site.archive))
     assert forgetful.state(ref) == "archived"
-    assert ({one.path: one.size for one in line.archive.list()} if line.archive else {}) == written
+    assert ({one.path: one.size for one in site.archive.list()} if site.archive else {}) == written
     fresh.close()
 
 
@@ -256,7 +256,7 @@ def test_d14_tape_may_tell_before_the_export_is_noted(lab: Lab) -> None:
     early = dump("job", lab.clock().date(), entries=[Entry("images/e/2026-05-04.tar", f"{lab.store.name}/{key}")])
     assert told(lab, early) == ["received", "parked"]
     lab.export()
-    assert [one.result for one in pipeline.settle(lab.line)] == ["archived"]
+    assert [one.result for one in pipeline.settle(lab.site)] == ["archived"]
     assert lab.state(ref) == "archived"
 
 
@@ -267,7 +267,7 @@ def test_d15_nothing_is_forgotten_while_nobody_looks(lab: Lab) -> None:
         entry = Entry(f"images/e/{number}.tar", f"{lab.store.name}/images/e/{number}.tar")
         (lab.home / "inbox" / f"{number}.json").write_bytes(dump(f"job {number}", lab.clock().date(), entries=[entry]))
     lab.clock.turn(minutes=5)
-    pipeline.collect(lab.line, inbox=inbox)
+    pipeline.collect(lab.site, inbox=inbox)
     assert len(list(lab.catalog.parked())) == len(lab.catalog.manifests()) == 400
     assert list((lab.home / "inbox").glob("*.json")) == []
 
@@ -287,7 +287,7 @@ def test_d25_an_archiver_that_falls_silent_is_noticed(lab: Lab) -> None:
     refs = exported(lab, 3)
     told(lab, manifest(lab, refs[:1]))
     lab.clock.turn(days=6)
-    assert pipeline.reconcile(lab.line, within=timedelta(days=7)).findings == ()
+    assert pipeline.reconcile(lab.site, within=timedelta(days=7)).findings == ()
     lab.clock.turn(days=2)
-    found = pipeline.reconcile(lab.line, within=timedelta(days=7)).findings
+    found = pipeline.reconcile(lab.site, within=timedelta(days=7)).findings
     assert {(one.ref, one.kind) for one in found} == {(ref, Kind.UNARCHIVED) for ref in refs[1:]}

@@ -21,7 +21,7 @@ from plateway.errors import Misconfigured, NotFound, Unsettled
 from plateway.events import Ref
 from plateway.keys import MARKER_FILE
 from plateway.pipeline import Outcome
-from plateway.pipeline import export as exports
+from plateway.pipeline.export import _send, _source
 from plateway.pipeline.lease import Hold
 from plateway.store import open_store
 from tests.databases import furnish
@@ -71,7 +71,7 @@ def test_registering_again_changes_nothing(lab: Lab) -> None:
     """A known event file is not even read again."""
     lab.acquire()
     lab.settle()
-    again = pipeline.register(lab.line)
+    again = pipeline.register(lab.site)
     assert (again.new, again.sealed, again.waiting, again.settles_in) == ((), (), 0, None)
 
 
@@ -80,15 +80,15 @@ def test_growing_images_are_waited_for(lab: Lab) -> None:
     announced = lab.acquire()
     ref = Ref(announced.id, 1)
     growing = announced.images / next(iter(announced.files))
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     for _ in range(3):
         lab.clock.turn(seconds=5)
         with growing.open("ab") as image:
             image.write(b"more")
         os.utime(growing, (0, 0))
-        assert pipeline.register(lab.line).sealed == ()
+        assert pipeline.register(lab.site).sealed == ()
     lab.clock.turn(seconds=5)
-    assert pipeline.register(lab.line).sealed == (ref,)
+    assert pipeline.register(lab.site).sealed == (ref,)
 
 
 def test_a_half_written_sidecar_is_waited_for(lab: Lab) -> None:
@@ -96,7 +96,7 @@ def test_a_half_written_sidecar_is_waited_for(lab: Lab) -> None:
     announced = lab.acquire("aretha")
     sidecar = announced.images / "metadata.json"
     sidecar.write_text('{"lens": ')
-    assert pipeline.register(lab.line).quarantined == ()
+    assert pipeline.register(lab.site).quarantined == ()
     lab.clock.turn(seconds=1)
     sidecar.write_text('{"lens": "macro"}')
     lab.settle()
@@ -114,7 +114,7 @@ def test_missing_images_are_waited_for_until_the_deadline(lab: Lab) -> None:
     lab.settle()
     assert lab.ledger(ref).state(lab.clock()) == ("waiting", ("11 of 12 images present",))
     lab.clock.turn(minutes=11)
-    (outcome,) = pipeline.register(lab.line).quarantined
+    (outcome,) = pipeline.register(lab.site).quarantined
     assert "11 of 12 images present" in outcome.reasons[0]
     assert lab.state(ref) == "quarantined"
     assert lab.export() == []
@@ -132,7 +132,7 @@ def test_a_quarantined_event_can_be_replayed(lab: Lab) -> None:
     announced = lab.acquire(fault="missing-image")
     lab.settle()
     lab.clock.turn(minutes=11)
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     (row,) = lab.catalog.quarantined()
     assert row.id is not None
     assert json.loads(row.content)
@@ -163,7 +163,7 @@ def test_a_half_written_event_file_waits(lab: Lab) -> None:
     whole = announced.path.read_bytes()
     announced.path.write_bytes(whole[:40])
     os.utime(announced.path, (lab.clock().timestamp(),) * 2)
-    found = pipeline.register(lab.line)
+    found = pipeline.register(lab.site)
     assert (found.waiting, found.quarantined) == (1, ())
     assert found.settles_in is not None
     announced.path.write_bytes(whole)
@@ -178,7 +178,7 @@ def test_an_event_file_completed_after_quarantine_is_accepted(lab: Lab) -> None:
     whole = announced.path.read_bytes()
     announced.path.write_bytes(whole[:40])
     os.utime(announced.path, (0, 0))
-    assert len(pipeline.register(lab.line).quarantined) == 1
+    assert len(pipeline.register(lab.site).quarantined) == 1
     announced.path.write_bytes(whole)
     lab.settle()
     assert lab.catalog.quarantined() == []
@@ -243,9 +243,9 @@ def test_exporting_again_is_harmless(lab: Lab) -> None:
     """A verified export is not sent again; by force the same bytes go to the same key."""
     _, ref = lab.exported()
     before = lab.ledger(ref).export
-    assert pipeline.export(lab.line, ref).result == "exported already"
-    assert pipeline.export(lab.line, ref, force=True).result == "exported"
-    assert pipeline.verify(lab.line, ref).result == "verified"
+    assert pipeline.export(lab.site, ref).result == "exported already"
+    assert pipeline.export(lab.site, ref, force=True).result == "exported"
+    assert pipeline.verify(lab.site, ref).result == "verified"
     after = lab.ledger(ref).export
     assert before is not None
     assert after is not None
@@ -258,14 +258,14 @@ def test_changed_images_never_overwrite_their_export(lab: Lab) -> None:
     old = content(lab, lab.ledger(ref).event.key)
     image = announced.images / next(iter(announced.files))
     image.write_bytes(image.read_bytes()[::-1])
-    assert pipeline.export(lab.line, ref, force=True).result == "conflict"
+    assert pipeline.export(lab.site, ref, force=True).result == "conflict"
     lab.settle()
     assert results(lab.export()) == ["exported", "verified"]
     assert content(lab, lab.ledger(ref).event.key) == old
     assert lab.state(Ref(ref.id, 2)) == "exported"
     for _ in range(3):
         lab.clock.turn(hours=9)
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     assert [one.state(lab.clock()).name for one in lab.catalog.revisions(ref.id)] == ["purged", "purged"]
     assert content(lab, lab.ledger(ref).event.key) == old
 
@@ -277,7 +277,7 @@ def test_bytes_of_a_stranger_are_not_overwritten(lab: Lab) -> None:
     ref = Ref(announced.id, 1)
     key = lab.catalog.get(ref).key
     replace_object(lab, key, b"somebody else's")
-    assert pipeline.export(lab.line, ref).result == "conflict"
+    assert pipeline.export(lab.site, ref).result == "conflict"
     assert results(lab.export()) == ["exported", "verified"]
     assert content(lab, key) == b"somebody else's"
     assert lab.catalog.get(ref).key != key
@@ -289,7 +289,7 @@ def test_a_crash_between_upload_and_note_heals(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    exports._send(lab.line, event, None, force=False, hold=Hold(lab.line, ref, 0))
+    _send(lab.site, event, None, force=False, hold=Hold(lab.site, ref, 0))
     before = lab.store.stat(event.key)
     assert lab.ledger(ref).export is None
     assert results(lab.export()) == ["exported", "verified"]
@@ -305,7 +305,7 @@ def test_a_failed_export_is_tried_again_later(lab: Lab) -> None:
     kept = image.read_bytes()
     image.unlink()
     with pytest.raises(Unsettled, match="2 of 3 images present"):
-        pipeline.export(lab.line, ref)
+        pipeline.export(lab.site, ref)
     assert lab.ledger(ref).setback("export") is not None
     assert lab.export() == []
     image.write_bytes(kept)
@@ -324,7 +324,7 @@ def test_images_that_change_after_they_were_complete_are_not_sent(lab: Lab) -> N
     image = announced.images / next(iter(announced.files))
     image.write_bytes(image.read_bytes()[:-1])
     with pytest.raises(Unsettled, match="changed since they were complete"):
-        pipeline.export(lab.line, ref)
+        pipeline.export(lab.site, ref)
     assert lab.state(ref) == "waiting"
     lab.clock.turn(minutes=15)
     lab.settle()
@@ -338,8 +338,8 @@ def test_staging_copies_first(lab: Lab) -> None:
     lab.settle()
     ref = Ref(announced.id, 1)
     event = lab.catalog.get(ref)
-    fence = lab.catalog.lease(ref, owner="w", ttl=lab.line.lease, now=lab.clock())
-    exports._source(lab.line, event, lab.instrument("prince"), Hold(lab.line, ref, fence))
+    fence = lab.catalog.lease(ref, owner="w", ttl=lab.site.lease, now=lab.clock())
+    _source(lab.site, event, lab.instrument("prince"), Hold(lab.site, ref, fence))
     lab.catalog.release(ref, fence=fence)
     lab.unmount("prince")
     assert results(lab.export()) == ["exported", "verified"]
@@ -353,7 +353,7 @@ def test_nothing_is_verified_that_was_not_exported(lab: Lab) -> None:
     announced = lab.acquire()
     lab.settle()
     with pytest.raises(NotFound):
-        pipeline.verify(lab.line, Ref(announced.id, 1))
+        pipeline.verify(lab.site, Ref(announced.id, 1))
 
 
 @pytest.mark.parametrize("how", ["lost", "cut", "flipped"])
@@ -367,7 +367,7 @@ def test_damage_is_found_and_mended_from_the_bench(lab: Lab, how: str) -> None:
     else:
         bad = good[:-1] if how == "cut" else good[:700] + bytes([good[700] ^ 1]) + good[701:]
         replace_object(lab, key, bad)
-    outcome = pipeline.verify(lab.line, ref, read_back=True)
+    outcome = pipeline.verify(lab.site, ref, read_back=True)
     assert outcome.result == "damaged"
     assert lab.state(ref) == ("lost" if how == "lost" else "changed")
     assert results(lab.export()) == ["exported", "verified"]
@@ -380,11 +380,11 @@ def test_looking_at_an_export_notes_nothing(lab: Lab) -> None:
     announced = lab.acquire()
     lab.settle()
     ref = Ref(announced.id, 1)
-    pipeline.export(lab.line, ref)
+    pipeline.export(lab.site, ref)
     before = lab.ledger(ref).export
-    assert pipeline.detail(lab.line, lab.ledger(ref)).manifest
+    assert pipeline.detail(lab.site, lab.ledger(ref)).manifest
     lab.store.delete(lab.ledger(ref).event.key)
-    told = pipeline.detail(lab.line, lab.ledger(ref))
+    told = pipeline.detail(lab.site, lab.ledger(ref))
     assert (told.manifest, told.manifest_error is None) == (None, False)
     assert lab.ledger(ref).export == before
 
@@ -397,13 +397,13 @@ def test_another_bucket_is_not_a_lost_export(lab: Lab, bucket: str) -> None:
     (lab.home / "other").mkdir()
     own, lab.store = lab.store, open_store((lab.home / bucket).as_uri())
     with pytest.raises(Misconfigured, match="is in bucket bucket"):
-        pipeline.verify(lab.line, ref)
-    assert results(pipeline.purge(lab.line)) == ["refused"]
+        pipeline.verify(lab.site, ref)
+    assert results(pipeline.purge(lab.site)) == ["refused"]
     (lab.home / "bucket").rename(lab.home / "away")
     lab.store = own
     with pytest.raises(NotFound):
-        pipeline.verify(lab.line, ref)
-    assert results(pipeline.purge(lab.line)) == ["failed"]
+        pipeline.verify(lab.site, ref)
+    assert results(pipeline.purge(lab.site)) == ["failed"]
     export = lab.ledger(ref).export
     assert export is not None
     assert (export.damage, export.evidence) == (None, "etag")
@@ -421,21 +421,21 @@ def test_purge_moves_aside_waits_and_removes(lab: Lab) -> None:
     """Proof, trash, grace, proof, gone; a tombstone remains, and the event file goes along."""
     announced, ref = lab.exported()
     lab.clock.turn(hours=9)
-    assert results(pipeline.purge(lab.line)) == ["trashed"]
+    assert results(pipeline.purge(lab.site)) == ["trashed"]
     assert not announced.images.exists()
     assert not announced.path.exists()
     assert everything(lab.bench / "prince" / ".plateway-trash")
     lab.clock.turn(minutes=30)
-    assert results(pipeline.purge(lab.line)) == ["trashed"]
+    assert results(pipeline.purge(lab.site)) == ["trashed"]
     lab.clock.turn(minutes=31)
-    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert results(pipeline.purge(lab.site)) == ["gone"]
     assert everything(lab.bench / "prince") == set()
     tombstone = lab.ledger(ref).purge("raw")
     assert tombstone is not None
     assert tombstone.gone_at == lab.clock()
     assert tombstone.proof["files"] == len(announced.files)
     assert lab.state(ref) == "purged"
-    assert pipeline.purge(lab.line) == []
+    assert pipeline.purge(lab.site) == []
 
 
 def test_a_dry_run_moves_nothing(lab: Lab) -> None:
@@ -443,7 +443,7 @@ def test_a_dry_run_moves_nothing(lab: Lab) -> None:
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
     before = everything(lab.bench)
-    assert results(pipeline.purge(lab.line, dry_run=True)) == ["would go"]
+    assert results(pipeline.purge(lab.site, dry_run=True)) == ["would go"]
     assert everything(lab.bench) == before
     assert lab.ledger(ref).purges == ()
 
@@ -453,7 +453,7 @@ def test_purge_without_permission_does_nothing(lab: Lab) -> None:
     lab.exported()
     lab.clock.turn(days=99)
     with_policy(lab, purge=False)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.reasons == ("prince is not among the systems to purge",)
 
 
@@ -468,7 +468,7 @@ def test_purge_refuses_when_the_copy_is_not_the_verified_one(lab: Lab, damage: s
     else:
         replace_object(lab, key, good[:-512] if damage == "cut" else bytes([good[0] ^ 1]) + good[1:])
     lab.clock.turn(hours=9)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.result == "damaged"
     assert key in outcome.reasons[0]
     assert {name: hashlib.sha256((announced.images / name).read_bytes()).hexdigest() for name in announced.files} == (
@@ -487,7 +487,7 @@ def test_purge_refuses_when_an_image_changed(lab: Lab) -> None:
     image.write_bytes(data)
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     lab.clock.turn(hours=9)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.reasons == (f"{image.relative_to(announced.images)} has another SHA-256 than the copy",)
     assert image.exists()
 
@@ -497,7 +497,7 @@ def test_purge_refuses_when_there_is_more_than_the_copy_holds(lab: Lab) -> None:
     announced, _ = lab.exported()
     (announced.images / "note.txt").write_text("do not lose me")
     lab.clock.turn(hours=9)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.reasons == ("note.txt is not in the copy",)
 
 
@@ -507,7 +507,7 @@ def test_purge_refuses_when_there_is_less(lab: Lab) -> None:
     name = next(iter(announced.files))
     (announced.images / name).unlink()
     lab.clock.turn(hours=9)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.reasons == (f"{name} is missing here",)
 
 
@@ -516,51 +516,51 @@ def test_an_empty_bench_proves_nothing(lab: Lab) -> None:
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
     lab.unmount("prince")
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.result == "stopped"
     assert lab.ledger(ref).purges == ()
     lab.mount("prince")
-    assert "trashed" in results(pipeline.purge(lab.line))
+    assert "trashed" in results(pipeline.purge(lab.site))
 
 
 def test_a_mount_that_drops_during_the_grace_proves_nothing(lab: Lab) -> None:
     """Without the trash in sight nothing is noted as gone, nor as restored."""
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     lab.unmount("prince")
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["later"]
+    assert results(pipeline.purge(lab.site)) == ["later"]
     assert lab.state(ref) == "purged" or lab.ledger(ref).purge("raw").gone_at is None  # type: ignore[union-attr]
     lab.mount("prince")
-    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert results(pipeline.purge(lab.site)) == ["gone"]
 
 
 def test_what_is_in_the_trash_comes_back_when_the_copy_is_damaged(lab: Lab) -> None:
     """The second proof fails: images and event file return, and the event is sent again."""
     announced, ref = lab.exported()
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     lab.store.delete(lab.ledger(ref).event.key)
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["damaged"]
+    assert results(pipeline.purge(lab.site)) == ["damaged"]
     assert announced.path.exists()
     assert {name for name in announced.files if (announced.images / name).exists()} == set(announced.files)
     assert results(lab.export()) == ["exported", "verified"]
     lab.clock.turn(hours=9)
-    assert "trashed" in results(pipeline.purge(lab.line))
+    assert "trashed" in results(pipeline.purge(lab.site))
 
 
 def test_changes_in_the_trash_stop_the_removal(lab: Lab) -> None:
     """A program that still writes through an open handle is noticed before anything is removed."""
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     image = next((lab.bench / "prince" / TRASH).rglob("*.tif"))
     with image.open("ab") as still_open:
         still_open.write(b"late pixels")
     lab.clock.turn(hours=2)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.result == "restored"
     assert lab.state(ref) != "purged"
 
@@ -573,10 +573,10 @@ def test_a_purge_that_takes_too_much_stops_and_asks(lab: Lab) -> None:
     lab.settle()
     lab.export()
     lab.clock.turn(hours=9)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.result == "stopped"
     assert "12 of 12 events would go" in outcome.reasons[0]
-    assert results(pipeline.purge(lab.line, fraction=1.0)).count("trashed") == 12
+    assert results(pipeline.purge(lab.site, fraction=1.0)).count("trashed") == 12
 
 
 def test_an_image_directory_shared_with_an_unsafe_event_stays(lab: Lab) -> None:
@@ -585,9 +585,9 @@ def test_an_image_directory_shared_with_an_unsafe_event_stays(lab: Lab) -> None:
     said = json.loads(announced.path.read_text())
     said["timestep_id"] = "00000000-0000-4000-8000-000000000001"
     announced.path.with_name("2.json").write_text(json.dumps(said))
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     lab.clock.turn(hours=9)
-    results_ = pipeline.purge(lab.line)
+    results_ = pipeline.purge(lab.site)
     assert results(results_) == ["refused", "refused"]
     assert announced.images.exists()
 
@@ -602,7 +602,7 @@ def test_two_events_on_the_same_images_are_both_purged(lab: Lab) -> None:
     assert results(lab.export()) == ["exported", "verified"]
     for _ in range(3):
         lab.clock.turn(hours=9)
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     states = {ledger.ref: ledger.state(lab.clock()).name for ledger in lab.catalog.ledgers()}
     assert len(states) == 2
     assert set(states.values()) == {"purged"}
@@ -616,7 +616,7 @@ def test_images_that_vanished_leave_no_tombstone(lab: Lab) -> None:
     lab.acquire()
     shutil.rmtree(announced.images)
     lab.clock.turn(hours=9)
-    reasons = {reason for one in pipeline.purge(lab.line) if one.ref == ref for reason in one.reasons}
+    reasons = {reason for one in pipeline.purge(lab.site) if one.ref == ref for reason in one.reasons}
     assert reasons == {"the images are not on the bench, and no purge of ours took them"}
     assert lab.ledger(ref).purges == ()
 
@@ -633,15 +633,15 @@ def test_two_workers_never_spoil_each_others_staging_copy(lab: Lab, monkeypatch:
         if not copied:
             copied.append(named["turn"])
             lab.clock.turn(minutes=11)
-            assert pipeline.export(replace(lab.line, owner="successor"), ref).result == "exported"
+            assert pipeline.export(replace(lab.site, owner="successor"), ref).result == "exported"
         copy(*args, **named)
 
     monkeypatch.setattr(folder, "copy", overtaken)
-    assert pipeline.export(lab.line, ref).result == "busy"
+    assert pipeline.export(lab.site, ref).result == "busy"
     staged = lab.home / "staging" / "prince" / str(ref)
     digests = {name: hashlib.sha256((staged / name).read_bytes()).hexdigest() for name in announced.files}
     assert digests == announced.files
-    assert pipeline.verify(lab.line, ref).result == "verified"
+    assert pipeline.verify(lab.site, ref).result == "verified"
 
 
 def test_staging_copies_go_after_their_lifespan(lab: Lab) -> None:
@@ -652,9 +652,9 @@ def test_staging_copies_go_after_their_lifespan(lab: Lab) -> None:
     copy = lab.home / "staging" / "prince" / str(announced.id)
     assert everything(copy) == set(announced.files)
     lab.clock.turn(hours=3)
-    assert "trashed" in results(pipeline.purge(lab.line))
+    assert "trashed" in results(pipeline.purge(lab.site))
     lab.clock.turn(hours=3)
-    assert "gone" in results(pipeline.purge(lab.line))
+    assert "gone" in results(pipeline.purge(lab.site))
     assert everything(lab.home / "staging") == set()
     assert everything(announced.images)
 
@@ -662,4 +662,4 @@ def test_staging_copies_go_after_their_lifespan(lab: Lab) -> None:
 def test_stale_uploads_of_ours_are_aborted(lab: Lab) -> None:
     """A sweep with nothing open does nothing."""
     lab.exported()
-    assert pipeline.sweep(lab.line) == []
+    assert pipeline.sweep(lab.site) == []

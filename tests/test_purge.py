@@ -100,7 +100,7 @@ def due(lab: Lab, system: str = "prince") -> tuple[Announced, Ref]:
 def trashed(lab: Lab) -> tuple[Announced, Ref, Path]:
     """Move an event to the trash, and let the grace pass."""
     announced, ref = due(lab)
-    assert results(pipeline.purge(lab.line)) == ["trashed"]
+    assert results(pipeline.purge(lab.site)) == ["trashed"]
     lab.clock.turn(hours=2)
     return announced, ref, lab.bench / announced.system / TRASH / str(ref) / "images"
 
@@ -113,7 +113,7 @@ def on_tape(lab: Lab, count: int = 1, *, policy: Policy = EXPIRING) -> list[Ref]
         refs.append(lab.exported("aretha")[1])
         lab.clock.turn(days=1)
     for act in (pipeline.archive, pipeline.purge):
-        act(lab.line)
+        act(lab.site)
     return refs
 
 
@@ -161,7 +161,7 @@ def first(directory: Path) -> Path:
 def eager(lab: Lab, act: Callable[[], object], *, at: int = 1) -> Site:
     """Return a line whose lease is renewed with every chunk that is read, and acts at the nth time."""
     catalog: Any = Acting(lab.catalog, "renew", act, at=at)
-    return replace(lab.line, catalog=catalog, lease=timedelta(microseconds=1))
+    return replace(lab.site, catalog=catalog, lease=timedelta(microseconds=1))
 
 
 # --------------------------------------------------------------------------------------- images that change meanwhile
@@ -210,7 +210,7 @@ def test_a_writer_that_never_rests_keeps_its_images(lab: Lab) -> None:
     thread.start()
     try:
         for _ in range(4):
-            pipeline.purge(lab.line)
+            pipeline.purge(lab.site)
             lab.clock.turn(hours=2)
     finally:
         stop.set()
@@ -248,7 +248,7 @@ def test_nothing_goes_that_was_touched_in_the_trash(lab: Lab, tmp_path: Path, ho
         case "linked":
             os.link(image, tmp_path / "second-name.tif")
     left = digests(trash)
-    assert results(pipeline.purge(lab.line)) == ["restored"]
+    assert results(pipeline.purge(lab.site)) == ["restored"]
     assert digests(announced.images) == left
     assert announced.path.exists()
     assert not gone(lab, ref)
@@ -292,12 +292,12 @@ def test_nothing_goes_that_changes_between_hash_and_removal(lab: Lab, how: str) 
 
     catalog: Any = Acting(lab.catalog, "note_removing", change, after=True)
     count = len(digests(trash))
-    assert results(pipeline.purge(replace(lab.line, catalog=catalog))) == ["refused"]
+    assert results(pipeline.purge(replace(lab.site, catalog=catalog))) == ["refused"]
     left = digests(trash)
     assert len(left) == count and not gone(lab, ref)
     lab.clock.turn(hours=2)
     if how != "other inode":  # the same bytes are proven the next time, and go
-        assert "gone" not in results(pipeline.purge(lab.line))
+        assert "gone" not in results(pipeline.purge(lab.site))
         assert digests(trash) == left
 
 
@@ -314,16 +314,16 @@ def test_an_interrupted_removal_goes_on_with_what_was_proven(lab: Lab) -> None:
 
     catalog: Any = Acting(lab.catalog, "note_removing", cut, after=True)
     with pytest.raises(Cut):
-        pipeline.purge(replace(lab.line, catalog=catalog))
+        pipeline.purge(replace(lab.site, catalog=catalog))
     image = first(trash)
     kept = image.read_bytes()
     lab.clock.turn(hours=2)
     other = rewrite(image)
-    assert "gone" not in results(pipeline.purge(lab.line))
+    assert "gone" not in results(pipeline.purge(lab.site))
     assert image.read_bytes() == other
     rewrite(image, kept)
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert results(pipeline.purge(lab.site)) == ["gone"]
     assert gone(lab, ref) and not trash.exists()
 
 
@@ -331,7 +331,7 @@ def test_the_event_file_goes_with_its_images_only(lab: Lab) -> None:
     """What else lies in the trash beside the images keeps all of it."""
     _, ref, trash = trashed(lab)
     (trash.parent / "note.txt").write_text("whose?")
-    assert "gone" not in results(pipeline.purge(lab.line))
+    assert "gone" not in results(pipeline.purge(lab.site))
     assert (trash.parent / "note.txt").exists() and (trash.parent / EVENT_FILE).exists()
     assert not gone(lab, ref)
 
@@ -374,7 +374,7 @@ def test_rot_on_the_disk_of_the_s3_server_keeps_the_images(tmp_path: Path, when:
         image = first(announced.images).read_bytes()
         lab.clock.turn(hours=9)
         if when == "in the trash":
-            assert results(pipeline.purge(lab.line)) == ["trashed", "trashed"]
+            assert results(pipeline.purge(lab.site)) == ["trashed", "trashed"]
         flip_on_disk(tmp_path / "s3", image)
         export = lab.ledger(ref).export
         assert export is not None
@@ -382,7 +382,7 @@ def test_rot_on_the_disk_of_the_s3_server_keeps_the_images(tmp_path: Path, when:
         assert found is not None and (found.size, found.etag) == (export.size, export.seen_etag)
         outcomes: list[Outcome] = []
         for _ in range(3):
-            outcomes += pipeline.purge(lab.line)
+            outcomes += pipeline.purge(lab.site)
             lab.clock.turn(hours=2)
         mine = [one.result for one in outcomes if one.ref == ref]
         assert "damaged" in mine and "gone" not in mine
@@ -403,8 +403,8 @@ def tell(lab: Lab, ref: Ref, *, exact: bool) -> None:
     facts = (export.size, export.sha256, 0) if exact else ()
     entry = Entry("nowhere.tar", f"{export.bucket}/{export.key}", f"./{Path(export.key).name}", *facts)
     content = dump("1", lab.clock().date(), entries=[entry])
-    assert pipeline.receive(lab.line, content, door="inbox", name="1.json").result == "received"
-    assert "archived" in results(pipeline.settle(lab.line))
+    assert pipeline.receive(lab.site, content, door="inbox", name="1.json").result == "received"
+    assert "archived" in results(pipeline.settle(lab.site))
 
 
 @pytest.mark.parametrize("reachable", [True, False])
@@ -416,8 +416,8 @@ def test_a_bucket_copy_never_goes_on_a_manifest(lab: Lab, exact: bool, reachable
     lab.archive = lab.archive if reachable else None
     tell(lab, ref, exact=exact)
     for _ in range(4):
-        pipeline.purge(lab.line)
-        assert "expired" not in results(pipeline.expire(lab.line))
+        pipeline.purge(lab.site)
+        assert "expired" not in results(pipeline.expire(lab.site))
         lab.clock.turn(days=2)
     assert not announced.images.exists()
     assert lab.store.stat(lab.ledger(ref).event.key) is not None
@@ -431,22 +431,22 @@ def test_raw_images_that_need_tape_never_go_on_a_manifest(lab: Lab, exact: bool,
     with_policy(lab, requires="bucket+archive", grace=timedelta(0))
     lab.exported("aretha")
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)  # so that the archive is known
+    pipeline.archive(lab.site)  # so that the archive is known
     announced, ref = due(lab)
     archive, lab.archive = lab.archive, lab.archive if reachable else None
     tell(lab, ref, exact=exact)
     for _ in range(3):
-        assert "gone" not in results(pipeline.purge(lab.line, systems=["prince"]))
+        assert "gone" not in results(pipeline.purge(lab.site, systems=["prince"]))
         lab.clock.turn(days=1)
     assert not gone(lab, ref)
     assert whole(announced) or any((lab.bench / "prince" / TRASH).rglob("*.tif"))
     if exact:  # a tar that only a manifest knows keeps the images, until somebody looks into it
         return
     lab.archive = archive
-    pipeline.read_archive(lab.line, budget=1 << 30)
-    pipeline.archive(lab.line)
+    pipeline.read_archive(lab.site, budget=1 << 30)
+    pipeline.archive(lab.site)
     for _ in range(3):
-        pipeline.purge(lab.line, systems=["prince"])
+        pipeline.purge(lab.site, systems=["prince"])
         lab.clock.turn(days=1)
     assert gone(lab, ref)
     assert lab.ledger(ref).archives[0].read_at is not None
@@ -465,11 +465,11 @@ def test_an_archive_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab
         tape.mkdir()
     _, late = lab.exported("aretha")
     lab.clock.turn(days=1)
-    outcomes = pipeline.archive(lab.line) if left == "empty" else []
+    outcomes = pipeline.archive(lab.site) if left == "empty" else []
     assert not {"written", "archived"} & set(results(outcomes))
     assert left != "empty" or not list(tape.iterdir())
     for _ in range(3):
-        assert "expired" not in results(pipeline.expire(lab.line))
+        assert "expired" not in results(pipeline.expire(lab.site))
         lab.clock.turn(hours=2)
     for ref in (early, late):
         assert lab.store.stat(lab.ledger(ref).event.key) is not None
@@ -478,10 +478,10 @@ def test_an_archive_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab
         tape.rmdir()
     (lab.home / "away").rename(tape)
     for act in (pipeline.archive, pipeline.purge, pipeline.expire, pipeline.expire):
-        act(lab.line)
+        act(lab.site)
         lab.clock.turn(hours=9)
     assert gone(lab, early, "bucket")
-    assert pipeline.restore(lab.line, early, to=lab.home / "out").result == "restored"
+    assert pipeline.restore(lab.site, early, to=lab.home / "out").result == "restored"
 
 
 def test_a_bucket_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab) -> None:
@@ -493,18 +493,18 @@ def test_a_bucket_that_is_not_mounted_is_neither_written_nor_believed(lab: Lab) 
     late = lab.acquire()
     lab.settle()
     assert results(lab.export()) == ["later"]
-    assert results(pipeline.purge(lab.line)) != ["gone"]
+    assert results(pipeline.purge(lab.site)) != ["gone"]
     with pytest.raises(Transient):
-        pipeline.verify(lab.line, ref, read_back=True)
-    assert pipeline.reconcile(lab.line, repair=True).stopped
+        pipeline.verify(lab.site, ref, read_back=True)
+    assert pipeline.reconcile(lab.site, repair=True).stopped
     assert not list(bucket.iterdir())
     assert whole(announced) and whole(late)
     assert lab.state(ref) == "exported"
     bucket.rmdir()
     (lab.home / "away").rename(bucket)
-    assert "trashed" in results(pipeline.purge(lab.line))
+    assert "trashed" in results(pipeline.purge(lab.site))
     lab.clock.turn(hours=2)
-    assert "gone" in results(pipeline.purge(lab.line))
+    assert "gone" in results(pipeline.purge(lab.site))
     assert gone(lab, ref)
 
 
@@ -513,9 +513,9 @@ def test_a_place_with_a_damaged_marker_waits_to_be_adopted(lab: Lab, content: by
     """A4: it is not known whose it is, so nothing goes; an operator takes it over, and all goes on."""
     announced, ref, _ = trashed(lab)
     (lab.bench / "prince" / "events" / MARKER_FILE).write_bytes(content)
-    assert not {"gone", "restored"} & set(results(pipeline.purge(lab.line)))
-    adopt_place(lab.line, "bench/prince")
-    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert not {"gone", "restored"} & set(results(pipeline.purge(lab.site)))
+    adopt_place(lab.site, "bench/prince")
+    assert results(pipeline.purge(lab.site)) == ["gone"]
     assert gone(lab, ref) and not announced.images.exists()
 
 
@@ -524,7 +524,7 @@ def test_harm_to_only_copies_is_found_for_ever(lab: Lab, found: str) -> None:
     """A5: after expiry one tar is deleted and one has a flipped bit; 30 days later both are reported, as states."""
     lost, changed, sound = on_tape(lab, 3)
     for _ in range(2):
-        pipeline.expire(lab.line)
+        pipeline.expire(lab.site)
         lab.clock.turn(hours=2)
     assert all(gone(lab, ref, "bucket") and gone(lab, ref) for ref in (lost, changed, sound))
     tape = lab.home / "tape"
@@ -535,20 +535,20 @@ def test_harm_to_only_copies_is_found_for_ever(lab: Lab, found: str) -> None:
     path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     lab.clock.turn(days=30)
     if found == "reconcile":
-        told = {one.ref for one in pipeline.reconcile(lab.line).findings if one.kind is Kind.ONLY_COPY}
+        told = {one.ref for one in pipeline.reconcile(lab.site).findings if one.kind is Kind.ONLY_COPY}
         assert told == {lost}
         assert lab.state(lost) == "lost"
         lab.clock.turn(days=2)  # what is damaged is read again once a day
-    damaged = {one.ref for one in pipeline.read_archive(lab.line, budget=1 << 30) if one.result == "damaged"}
+    damaged = {one.ref for one in pipeline.read_archive(lab.site, budget=1 << 30) if one.result == "damaged"}
     assert damaged == {lost, changed}
     assert (lab.state(lost), lab.state(changed), lab.state(sound)) == ("lost", "changed", "purged")
-    told = {one.ref for one in pipeline.reconcile(lab.line).findings if one.kind is Kind.ONLY_COPY}
+    told = {one.ref for one in pipeline.reconcile(lab.site).findings if one.kind is Kind.ONLY_COPY}
     assert told == {lost, changed}
     with pytest.raises(Damaged):
-        pipeline.restore(lab.line, changed, to=lab.home / "out")
+        pipeline.restore(lab.site, changed, to=lab.home / "out")
     path.write_bytes(data)
     lab.clock.turn(days=2)
-    pipeline.read_archive(lab.line, budget=1 << 30)
+    pipeline.read_archive(lab.site, budget=1 << 30)
     assert (lab.state(lost), lab.state(changed)) == ("lost", "purged")
 
 
@@ -558,7 +558,7 @@ def test_raw_images_never_go_against_memory(tmp_path: Path) -> None:
     with_policy(lab, grace=timedelta(0))
     announced, ref = due(lab)
     for _ in range(3):
-        assert "gone" not in results(pipeline.purge(lab.line))
+        assert "gone" not in results(pipeline.purge(lab.site))
         lab.clock.turn(hours=9)
     assert not gone(lab, ref)
     assert whole(announced)
@@ -570,7 +570,7 @@ def test_bucket_copies_never_go_against_an_archive_in_memory(lab: Lab) -> None:
     lab.archive = open_archive("memory://tape-of-test-purge")
     (ref,) = on_tape(lab)
     for _ in range(3):
-        assert "expired" not in results(pipeline.expire(lab.line))
+        assert "expired" not in results(pipeline.expire(lab.site))
         lab.clock.turn(hours=9)
     assert not gone(lab, ref, "bucket")
     assert lab.store.stat(lab.ledger(ref).event.key) is not None
@@ -586,10 +586,10 @@ def test_a_rule_of_the_bucket_that_deletes_keeps_the_images(
     announced, ref = due(lab)
     if taped:
         lab.clock.turn(days=1)
-        pipeline.archive(lab.line)
+        pipeline.archive(lab.site)
     rule = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "raw/"}, "Expiration": {"Days": 1}}
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
-    outcomes = pipeline.purge(lab.line)
+    outcomes = pipeline.purge(lab.site)
     if taped:
         assert "gone" in results(outcomes)
     else:
@@ -597,7 +597,7 @@ def test_a_rule_of_the_bucket_that_deletes_keeps_the_images(
         assert whole(announced)
         client.delete_bucket_lifecycle(Bucket=bucket)
         lab.clock.turn(hours=9)
-        assert "gone" in results(pipeline.purge(lab.line))
+        assert "gone" in results(pipeline.purge(lab.site))
     assert not announced.images.exists()
     lab.catalog.close()
 
@@ -634,35 +634,35 @@ def test_what_another_site_sent_is_neither_adopted_nor_expired(lab: Lab) -> None
     key = other.ledger(theirs).event.key
     with_policy(lab, purge=False, grace=timedelta(0), bucket_lifespan=timedelta(0))
     for _ in range(3):
-        found = pipeline.reconcile(lab.line, repair=True)
+        found = pipeline.reconcile(lab.site, repair=True)
         assert {one.kind for one in found.findings if one.key == key} == {Kind.FOREIGN}
         lab.clock.turn(days=2)
         for act in (pipeline.archive, pipeline.expire, pipeline.expire):
-            act(lab.line)
+            act(lab.site)
     assert len(lab.catalog.ledgers()) == 1
-    assert pipeline.verify(other.line, theirs, read_back=True).result == "verified"
+    assert pipeline.verify(other.site, theirs, read_back=True).result == "verified"
     other.catalog.close()
 
 
 def test_a_second_catalogue_does_not_purge_the_same_bench(lab: Lab) -> None:
     """A12: it registers and exports; the bench goes by the site whose marker it carries, or after it was adopted."""
     announced, ref = due(lab)
-    pipeline.purge(lab.line, dry_run=True)  # the bench carries the site's marker from now on
+    pipeline.purge(lab.site, dry_run=True)  # the bench carries the site's marker from now on
     other = neighbour(lab, same_bench=True)
     with_policy(other, grace=timedelta(0))
     other.settle()
     other.export()
     lab.clock.turn(hours=9)
     for _ in range(2):
-        assert not {"trashed", "gone"} & set(results(pipeline.purge(other.line)))
+        assert not {"trashed", "gone"} & set(results(pipeline.purge(other.site)))
         assert whole(announced)
         lab.clock.turn(hours=2)
     for name in ("bench", "bench/prince", "trash/prince"):
-        adopt_place(other.line, name)
-    assert not {"trashed", "gone"} & set(results(pipeline.purge(lab.line)))  # now it is no longer the first one's
+        adopt_place(other.site, name)
+    assert not {"trashed", "gone"} & set(results(pipeline.purge(lab.site)))  # now it is no longer the first one's
     assert whole(announced)
     assert not gone(lab, ref)
-    assert "gone" in results(pipeline.purge(other.line))
+    assert "gone" in results(pipeline.purge(other.site))
     other.catalog.close()
 
 
@@ -680,17 +680,17 @@ def test_a_proof_that_outlives_its_lease_is_refused(lab: Lab, step: str) -> None
 
     def meanwhile() -> None:
         lab.clock.turn(minutes=11)
-        second.extend(pipeline.purge(replace(lab.line, owner="second")))
+        second.extend(pipeline.purge(replace(lab.site, owner="second")))
 
     store: Any = Acting(lab.store, "open", meanwhile, at=2)  # the first is that of the marker
-    first_ = pipeline.purge(replace(lab.line, store=store))
+    first_ = pipeline.purge(replace(lab.site, store=store))
     assert second
     told = results(first_) + results(second)
     assert told.count(Result.GONE) + told.count(Result.TRASHED) <= 1 + ("later" not in told)
     assert whole(announced) or (lab.bench / "prince" / TRASH / str(ref) / "images").exists() or gone(lab, ref)
     lab.clock.turn(hours=2)
     for _ in range(2):
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
         lab.clock.turn(hours=2)
     assert gone(lab, ref)
     assert not announced.images.exists()
@@ -707,12 +707,12 @@ def test_a_proof_renews_its_lease_while_it_reads(lab: Lab, step: str) -> None:
     second: list[Outcome] = []
 
     def meanwhile() -> None:
-        second.extend(pipeline.purge(replace(lab.line, owner="second")))
+        second.extend(pipeline.purge(replace(lab.site, owner="second")))
 
     catalog: Any = Acting(lab.catalog, "renew", meanwhile, at=2, after=True)
-    line = replace(lab.line, catalog=catalog, lease=timedelta(microseconds=1))
+    site = replace(lab.site, catalog=catalog, lease=timedelta(microseconds=1))
     expected = Result.TRASHED if step == "begin" else Result.GONE
-    assert expected in results(pipeline.purge(line))
+    assert expected in results(pipeline.purge(site))
     assert second and not {"trashed", "gone", "restored"} & set(results(second))
     assert len(lab.ledger(ref).purges) == 1
 
@@ -725,7 +725,7 @@ def test_a_policy_that_became_stricter_counts_at_the_removal(lab: Lab, stricter:
     """A16: moved aside under one policy, judged under today's: the images come back, whole."""
     announced, ref, _ = trashed(lab)
     with_policy(lab, **stricter)
-    assert "restored" in results(pipeline.purge(lab.line))
+    assert "restored" in results(pipeline.purge(lab.site))
     assert whole(announced)
     assert not gone(lab, ref)
 
@@ -734,7 +734,7 @@ def test_a_longer_grace_counts_at_the_removal(lab: Lab) -> None:
     """A16: they stay where they are, until it is over."""
     _, ref, trash = trashed(lab)
     with_policy(lab, grace=timedelta(days=3))
-    assert results(pipeline.purge(lab.line)) == ["trashed"]
+    assert results(pipeline.purge(lab.site)) == ["trashed"]
     assert trash.exists() and not gone(lab, ref)
 
 
@@ -753,20 +753,20 @@ def test_a_swapped_disk_leaves_no_tombstone(lab: Lab, marked: bool) -> None:
         told = (away / "events" / ".plateway-place").read_bytes()
         (disk / "events" / ".plateway-place").write_bytes(told.replace(told[70:78], b"00000000"))
     lab.acquire()
-    assert not {"gone", "restored"} & set(results(pipeline.purge(lab.line)))
+    assert not {"gone", "restored"} & set(results(pipeline.purge(lab.site)))
     purge = lab.ledger(ref).purge("raw")
     assert purge is not None and purge.gone_at is None
     shutil.rmtree(disk)
     away.rename(disk)
     assert trash.exists()
-    assert "gone" in results(pipeline.purge(lab.line))
+    assert "gone" in results(pipeline.purge(lab.site))
 
 
 def test_images_that_went_from_the_trash_leave_no_tombstone(lab: Lab) -> None:
     """A17: somebody emptied the trash: that is damage, and no removal of ours."""
     _, ref, trash = trashed(lab)
     shutil.rmtree(trash.parent)
-    outcomes = pipeline.purge(lab.line)
+    outcomes = pipeline.purge(lab.site)
     assert results(outcomes) == ["damaged"]
     assert not gone(lab, ref)
 
@@ -776,15 +776,15 @@ def test_an_old_catalogue_leaves_no_tombstone_for_what_is_there(lab: Lab, stage:
     """A17: it knows less than the disk shows; no image goes, and none is said to be gone that is there."""
     announced, ref = due(lab)
     if stage == "trashed":
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     old = lab.home / "old.db"
     lab.catalog.close()
     shutil.copy(lab.home / "catalogue.db", old)
     lab.catalog = Catalog(f"sqlite:///{lab.home / 'catalogue.db'}", clock=lab.clock)
     if stage == "trashed":
-        pipeline.restore(lab.line, ref, to_bench=True)
+        pipeline.restore(lab.site, ref, to_bench=True)
     else:
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
     before = digests(lab.bench)
     lab.catalog.close()
     for path in lab.home.glob("catalogue.db-*"):
@@ -792,26 +792,26 @@ def test_an_old_catalogue_leaves_no_tombstone_for_what_is_there(lab: Lab, stage:
     shutil.copy(old, lab.home / "catalogue.db")
     lab.catalog = Catalog(f"sqlite:///{lab.home / 'catalogue.db'}", clock=lab.clock)
     lab.clock.turn(hours=2)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     assert not gone(lab, ref)
     tiffs = {sha256 for name, sha256 in digests(lab.bench).items() if name.endswith(".tif")}
     assert tiffs == {sha256 for name, sha256 in before.items() if name.endswith(".tif")}
-    pipeline.reconcile(lab.line, repair=True)
+    pipeline.reconcile(lab.site, repair=True)
     assert whole(announced)
 
 
 def test_what_a_cut_off_restore_left_is_found_and_cleared(lab: Lab) -> None:
     """A17: a ``.back`` directory is a finding, and restoring again clears it."""
     announced, ref, _ = trashed(lab)
-    assert results(pipeline.purge(lab.line)) == ["gone"]
+    assert results(pipeline.purge(lab.site)) == ["gone"]
     back = lab.bench / "prince" / TRASH / f"{ref}.back"
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored"
     image = first(announced.images)
     kept = back / "images" / image.relative_to(announced.images)
     kept.parent.mkdir(parents=True)
     shutil.copy(image, kept)
-    found = pipeline.reconcile(lab.line)
+    found = pipeline.reconcile(lab.site)
     assert [one.key for one in found.findings if one.kind is Kind.TRASH] == [back.name]
-    pipeline.restore(lab.line, ref, to_bench=True)
+    pipeline.restore(lab.site, ref, to_bench=True)
     assert not back.exists()
     assert whole(announced)

@@ -100,7 +100,7 @@ def asked(haven: Haven) -> Iterator[Callable[[], set[str]]]:
     before = len(haven.book.log)
 
     def methods() -> set[str]:
-        return {message.line.split()[0] for message in haven.book.log[before:]}
+        return {message.start.split()[0] for message in haven.book.log[before:]}
 
     yield methods
     assert methods() <= {"GET", "HEAD"}

@@ -72,7 +72,7 @@ def populate(lab: Lab) -> None:
     lab.export()
     image = changed.images / min(changed.files)
     image.write_bytes(b"changed " + image.read_bytes())
-    assert pipeline.export(lab.line, Ref(changed.id, 1), force=True).result == "conflict"
+    assert pipeline.export(lab.site, Ref(changed.id, 1), force=True).result == "conflict"
     lab.settle()
     assert {one.result for one in lab.export()} == {"exported", "verified"}
 
@@ -116,7 +116,7 @@ def wipe(lab: Lab, url: str | None = None) -> None:
 
 def rebuilt(lab: Lab) -> Rebuilt:
     wipe(lab)
-    return pipeline.rebuild(lab.line)
+    return pipeline.rebuild(lab.site)
 
 
 def gaps(told: Rebuilt) -> set[str]:
@@ -158,7 +158,7 @@ def test_a_lost_sqlite_is_rebuilt_as_postgresql(lab: Lab, postgres_url: str) -> 
     populate(lab)
     before = facts(lab)
     wipe(lab, postgres_url)
-    assert pipeline.rebuild(lab.line).events == 7
+    assert pipeline.rebuild(lab.site).events == 7
     assert facts(lab) == before
 
 
@@ -170,15 +170,15 @@ def test_after_a_rebuild_discover_registers_nothing_twice_and_purge_works(lab: L
     found = lab.settle()
     assert (found.new, found.sealed, found.quarantined, found.waiting) == ((), (), (), 0)
     assert facts(lab) == before
-    assert pipeline.due(lab.line, "export") == []
+    assert pipeline.due(lab.site, "export") == []
     lab.clock.turn(hours=9)
-    results: list[str] = [one.result for one in pipeline.purge(lab.line, fraction=1.0)]
+    results: list[str] = [one.result for one in pipeline.purge(lab.site, fraction=1.0)]
     assert results.count("trashed") >= 4
     lab.clock.turn(hours=2)
     lab.acquire("prince")
     lab.acquire("aretha")
     lab.settle()
-    assert "gone" in {one.result for one in pipeline.purge(lab.line, fraction=1.0)}
+    assert "gone" in {one.result for one in pipeline.purge(lab.site, fraction=1.0)}
 
 
 def test_a_new_event_after_a_rebuild_gets_a_key_of_its_own(lab: Lab) -> None:
@@ -223,12 +223,12 @@ def test_a_purged_event_is_rebuilt_and_comes_back_to_the_bench(lab: Lab) -> None
     lab.export()
     rebuilt(lab)
     assert lab.settle().new == ()
-    assert pipeline.restore(lab.line, ref, to_bench=True).result == "restored"
+    assert pipeline.restore(lab.site, ref, to_bench=True).result == "restored"
     for name, sha256 in announced.files.items():
         assert hashlib.sha256((announced.images / name).read_bytes()).hexdigest() == sha256
     assert lab.settle().new == ()
     lab.clock.turn(hours=9)
-    assert "trashed" in {one.result for one in pipeline.purge(lab.line, fraction=1.0)}
+    assert "trashed" in {one.result for one in pipeline.purge(lab.site, fraction=1.0)}
 
 
 # ------------------------------------------------------------------------------------------------------- again, cut off
@@ -240,12 +240,12 @@ def test_a_catalogue_with_anything_else_is_refused(lab: Lab) -> None:
     lab.acquire("aretha")
     lab.settle()
     with pytest.raises(Refused, match="is not exported"):
-        pipeline.rebuild(lab.line)
+        pipeline.rebuild(lab.site)
     lab.export()
-    assert pipeline.rebuild(lab.line).known == 2
+    assert pipeline.rebuild(lab.site).known == 2
     lab.store.delete(lab.ledger(ref).event.key)
     with pytest.raises(Refused, match="is not there"):
-        pipeline.rebuild(lab.line)
+        pipeline.rebuild(lab.site)
 
 
 def test_a_second_rebuild_changes_nothing(lab: Lab) -> None:
@@ -253,7 +253,7 @@ def test_a_second_rebuild_changes_nothing(lab: Lab) -> None:
     populate(lab)
     rebuilt(lab)
     before, read = [one.model_dump() for ledger in lab.catalog.ledgers() for one in _rows(ledger)], list[int]()
-    told = pipeline.rebuild(lab.line, beat=read.append)
+    told = pipeline.rebuild(lab.site, beat=read.append)
     assert (told.events, told.known, told.refused, read) == (0, 7, (), [])
     assert [one.model_dump() for ledger in lab.catalog.ledgers() for one in _rows(ledger)] == before
 
@@ -277,13 +277,13 @@ def test_a_rebuild_that_is_killed_goes_on(lab: Lab) -> None:
     for at in itertools.count():
         pid = os.fork()
         if pid == 0:
-            pipeline.rebuild(lab.line, workers=1, beat=mortal(at))
+            pipeline.rebuild(lab.site, workers=1, beat=mortal(at))
             os._exit(0)
         if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
             break
         assert at < 20
     assert at >= 1
-    assert pipeline.rebuild(lab.line).known == 7
+    assert pipeline.rebuild(lab.site).known == 7
     assert facts(lab) == before
 
 
@@ -318,7 +318,7 @@ def test_older_objects_without_a_bench_say_what_they_can(lab: Lab) -> None:
     (lab.home / "away").rename(lab.bench)
     assert lab.settle().new == ()
     lab.clock.turn(hours=9)
-    assert {one.result for one in pipeline.purge(lab.line)} == {"refused"}
+    assert {one.result for one in pipeline.purge(lab.site)} == {"refused"}
     assert announced.images.exists()
     assert lab.state(ref) == "exported"
 
@@ -344,7 +344,7 @@ def test_what_is_no_bundle_of_ours_is_listed_with_the_reason(lab: Lab) -> None:
     bad, short = lab.ledger(flipped).event.key, lab.ledger(cut).event.key
     damage(lab, bad, 700)
     damage(lab, short, 700, cut=-1024)
-    lie = object_metadata.write(lab.ledger(good).event, site=lab.line.places.site) | {"event-id": str(UUID(int=7))}
+    lie = object_metadata.write(lab.ledger(good).event, site=lab.site.places.site) | {"event-id": str(UUID(int=7))}
     lab.store.put("images/x/1.tar", [data], size=len(data), part_size=1 << 26, metadata=lie)
     told = rebuilt(lab)
     assert told.events == 1
@@ -396,7 +396,7 @@ def test_archive_locations_are_known_again(lab: Lab) -> None:
     before = facts(lab)
     assert len(before["archive_location"]) == 2
     wipe(lab)
-    told = pipeline.rebuild(lab.line, manifests=[("notice.json", kept)])
+    told = pipeline.rebuild(lab.site, manifests=[("notice.json", kept)])
     assert (told.events, told.manifests) == (2, 1)
     assert facts(lab) == before
     assert lab.archive is not None
@@ -414,7 +414,7 @@ def test_an_event_that_only_tape_has_is_read_there(lab: Lab, told: tuple[str, ..
     assert before is not None
     lab.store.delete(before.key)
     wipe(lab)
-    said = pipeline.rebuild(lab.line, manifests=[("notice.json", kept)])
+    said = pipeline.rebuild(lab.site, manifests=[("notice.json", kept)])
     assert (said.events, said.from_archive, said.refused) == (2, 1, ())
     ledger = lab.ledger(ref)
     assert ledger.expired
@@ -423,10 +423,10 @@ def test_an_event_that_only_tape_has_is_read_there(lab: Lab, told: tuple[str, ..
         exclude=NEVER_KNOWN | {"seen_etag", "seen_modified"}
     )
     assert ledger.archives
-    assert pipeline.due(lab.line, "verify") == []
+    assert pipeline.due(lab.site, "verify") == []
     name, sha256 = min(announced.files.items())
-    assert hashlib.sha256(b"".join(pipeline.cat(lab.line, ref, name))).hexdigest() == sha256
-    assert pipeline.rebuild(lab.line, manifests=[("notice.json", kept)]).known >= 1
+    assert hashlib.sha256(b"".join(pipeline.cat(lab.site, ref, name))).hexdigest() == sha256
+    assert pipeline.rebuild(lab.site, manifests=[("notice.json", kept)]).known >= 1
     assert lab.settle().new == ()
 
 
@@ -436,7 +436,7 @@ def test_what_tape_has_and_the_bucket_has_damaged_is_taken_from_tape(lab: Lab) -
     kept = tape(lab, ref)
     damage(lab, lab.ledger(ref).event.key, 700)
     wipe(lab)
-    said = pipeline.rebuild(lab.line, manifests=[("notice.json", kept)])
+    said = pipeline.rebuild(lab.site, manifests=[("notice.json", kept)])
     assert (said.events, said.from_archive, len(said.refused)) == (2, 1, 1)
     assert lab.state(ref) == "changed"
     lab.settle()
@@ -456,7 +456,7 @@ def test_tape_that_is_damaged_or_out_of_reach_is_said(lab: Lab) -> None:
     for archive, why in ((lab.archive, "sha256"), (None, "no archive target is configured")):
         lab.archive = archive
         wipe(lab)
-        said = pipeline.rebuild(lab.line, manifests=[("notice.json", kept)])
+        said = pipeline.rebuild(lab.site, manifests=[("notice.json", kept)])
         assert (said.events, len(said.refused)) == (1, 1)
         assert why in said.refused[0].reasons[0]
 
@@ -468,9 +468,9 @@ def test_an_empty_listing_is_no_success_when_tape_names_exports(lab: Lab) -> Non
     lab.store.delete(lab.ledger(ref).event.key)
     wipe(lab)
     with pytest.raises(Refused, match=r"lists nothing, and tape names 1 exports in it"):
-        pipeline.rebuild(lab.line, manifests=[("notice.json", kept)])
+        pipeline.rebuild(lab.site, manifests=[("notice.json", kept)])
     assert lab.catalog.empty()
-    assert pipeline.rebuild(lab.line).events == 0
+    assert pipeline.rebuild(lab.site).events == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- the labels

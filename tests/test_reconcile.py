@@ -308,9 +308,9 @@ def peopled(lab: Lab) -> Lab:
 
 def reconcile(lab: Lab, **options: Any) -> Reconciled:
     """Run the verb, and prove that a second run right after finds the same and changes nothing."""
-    done = pipeline.reconcile(lab.line, **{"within": WITHIN, **options})
+    done = pipeline.reconcile(lab.site, **{"within": WITHIN, **options})
     before = dump(lab)
-    again = pipeline.reconcile(lab.line, **{"within": WITHIN, **options})
+    again = pipeline.reconcile(lab.site, **{"within": WITHIN, **options})
     assert dump(lab) == before
     assert again.stopped == done.stopped
     return done
@@ -344,11 +344,11 @@ def test_a_lab_in_order_has_no_findings(lab: Lab) -> None:
     """Waiting, ready, exported, aside and gone: nothing to find, and not a row is written."""
     lab.exported()
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     lab.clock.turn(hours=2)
     lab.exported("aretha")
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line)
+    pipeline.purge(lab.site)
     lab.acquire("aretha", fault="missing-image")
     lab.settle()
     before = dump(lab)
@@ -375,7 +375,7 @@ def test_one_run_goes_all_the_way(peopled: Lab) -> None:
     lab = peopled
     _, ref = lab.exported()
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line, systems=["prince"])
+    pipeline.purge(lab.site, systems=["prince"])
     assert lab.ledger(ref).raw_purged
     lab.store.delete(export_of(lab, ref).key)
     assert said(reconcile(lab, repair=True)) == [(Kind.LOST, "marked lost, restored, exported, verified")]
@@ -388,7 +388,7 @@ def test_what_is_lost_for_ever_stays_a_finding(peopled: Lab) -> None:
     _, ref = lab.exported()
     for hours in (9, 2):
         lab.clock.turn(hours=hours)
-        pipeline.purge(lab.line, systems=["prince"])
+        pipeline.purge(lab.site, systems=["prince"])
     lab.store.delete(export_of(lab, ref).key)
     assert said(reconcile(lab, repair=True)) == [(Kind.LOST, "marked lost")]
     (finding,) = reconcile(lab, repair=True).findings
@@ -424,7 +424,7 @@ def test_an_export_without_evidence_is_verified(lab: Lab) -> None:
     """After an hour nobody is at it any more; before, the line is."""
     announced = lab.acquire()
     lab.settle()
-    list(pipeline.each(pipeline.export, lab.line, pipeline.due(lab.line, "export")))
+    list(pipeline.each(pipeline.export, lab.site, pipeline.due(lab.site, "export")))
     assert reconcile(lab).findings == ()
     lab.clock.turn(hours=2)
     assert said(reconcile(lab)) == [(Kind.UNPROVEN, "verified")]
@@ -465,7 +465,7 @@ def test_a_dark_object_is_adopted_on_its_second_sighting(lab: Lab, tmp_path: Pat
     export = export_of(lab, ref)
     other = Catalog(f"sqlite:///{tmp_path}/other.db", clock=lab.clock)
     other.upgrade()
-    other.take_site(lab.line.places.site, now=lab.clock())
+    other.take_site(lab.site.places.site, now=lab.clock())
     with closing(other):
         poor = pipeline.Site(other, lab.store, lab.bench, lab.instrument, owner="test")
         told = []
@@ -533,7 +533,7 @@ def test_images_that_strayed_into_the_trash_are_brought_back(lab: Lab) -> None:
         closing(sqlite3.connect(lab.home / "b.db")) as then,
     ):
         now.backup(then)
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
         then.backup(now)
     assert not announced.images.exists()
     kinds = {one.kind for one in reconcile(lab).findings}
@@ -566,15 +566,15 @@ def test_what_a_restore_left_is_removed_when_the_copy_is_proven(lab: Lab) -> Non
         (back / path).write_bytes(content)
     assert said(reconcile(lab)) == [(Kind.TRASH, "would remove what a restore left")]
     (back / "images" / "mine.txt").write_text("mine")
-    assert said(pipeline.reconcile(lab.line, repair=True)) == [(Kind.TRASH, "failed")]
+    assert said(pipeline.reconcile(lab.site, repair=True)) == [(Kind.TRASH, "failed")]
     (back / "images" / "mine.txt").unlink()
     key, good = export_of(lab, ref).key, b"".join(lab.store.open(export_of(lab, ref).key))
     put(lab, key, bytes([good[0] ^ 1]) + good[1:])
-    pipeline.reconcile(lab.line, repair=False)
+    pipeline.reconcile(lab.site, repair=False)
     assert (back / "images" / name).exists()
-    pipeline.export(lab.line, ref, force=True)
-    pipeline.verify(lab.line, ref)
-    assert (Kind.TRASH, "removed") in said(pipeline.reconcile(lab.line, repair=True))
+    pipeline.export(lab.site, ref, force=True)
+    pipeline.verify(lab.site, ref)
+    assert (Kind.TRASH, "removed") in said(pipeline.reconcile(lab.site, repair=True))
     assert not back.exists()
     assert (announced.images / name).exists()
 
@@ -669,7 +669,7 @@ def test_a_listing_that_breaks_off_stops_everything(lab: Lab) -> None:
     store = Failing("raw")
     lab.store = store
     refs = [lab.exported()[1] for _ in range(2)]
-    done = pipeline.reconcile(lab.line, repair=True)
+    done = pipeline.reconcile(lab.site, repair=True)
     assert (done.stopped, done.findings) == (True, ())
     assert [(one.result, one.reasons) for one in done.outcomes] == [("later", ("raw: the endpoint answered 503",))]
     assert [lab.state(ref) for ref in refs] == ["exported"] * 2
@@ -681,11 +681,11 @@ def test_a_disk_that_is_away_gives_no_findings_but_says_so(lab: Lab, away: str) 
     lab.exported()
     lab.exported("aretha")
     lab.clock.turn(hours=9)
-    pipeline.purge(lab.line, systems=["prince"])
+    pipeline.purge(lab.site, systems=["prince"])
     lab.unmount("prince")
     if away == "trash":
         (lab.bench / "prince" / "events").mkdir()
-    done = pipeline.reconcile(lab.line, repair=True)
+    done = pipeline.reconcile(lab.site, repair=True)
     assert done.findings == ()
     (outcome,) = done.outcomes
     assert (outcome.system, outcome.result, done.stopped) == ("prince", "later", False)
@@ -726,7 +726,7 @@ def test_what_happens_while_it_looks_is_no_finding(lab: Lab) -> None:
     def meanwhile() -> None:
         lab.exported()
         lab.exported("aretha")
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
 
     store.meanwhile = meanwhile
     assert reconcile(lab, repair=True).findings == ()
@@ -755,7 +755,7 @@ def test_a_listing_in_another_order_is_brought_into_order(lab: Lab) -> None:
     for key in ("a/1", "a-b/1", "a.b/1", "a/10"):
         put(lab, key, b"")
     assert [one.key for one in lab.store.list()] != sorted(one.key for one in lab.store.list())
-    done = pipeline.reconcile(lab.line)
+    done = pipeline.reconcile(lab.site)
     assert [one.key for one in done.findings] == ["a-b/1", "a.b/1", "a/1", "a/10"]
 
 
@@ -772,4 +772,4 @@ def test_a_long_listing_is_sorted_on_disk(lab: Lab, monkeypatch: pytest.MonkeyPa
     keys = [f"k/{number:03}" for number in range(99)]
     for key in keys:
         put(lab, key, b"")
-    assert [one.key for one in pipeline.reconcile(lab.line).findings] == keys
+    assert [one.key for one in pipeline.reconcile(lab.site).findings] == keys

@@ -121,7 +121,7 @@ def test_the_report_counts_and_forecasts(lab: Lab) -> None:
     """What was sent today, what waits, and what is safe to purge; systems that share the disk share its forecast."""
     _, ref = lab.exported()
     lab.exported("aretha")
-    told = pipeline.report(lab.line)
+    told = pipeline.report(lab.site)
     size = sum(one.export.size for one in lab.catalog.ledgers() if one.export)
     assert {one.system: (one.events, one.exported, one.waiting) for one in told.systems} == {
         "aretha": (1, 1, 0),
@@ -139,27 +139,27 @@ def test_an_event_is_stuck_after_its_systems_limit(lab: Lab) -> None:
     announced = lab.acquire(fault="missing-image")
     lab.settle()
     lab.clock.turn(minutes=59)
-    assert pipeline.report(lab.line).stuck == []
+    assert pipeline.report(lab.site).stuck == []
     lab.clock.turn(minutes=2)
-    told = pipeline.report(lab.line)
+    told = pipeline.report(lab.site)
     assert [one.id for one in told.stuck] == [announced.id]
     assert told.stuck[0].reasons == ["2 of 3 images present"]
     assert told.alerts[0].about == [str(announced.id)]
     lab.options = {**lab.options, "stuck_after": timedelta(hours=3)}
-    assert pipeline.report(lab.line).stuck == []
-    assert pipeline.report(lab.line, stuck_after=timedelta(minutes=5)).stuck == told.stuck
+    assert pipeline.report(lab.site).stuck == []
+    assert pipeline.report(lab.site, stuck_after=timedelta(minutes=5)).stuck == told.stuck
 
 
 def test_a_disk_that_is_gone_is_an_alert(lab: Lab) -> None:
     """An empty directory where the disk was, or none; but nobody misses a disk with nothing of ours left on it."""
     lab.exported()
     lab.unmount("prince")
-    (alert,) = pipeline.report(lab.line).alerts
+    (alert,) = pipeline.report(lab.site).alerts
     assert alert.text.startswith("prince: the disk is not there")
     shutil.rmtree(lab.bench / "prince")
-    assert [one.about for one in pipeline.report(lab.line).alerts] == [["disk prince"]]
+    assert [one.about for one in pipeline.report(lab.site).alerts] == [["disk prince"]]
     (lab.home / "away-prince").rename(lab.bench / "prince")
     lab.clock.turn(hours=9)
-    assert {one.result for one in pipeline.purge(lab.line)} == {"trashed"}
+    assert {one.result for one in pipeline.purge(lab.site)} == {"trashed"}
     shutil.rmtree(lab.bench / "prince")
-    assert pipeline.report(lab.line).alerts == []
+    assert pipeline.report(lab.site).alerts == []

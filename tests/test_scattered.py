@@ -212,23 +212,23 @@ def test_evidence_purge_and_reading(anywhere: Site) -> None:
     lab, (ref,) = anywhere.lab, anywhere.exported({**ODD, "big.tif": os.urandom(9 * MIB)})
     export = lab.ledger(ref).export
     assert export is not None and export.evidence == "etag"
-    assert pipeline.verify(lab.line, ref, read_back=True).reasons == ("read-back",)
+    assert pipeline.verify(lab.site, ref, read_back=True).reasons == ("read-back",)
     for name in ("blue é ü 板.tif", "metadata.json", UNDECODABLE, "empty.tif", "sub/plain.tif"):
-        assert b"".join(pipeline.cat(lab.line, ref, name)) == ODD[name]
-    assert sum(map(len, pipeline.cat(lab.line, ref, "big.tif"))) == 9 * MIB
+        assert b"".join(pipeline.cat(lab.site, ref, name)) == ODD[name]
+    assert sum(map(len, pipeline.cat(lab.site, ref, "big.tif"))) == 9 * MIB
     assert [one.kind for one in reconciled(lab)] == []
     lab.clock.turn(hours=9)
     with_policy(lab, fraction=1.0)
-    assert results(pipeline.purge(lab.line)) == ["trashed"]
+    assert results(pipeline.purge(lab.site)) == ["trashed"]
     lab.clock.turn(hours=2)
-    assert results(pipeline.purge(lab.line)) == ["gone"]
-    pipeline.restore(lab.line, ref, to=lab.home / "back")
+    assert results(pipeline.purge(lab.site)) == ["gone"]
+    pipeline.restore(lab.site, ref, to=lab.home / "back")
     assert {name: (lab.home / "back" / str(ref) / name).read_bytes() for name in ODD} == ODD
     assert list(anywhere.inner.uploads()) == []
 
 
 def reconciled(lab: Lab, *, repair: bool = False) -> tuple[Finding, ...]:
-    return pipeline.reconcile(lab.line, repair=repair).findings
+    return pipeline.reconcile(lab.site, repair=repair).findings
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
@@ -282,7 +282,7 @@ def test_harm_is_found_and_named_by_reconcile(anywhere: Site) -> None:
     """So does reconcile, as far as a listing tells: one without ETags only shows what takes other room."""
     bad = harmed(anywhere)
     unseen = set() if all(one.etag for one in anywhere.inner.list()) else UNSEEN
-    found = pipeline.reconcile(anywhere.lab.line)
+    found = pipeline.reconcile(anywhere.lab.site)
     assert found.counts == {"changed object": len(HARM) - len(unseen)}
     reasons = " ".join(reason for one in found.outcomes for reason in one.reasons)
     assert {what for what, (ref, name) in bad.items() if f"{ref.id}" not in reasons} == unseen
@@ -294,7 +294,7 @@ def test_harm_stops_the_purge(site: Site) -> None:
     bad = harmed(site)
     site.lab.clock.turn(hours=9)
     with_policy(site.lab, fraction=1.0)
-    outcomes = {one.ref: one for one in pipeline.purge(site.lab.line) if one.ref}
+    outcomes = {one.ref: one for one in pipeline.purge(site.lab.site) if one.ref}
     for what, (ref, name) in bad.items():
         assert outcomes[ref].result == "damaged", what
         assert name in " ".join(outcomes[ref].reasons), what
@@ -306,7 +306,7 @@ def test_harm_is_named_by_verify_and_mended_by_sending_again(site: Site) -> None
     """Damaged files are sent again in place where the manifest says what they must be; else all goes to another key."""
     bad = harmed(site)
     for what, (ref, name) in bad.items():
-        outcome = pipeline.verify(site.lab.line, ref)
+        outcome = pipeline.verify(site.lab.site, ref)
         assert outcome.result == "damaged", what
         assert outcome.reasons[0].startswith("changed: "), what
         assert name in outcome.reasons[0], what
@@ -314,7 +314,7 @@ def test_harm_is_named_by_verify_and_mended_by_sending_again(site: Site) -> None
     for _ in range(3):
         site.lab.export()
     for what, (ref, _) in bad.items():
-        assert pipeline.verify(site.lab.line, ref, read_back=True).result == "verified"
+        assert pipeline.verify(site.lab.site, ref, read_back=True).result == "verified"
         in_place = site.key(ref) == f"images/{ref.id}/metadata.json"
         assert in_place == (what not in {"extra", "swapped"}), what
         if not in_place:
@@ -332,11 +332,11 @@ def test_uploads_in_parts_are_mended(endpoint: Endpoint, bucket: str, tmp_path: 
         right = site.objects()
         key = site.key(ref) if layout == "bundle" else f"images/{ref.id}/b.tif"
         site.place(key, bytes(len(right[key])))
-        assert pipeline.verify(site.lab.line, ref).result == "damaged"
+        assert pipeline.verify(site.lab.site, ref).result == "damaged"
         assert results(site.lab.export()) == ["exported", "verified"]
         assert site.objects() == right
         store.delete(site.key(ref))
-        assert pipeline.verify(site.lab.line, ref).result == "damaged"
+        assert pipeline.verify(site.lab.site, ref).result == "damaged"
         assert results(site.lab.export()) == ["exported", "verified"]
         assert site.objects() == right
         assert list(store.uploads()) == []
@@ -349,7 +349,7 @@ def test_what_clients_leave_to_remember_a_folder_is_no_harm(
     for site in site_in(tmp_path, open_store(f"s3://{bucket}", endpoint)):
         (ref,) = site.exported(FILES)
         client.put_object(Bucket=bucket, Key=f"images/{ref.id}/", Body=b"")
-        assert pipeline.verify(site.lab.line, ref).result == "verified"
+        assert pipeline.verify(site.lab.site, ref).result == "verified"
         assert {one.kind.value for one in reconciled(site.lab)} <= {"dark object"}
 
 
@@ -465,7 +465,7 @@ def test_a_complete_bundle_that_nobody_recorded_is_adopted(site: Site) -> None:
     """Where its images are gone, reconcile reads it whole and takes it in, a day after it was first seen."""
     (ref,) = site.exported(FILES)
     old = site.lab.ledger(ref).export
-    own = site.lab.line.places.site
+    own = site.lab.site.places.site
     site.lab.catalog.close()
     site.lab.catalog = Catalog(f"sqlite:///{site.lab.home / 'other.db'}", clock=site.lab.clock)
     furnish(site.lab.catalog)
@@ -525,7 +525,7 @@ def test_changed_images_become_a_revision(site: Site) -> None:
     (ref,) = site.exported(FILES)
     before = site.objects()
     (site.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
-    assert pipeline.export(site.lab.line, ref, force=True).result == "conflict"
+    assert pipeline.export(site.lab.site, ref, force=True).result == "conflict"
     assert site.objects() == before
     site.lab.settle()
     assert results(site.lab.export()) == ["exported", "verified"]
@@ -541,7 +541,7 @@ def test_a_revision_finds_a_key_although_a_stranger_took_the_next(site: Site) ->
     site.place(f"images/{ref.id}/a.tif", b"strange")
     assert results(site.lab.export() + site.lab.export()) == ["conflict", "exported", "verified"]
     (site.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
-    assert pipeline.export(site.lab.line, ref, force=True).result == "conflict"
+    assert pipeline.export(site.lab.site, ref, force=True).result == "conflict"
     assert site.key(Ref(ref.id, 2)) == f"images/{ref.id}-r3/metadata.json"
 
 
@@ -551,7 +551,7 @@ def test_a_revision_finds_a_key_although_a_stranger_took_the_next(site: Site) ->
 def taped(site: Site) -> None:
     """Let the archive take what was exported."""
     site.lab.clock.turn(days=1)
-    assert "archived" in results(pipeline.archive(site.lab.line))
+    assert "archived" in results(pipeline.archive(site.lab.site))
 
 
 def keeping(site: Site, days: int) -> None:
@@ -559,7 +559,7 @@ def keeping(site: Site, days: int) -> None:
 
 
 def expired(site: Site) -> list[str]:
-    return results(pipeline.expire(site.lab.line, fraction=1.0))
+    return results(pipeline.expire(site.lab.site, fraction=1.0))
 
 
 def test_tape_gets_a_tar_and_gives_back_what_the_bucket_lost(site: Site) -> None:
@@ -571,8 +571,8 @@ def test_tape_gets_a_tar_and_gives_back_what_the_bucket_lost(site: Site) -> None
     names = {one.name for one in site.lab.archive.members(path)}
     assert names == {f"./{ref.id}.tar" for ref in refs}
     harm(site, refs[0], "lost")
-    assert b"".join(pipeline.cat(site.lab.line, refs[0], "b.tif")) == FILES["b.tif"]
-    pipeline.restore(site.lab.line, refs[0], to=site.lab.home / "back")
+    assert b"".join(pipeline.cat(site.lab.site, refs[0], "b.tif")) == FILES["b.tif"]
+    pipeline.restore(site.lab.site, refs[0], to=site.lab.home / "back")
     assert (site.lab.home / "back" / str(refs[0]) / "b.tif").read_bytes() == FILES["b.tif"]
 
 
@@ -580,7 +580,7 @@ def test_a_bucket_copy_expires_with_all_its_files(anywhere: Site) -> None:
     """What tape has with proof goes, file by file and the manifest last; what merely looks alike stays."""
     (ref,) = anywhere.exported(FILES)
     (anywhere.lab.bench / "aretha" / str(ref.id) / "b.tif").write_bytes(b"new!")
-    pipeline.export(anywhere.lab.line, ref, force=True)
+    pipeline.export(anywhere.lab.site, ref, force=True)
     anywhere.lab.settle()
     assert results(anywhere.lab.export()) == ["exported", "verified"]
     taped(anywhere)
@@ -589,13 +589,13 @@ def test_a_bucket_copy_expires_with_all_its_files(anywhere: Site) -> None:
         anywhere.place(key, content)
     second = {key: content for key, content in anywhere.objects().items() if f"{ref.id}-r2/" in key}
     assert len(second) == len(FILES) + 1
-    line = anywhere.lab.line
-    line.store.delete(anywhere.key(ref))
+    site = anywhere.lab.site
+    site.store.delete(anywhere.key(ref))
     assert anywhere.objects() == second | neighbours
     keeping(anywhere, 7)
     anywhere.lab.clock.turn(days=8)
-    pipeline.verify(line, ref)
-    assert expired(anywhere).count("marked") == 1, pipeline.expire(line)
+    pipeline.verify(site, ref)
+    assert expired(anywhere).count("marked") == 1, pipeline.expire(site)
     anywhere.lab.clock.turn(hours=2)
     assert "expired" in expired(anywhere)
     assert anywhere.objects() == neighbours
@@ -618,7 +618,7 @@ def test_an_expiry_that_is_killed_goes_on(site: Site, at: int) -> None:
     assert expired(site) == ["expired"]
     assert site.objects() == {}
     assert site.lab.ledger(ref).expired
-    assert b"".join(pipeline.cat(site.lab.line, ref, "b.tif")) == FILES["b.tif"]
+    assert b"".join(pipeline.cat(site.lab.site, ref, "b.tif")) == FILES["b.tif"]
 
 
 def test_an_expiry_that_was_cut_off_stops_where_tape_lost_its_copy(site: Site) -> None:
@@ -649,7 +649,7 @@ def test_the_catalogue_is_filled_again_from_the_bucket_alone(anywhere: Site) -> 
     lab.catalog.close()
     lab.catalog = Catalog(f"sqlite:///{lab.home / 'new.db'}", clock=lab.clock)
     furnish(lab.catalog)
-    rebuilt = pipeline.rebuild(lab.line)
+    rebuilt = pipeline.rebuild(lab.site)
     assert (rebuilt.events, len(rebuilt.refused)) == (2, 1)
     for ref, old in zip(refs, before, strict=True):
         new = lab.ledger(ref)
@@ -671,8 +671,8 @@ def test_the_catalogue_is_filled_again_from_tape(site: Site) -> None:
     site.lab.catalog.close()
     site.lab.catalog = Catalog(f"sqlite:///{site.lab.home / 'new.db'}", clock=site.lab.clock)
     furnish(site.lab.catalog)
-    assert pipeline.rebuild(site.lab.line).from_archive == 1
-    assert b"".join(pipeline.cat(site.lab.line, ref, "a.tif")) == FILES["a.tif"]
+    assert pipeline.rebuild(site.lab.site).from_archive == 1
+    assert b"".join(pipeline.cat(site.lab.site, ref, "a.tif")) == FILES["a.tif"]
 
 
 # ----------------------------------------------------------------------------------------------------------- the store
@@ -695,7 +695,7 @@ def test_names_too_long_for_a_key_are_refused_before_anything_is_sent(site: Site
     ref = site.announce({"a.tif": b"a", f"{'/'.join(['d' * 250] * 4)}/b.tif": b"b"})
     site.lab.settle()
     with pytest.raises(Rejected, match="not a plain key"):
-        pipeline.export(site.lab.line, ref)
+        pipeline.export(site.lab.site, ref)
     assert site.objects() == {}
 
 
@@ -731,7 +731,7 @@ def test_uploads_of_files_are_those_of_their_bundle(
         keys = {site.key(ref), f"images/{ref.id}/20260504/060000-12345678.tar"}
         assert {one.key for one in site.lab.store.uploads()} == keys
         later = datetime.now(UTC) + timedelta(days=1)
-        assert [one.ref for one in pipeline.sweep(site.lab.line, now=later)] == [ref]
+        assert [one.ref for one in pipeline.sweep(site.lab.site, now=later)] == [ref]
         (left,) = site.lab.store.uploads()
         site.lab.store.abort(left)
         assert list(site.inner.uploads()) == []
@@ -789,7 +789,7 @@ def test_memory_does_not_grow_with_a_bundle(site: Site) -> None:
     site.lab.settle()
     site.lab.store = PerFile(Sink())
     tracemalloc.start()
-    assert pipeline.export(site.lab.line, ref).result == "exported"
+    assert pipeline.export(site.lab.site, ref).result == "exported"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 * MIB

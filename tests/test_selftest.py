@@ -59,9 +59,9 @@ def test_a_good_endpoint_can_nearly_all(endpoint: Endpoint, client: Any) -> None
 
 def moody(request: Message, forward: Forward) -> Message:
     """Hang up on whoever asks for tags, and deny whoever asks for versions."""
-    if request.line.split()[1].endswith("?tagging"):
+    if request.start.split()[1].endswith("?tagging"):
         raise Reset
-    return error(403, "AccessDenied") if request.line.split()[1].endswith("?versioning") else forward(request)
+    return error(403, "AccessDenied") if request.start.split()[1].endswith("?versioning") else forward(request)
 
 
 def test_a_bucket_that_is_there_keeps_all_that_is_in_it(endpoint: Endpoint, bucket: str, client: Any) -> None:
@@ -99,9 +99,9 @@ class Poor:
         self.kept: dict[str, bytes] = {}
 
     def __call__(self, request: Message, forward: Forward) -> Message:
-        target = request.line.split()[1]
+        target = request.start.split()[1]
         question = target.partition("?")[2]
-        if request.line.startswith(("GET", "PUT")) and any(one in question.split("&")[0] for one in UNKNOWN):
+        if request.start.startswith(("GET", "PUT")) and any(one in question.split("&")[0] for one in UNKNOWN):
             return error(501, "NotImplemented")
         if request.name == "get bucket":
             return error(501, "NotImplemented")  # lists neither buckets nor, in the words of version 1, objects

@@ -22,7 +22,7 @@ from plateway.endpoint import AWS, Endpoint, endpoint_identity
 from plateway.errors import Conflict, Misconfigured, NotFound, Unavailable
 from plateway.events import Ref
 from plateway.findings import Kind
-from plateway.gateway.site import parts
+from plateway.gateway.opening import parts
 from plateway.instruments import Instrument
 from plateway.keys import is_marker
 from plateway.local import seaweed
@@ -52,8 +52,8 @@ class Site(Lab):
         return replace(super().instrument(system), bucket=self.goes.get(system))
 
     @property
-    def line(self) -> Line:
-        return replace(super().line, endpoint=self.endpoint, others=self.places)
+    def site(self) -> Line:
+        return replace(super().site, endpoint=self.endpoint, others=self.places)
 
     @property
     def second(self) -> Objects:
@@ -210,12 +210,12 @@ def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
     for url in ("s3://plateway-raw", "s3://plateway-raw/dev"):
         with pytest.raises(Misconfigured, match="buckets plateway and dev share objects"):
             pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
-        with closing(pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"'))) as line:
-            line.catalog.upgrade()
-            assert [one.store for one in line.every_bucket()] == [line.store]
+        with closing(pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"'))) as site:
+            site.catalog.upgrade()
+            assert [one.store for one in site.every_bucket()] == [site.store]
     table = '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"\nsystems = ["aretha"]'
-    with closing(pipeline.open_site(written(tmp_path, table))) as line:
-        assert [one.endpoint for one in line.each_bucket()] == ["http://s3.example", "http://b"]
+    with closing(pipeline.open_site(written(tmp_path, table))) as site:
+        assert [one.endpoint for one in site.each_bucket()] == ["http://s3.example", "http://b"]
 
 
 def test_objects_have_a_place_of_their_own(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_exports_go_where_their_instrument_says(lab: Site) -> None:
     mine, theirs = export(lab, "prince"), export(lab, "aretha")
     assert (keys(lab.store), keys(lab.second)) == ({lab.export_of(mine).key}, {lab.export_of(theirs).key})
     assert [lab.export_of(ref).endpoint for ref in (mine, theirs)] == [HERE, THERE]
-    told = pipeline.detail(lab.line, lab.ledger(theirs))
+    told = pipeline.detail(lab.site, lab.ledger(theirs))
     assert (told.bucket, told.endpoint, told.manifest_error) == ("raw", THERE, None)
 
 
@@ -242,10 +242,10 @@ def test_an_export_stays_where_it_is(lab: Site) -> None:
     ref = export(lab, "aretha")
     key = lab.export_of(ref).key
     lab.goes.clear()
-    assert pipeline.verify(lab.line, ref, read_back=True).result == "verified"
+    assert pipeline.verify(lab.site, ref, read_back=True).result == "verified"
     lab.second.delete(key)
-    assert pipeline.verify(lab.line, ref).result == "damaged"
-    assert pipeline.export(lab.line, ref).result == "exported"
+    assert pipeline.verify(lab.site, ref).result == "damaged"
+    assert pipeline.export(lab.site, ref).result == "exported"
     assert (keys(lab.store), keys(lab.second)) == (set(), {key})
     new = export(lab, "aretha")
     assert keys(lab.store) == {lab.export_of(new).key}
@@ -258,12 +258,12 @@ def test_the_same_object_in_the_wrong_bucket_proves_nothing(lab: Site) -> None:
     put(lab.store, key, whole(lab.second, key))
     lab.second.delete(key)
     lab.clock.turn(days=1)
-    (outcome,) = pipeline.purge(lab.line)
+    (outcome,) = pipeline.purge(lab.site)
     assert (outcome.result, outcome.reasons) == ("damaged", (f"bucket copy lost: nothing at {key}",))
     assert (lab.export_of(ref).damage or "").startswith("lost")
     with pytest.raises(NotFound, match="lost"):
-        b"".join(pipeline.cat(lab.line, ref, "0.tif"))
-    assert pipeline.expire(lab.line) == []
+        b"".join(pipeline.cat(lab.site, ref, "0.tif"))
+    assert pipeline.expire(lab.site) == []
     assert keys(lab.store) == {key}
 
 
@@ -279,15 +279,15 @@ def test_what_lies_in_a_bucket_that_is_not_configured_is_not_lost(lab: Site, kno
     lab.places = {"second": places[known]} if known in places else {}
     lab.clock.turn(days=1)
     where = f"{key} is in bucket raw at {THERE}, and the settings name bucket raw at {HERE}"
-    for verb in (pipeline.verify, lambda line, ref: pipeline.export(line, ref, force=True)):
+    for verb in (pipeline.verify, lambda site, ref: pipeline.export(site, ref, force=True)):
         with pytest.raises(Misconfigured, match=where):
-            verb(lab.line, ref)
+            verb(lab.site, ref)
     with pytest.raises(NotFound, match=where):
-        b"".join(pipeline.cat(lab.line, ref, "0.tif"))
-    (outcome,) = pipeline.purge(lab.line)
+        b"".join(pipeline.cat(lab.site, ref, "0.tif"))
+    (outcome,) = pipeline.purge(lab.site)
     assert outcome.result == "refused"
     assert where in outcome.reasons[0]
-    done = pipeline.reconcile(lab.line, repair=True)
+    done = pipeline.reconcile(lab.site, repair=True)
     assert (done.findings, done.stopped) == ((), False)
     (told,) = done.outcomes
     reason = f"1 export is in bucket raw at {THERE}, which the settings do not name"
@@ -323,17 +323,17 @@ def test_older_exports_are_in_the_sites_own_bucket(lab: Site) -> None:
     """They were never anywhere else; in another bucket of that name they are not looked for, and not lost."""
     ref = export(lab, "prince")
     unnoted(lab, ref)
-    done = pipeline.reconcile(lab.line)
+    done = pipeline.reconcile(lab.site)
     assert (done.findings, done.outcomes) == ((), ())
-    assert pipeline.verify(lab.line, ref).result == "verified"
+    assert pipeline.verify(lab.site, ref).result == "verified"
     assert lab.export_of(ref).endpoint == HERE  # noted, now that it was seen there
     unnoted(lab, ref)
     lab.places, lab.store = {}, Memory("elsewhere")
     with pytest.raises(Misconfigured, match="it was not noted at which endpoint"):
-        pipeline.verify(lab.line, ref)
+        pipeline.verify(lab.site, ref)
     lab.places = {"a": BucketRef(Memory("raw"), THERE), "b": BucketRef(Memory("raw"), "http://c")}
     with pytest.raises(Misconfigured, match="it was not noted at which endpoint"):
-        pipeline.verify(lab.line, ref)
+        pipeline.verify(lab.site, ref)
 
 
 # ----------------------------------------------------------------------------------------------------------- reconcile
@@ -341,7 +341,7 @@ def test_older_exports_are_in_the_sites_own_bucket(lab: Site) -> None:
 
 def found(lab: Site, **options: Any) -> set[tuple[Kind, str, str]]:
     """Reconcile; return the findings, and what was done."""
-    return {(one.kind, one.key, one.done) for one in pipeline.reconcile(lab.line, **options).findings}
+    return {(one.kind, one.key, one.done) for one in pipeline.reconcile(lab.site, **options).findings}
 
 
 def test_each_bucket_is_compared_with_its_own(lab: Site) -> None:
@@ -352,7 +352,7 @@ def test_each_bucket_is_compared_with_its_own(lab: Site) -> None:
     put(lab.second, "images/strange.tar", b"strange")
     put(lab.second, mine, whole(lab.store, mine))
     lab.store.delete(mine)
-    done = pipeline.reconcile(lab.line)
+    done = pipeline.reconcile(lab.site)
     told = {one.key: (one.kind, one.detail) for one in done.findings if one.kind is not Kind.LOST}
     assert told[mine][1].endswith(f"the catalogue has this export in bucket raw at {HERE} (bucket raw at {THERE})")
     assert told["images/strange.tar"] == (Kind.DARK, f"7 bytes that nobody recorded (bucket raw at {THERE})")
@@ -360,7 +360,7 @@ def test_each_bucket_is_compared_with_its_own(lab: Site) -> None:
     assert [(one.key, one.done) for one in lost] == [(mine, "marked lost, would re-export")]
     assert lost[0].detail.endswith(f"(bucket raw at {HERE})")
     assert lab.export_of(refs[1]).damage is None
-    (healed,) = [one for one in pipeline.reconcile(lab.line, repair=True).findings if one.kind is Kind.LOST]
+    (healed,) = [one for one in pipeline.reconcile(lab.site, repair=True).findings if one.kind is Kind.LOST]
     assert healed.done == "exported, verified"
     assert mine in keys(lab.store)
     assert theirs in keys(lab.second)
@@ -374,7 +374,7 @@ def test_a_bucket_that_cannot_be_believed_stops_no_other(lab: Site, trouble: str
     lab.store.delete(key)
     put(lab.store, "images/keep.tar", b"else the bucket is empty")
     lab.places = {"second": BucketRef(Memory("raw") if trouble == "empty" else Away("raw"), THERE)}
-    done = pipeline.reconcile(lab.line, repair=True)
+    done = pipeline.reconcile(lab.site, repair=True)
     why = {
         "empty": f"bucket raw at {THERE}: the bucket lists nothing at all, and 2 exports should be there",
         "away": f"bucket raw at {THERE}: raw does not answer",
@@ -392,7 +392,7 @@ def test_the_sites_own_bucket_may_be_away_too(lab: Site) -> None:
     key = lab.export_of(refs[1]).key
     lab.second.delete(key)
     lab.store = Away("raw")
-    done = pipeline.reconcile(lab.line)
+    done = pipeline.reconcile(lab.site)
     assert done.stopped
     assert [(one.kind, one.key) for one in done.findings] == [(Kind.LOST, key)]
     assert lab.export_of(refs[0]).damage is None
@@ -402,8 +402,8 @@ def test_an_interrupted_export_is_finished_in_its_own_bucket(lab: Site) -> None:
     """Sent and not noted: found where its system's exports go, and sent again there."""
     lab.acquire("aretha")
     lab.settle()
-    (ref,) = pipeline.due(lab.line, "export")
-    pipeline.export(lab.line, ref)
+    (ref,) = pipeline.due(lab.site, "export")
+    pipeline.export(lab.site, ref)
     key = lab.export_of(ref).key
     with lab.catalog._writing() as session:
         session.delete(session.get(Export, tuple(ref)))
@@ -415,10 +415,10 @@ def test_an_interrupted_export_is_finished_in_its_own_bucket(lab: Site) -> None:
 def test_what_is_dark_at_two_endpoints_is_two_things(lab: Site) -> None:
     """Each waits its own day before it is adopted."""
     put(lab.store, "images/a.tar", b"same")
-    pipeline.reconcile(lab.line)
+    pipeline.reconcile(lab.site)
     lab.clock.turn(days=2)
     put(lab.second, "images/a.tar", b"same")
-    results = [one.result for one in pipeline.reconcile(lab.line, repair=True).outcomes]
+    results = [one.result for one in pipeline.reconcile(lab.site, repair=True).outcomes]
     assert sorted(results) == ["failed", "waits"]  # one is old enough, and no bundle; the other was seen just now
 
 
@@ -429,10 +429,10 @@ def test_tape_names_no_endpoint(lab: Site) -> None:
     lab.clock.turn(days=1)
     named = [f"raw/{lab.export_of(ref).key}", "raw/none.tar"]
     said = {"job_id": "j", "date": "2026-05-04", "archives": [{"path": "images/t.tar", "src_keys": named}]}
-    pipeline.receive(lab.line, json.dumps(said).encode(), door="inbox", name="t.json")
-    pipeline.settle(lab.line)
+    pipeline.receive(lab.site, json.dumps(said).encode(), door="inbox", name="t.json")
+    pipeline.settle(lab.site)
     assert len(lab.ledger(ref).archives) == 1
-    assert [(one.kind, one.key) for one in pipeline.reconcile(lab.line).findings] == [(Kind.UNKNOWN, "raw/none.tar")]
+    assert [(one.kind, one.key) for one in pipeline.reconcile(lab.site).findings] == [(Kind.UNKNOWN, "raw/none.tar")]
 
 
 # ---------------------------------------------------------------------------------------------------------- other verbs
@@ -444,16 +444,16 @@ def test_tape_gets_what_each_bucket_has(lab: Site) -> None:
     mine, theirs = export(lab, "prince"), export(lab, "aretha")
     lab.clock.turn(days=1)
     there, lab.places["second"] = lab.places["second"], BucketRef(Away("raw"), THERE)
-    results = {one.result for one in pipeline.archive(lab.line)}
+    results = {one.result for one in pipeline.archive(lab.site)}
     assert (results, len(lab.ledger(mine).archives), len(lab.ledger(theirs).archives)) == (
         {"written", "archived", "later"},
         1,
         0,
     )
     lab.places = {}
-    assert [one.result for one in pipeline.archive(lab.line)] == ["refused"]
+    assert [one.result for one in pipeline.archive(lab.site)] == ["refused"]
     lab.places = {"second": there}
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     assert len(lab.ledger(theirs).archives) == 1
 
 
@@ -464,10 +464,10 @@ def test_the_right_copy_expires(lab: Site) -> None:
     key = lab.export_of(ref).key
     put(lab.store, key, b"a stranger")
     lab.clock.turn(days=1)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     with_policy(lab, bucket_lifespan=timedelta(0), lifespan=timedelta(0), grace=timedelta(0), fraction=1)
-    assert [one.result for _ in range(2) for one in pipeline.purge(lab.line)] == ["trashed", "gone"]
-    assert [one.result for _ in range(2) for one in pipeline.expire(lab.line)] == ["marked", "expired"]
+    assert [one.result for _ in range(2) for one in pipeline.purge(lab.site)] == ["trashed", "gone"]
+    assert [one.result for _ in range(2) for one in pipeline.expire(lab.site)] == ["marked", "expired"]
     assert (keys(lab.second), whole(lab.store, key)) == (set(), b"a stranger")
 
 
@@ -496,11 +496,11 @@ def test_each_bucket_has_its_own_rules_and_uploads(lab: Site) -> None:
     lab.places = {"third": BucketRef(Ruled("raw"), "http://c"), "second": BucketRef(second, THERE)}
     refs = [export(lab, system) for system in ("prince", "aretha", "aretha")]
     second.since = lab.clock.turn(days=1)
-    missing, rule = pipeline.policy_warnings(lab.line)
+    missing, rule = pipeline.policy_warnings(lab.site)
     assert missing.text == "bucket raw at http://c: the bucket's lifecycle rules cannot be read: no such bucket"
     assert (rule.exports, rule.text.startswith(f"bucket raw at {THERE}: rule 'all' deletes everything")) == (2, True)
     lab.clock.turn(days=1)
-    swept = pipeline.sweep(lab.line)
+    swept = pipeline.sweep(lab.site)
     assert [one.result for one in swept] == ["failed", "aborted", "aborted"]
     assert swept[0].reasons == ("bucket raw at http://c: no such bucket",)
     assert keys(lab.store) == {lab.export_of(refs[0]).key}
@@ -511,10 +511,10 @@ def test_all_buckets_are_rebuilt(lab: Site) -> None:
     refs = [export(lab, system) for system in ("prince", "aretha")]
     empty = Catalog(f"sqlite:///{lab.home}/again.db", clock=lab.clock)
     furnish(empty)
-    line = replace(lab.line, catalog=empty)
-    assert pipeline.rebuild(line).events == 2
+    site = replace(lab.site, catalog=empty)
+    assert pipeline.rebuild(site).events == 2
     assert [empty.ledger(ref).export.endpoint for ref in refs] == [HERE, THERE]  # type: ignore[union-attr]  # there are
-    assert pipeline.rebuild(line).known == 2
+    assert pipeline.rebuild(site).known == 2
     empty.close()
 
 
@@ -526,7 +526,7 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
     for places, refused in (({"second": read_only}, 0), ({"second": BucketRef(second, THERE, receives=False)}, 1)):
         lab.places = places
         assert found(lab) == set()
-        assert len(pipeline.rebuild(lab.line).refused) == refused
+        assert len(pipeline.rebuild(lab.site).refused) == refused
     ref = export(lab, "aretha")
     second.delete(lab.export_of(ref).key)
     for place in (read_only, BucketRef(second, THERE, receives=False)):
@@ -537,7 +537,7 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
     assert {kind for kind, *_ in found(lab)} == {Kind.DARK, Kind.LOST}
     lab.store = Memory("raw")  # which is then the one that was meant, and empty
     assert found(lab) == set()
-    assert pipeline.reconcile(lab.line).stopped
+    assert pipeline.reconcile(lab.site).stopped
 
 
 # -------------------------------------------------------------------------------------------- an endpoint that moved
@@ -552,11 +552,11 @@ def moved(lab: Site) -> Site:
 def test_an_endpoint_that_moved_is_followed(lab: Site) -> None:
     """Exports that prove to be there are noted there; nothing was lost meanwhile, and nothing is proven twice."""
     refs = [export(lab, system) for system in ("aretha", "aretha", "prince")]
-    pipeline.verify(lab.line, refs[0], read_back=True)
+    pipeline.verify(lab.site, refs[0], read_back=True)
     read = lab.export_of(refs[0]).read_back_at
     moved(lab)
-    assert {one.result for one in pipeline.reconcile(lab.line).outcomes} == {"later"}
-    second = lab.line.named("second")
+    assert {one.result for one in pipeline.reconcile(lab.site).outcomes} == {"later"}
+    second = lab.site.named("second")
     assert [one.result for one in pipeline.relocate(second, dry_run=True)] == ["would be moved"] * 2
     assert [lab.export_of(ref).endpoint for ref in refs] == [THERE, THERE, HERE]
     later = lab.clock.turn(hours=1)
@@ -566,7 +566,7 @@ def test_an_endpoint_that_moved_is_followed(lab: Site) -> None:
     assert [lab.export_of(ref).evidence_at == later for ref in refs] == [True, True, False]
     assert [lab.export_of(ref).read_back_at for ref in refs] == [read, None, None]  # it was not read again
     assert found(lab) == set()
-    assert {one.result for one in pipeline.each(pipeline.verify, lab.line, refs)} == {"verified"}
+    assert {one.result for one in pipeline.each(pipeline.verify, lab.site, refs)} == {"verified"}
 
 
 def test_only_what_proves_to_be_there_is_noted_there(lab: Site) -> None:
@@ -579,7 +579,7 @@ def test_only_what_proves_to_be_there_is_noted_there(lab: Site) -> None:
     put(lab.second, other, bytes(content))
     copied, size = whole(lab.second, cut), lab.export_of(refs[2]).size
     lab.second.put(cut, [copied], size=size, part_size=size // 2 + 1, metadata={})
-    outcomes = {one.key: one for one in pipeline.relocate(moved(lab).line.named("second"))}
+    outcomes = {one.key: one for one in pipeline.relocate(moved(lab).site.named("second"))}
     assert [outcomes[key].result for key in (gone, other, cut)] == ["refused", "refused", "moved"]
     assert [lab.export_of(ref).endpoint for ref in refs] == [THERE, THERE, "http://moved:3"]
     assert [lab.export_of(ref).damage for ref in refs] == [None] * 3
@@ -591,20 +591,20 @@ def test_another_bucket_is_not_believed(lab: Site) -> None:
     ref = export(lab, "aretha")
     for strange, result in ((Memory("raw"), "refused"), (Away("raw"), "later")):
         lab.places = {"second": BucketRef(strange, "http://strange")}
-        outcomes = pipeline.relocate(lab.line.named("second"))
+        outcomes = pipeline.relocate(lab.site.named("second"))
         assert [one.result for one in outcomes] == [result, "stopped"]
     assert lab.export_of(ref).endpoint == THERE
     with pytest.raises(Misconfigured, match="no bucket 'third'"):
-        lab.line.named("third")
+        lab.site.named("third")
 
 
 def test_what_is_known_to_be_bad_elsewhere_is_sent_anew(lab: Site) -> None:
     """A lost export of a bucket that is gone for good goes to the bucket of today."""
     ref = export(lab, "aretha")
     lab.second.delete(lab.export_of(ref).key)
-    assert pipeline.verify(lab.line, ref).result == "damaged"
+    assert pipeline.verify(lab.site, ref).result == "damaged"
     lab.places, lab.goes = {}, {}
-    assert pipeline.export(lab.line, ref).result == "exported"
+    assert pipeline.export(lab.site, ref).result == "exported"
     assert lab.export_of(ref).endpoint == HERE
 
 
@@ -706,10 +706,10 @@ def test_two_real_buckets_of_one_name(home: Path, bucket: str, endpoint: Endpoin
                 )
     assert {one["result"] for one in told("purge")["outcomes"]} == {"trashed"}
     assert told("reconcile") == {"findings": [], "counts": {}, "outcomes": []}
-    with closing(pipeline.open_site(settings.load(database_url=f"sqlite:///{home}/again.db"))) as line:
-        line.catalog.upgrade()
-        assert pipeline.rebuild(line).events == 2
-        again = {one.event.system: one.export and one.export.endpoint for one in line.catalog.ledgers()}
+    with closing(pipeline.open_site(settings.load(database_url=f"sqlite:///{home}/again.db"))) as site:
+        site.catalog.upgrade()
+        assert pipeline.rebuild(site).events == 2
+        again = {one.event.system: one.export and one.export.endpoint for one in site.catalog.ledgers()}
     assert again == {system: there.url for system, there in where.items()}
 
 

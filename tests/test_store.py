@@ -1048,7 +1048,7 @@ def test_an_endpoint_of_other_manners_is_understood(endpoint: Endpoint, bucket: 
     with between(endpoint.url) as proxy:
         there = open_store(f"s3://{bucket}", replace(endpoint, url=proxy.url))
         put(there, "a", b"content", metadata={"event-id": "2f1c"})
-        proxy.script = lambda asked, forward: recased(replace(forward(asked), line="HTTP/1.1 200 OK"))
+        proxy.script = lambda asked, forward: recased(replace(forward(asked), start="HTTP/1.1 200 OK"))
         found = there.stat("a")
         assert found is not None
         assert found.metadata == {"event-id": "2f1c"}

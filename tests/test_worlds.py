@@ -109,7 +109,7 @@ class Worlds(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        pipeline.purge(self.lab.line)
+        pipeline.purge(self.lab.site)
 
     @rule(hours=st.sampled_from([1, 9, 25, 170]))
     def wait(self, hours: int) -> None:
@@ -124,8 +124,8 @@ class Worlds(RuleBasedStateMachine):
             "date": "2026-05-04",
             "archives": [{"path": f"images/{name}.tar", "src_keys": [f"raw/{key}"]}],
         }
-        pipeline.receive(self.lab.line, json.dumps(content).encode(), door="inbox", name=f"{name}.json")
-        pipeline.settle(self.lab.line)
+        pipeline.receive(self.lab.site, json.dumps(content).encode(), door="inbox", name=f"{name}.json")
+        pipeline.settle(self.lab.site)
 
     @rule(number=PICK)
     def archive(self, number: int) -> None:
@@ -223,7 +223,7 @@ class Worlds(RuleBasedStateMachine):
         self.sound = True
 
     def reconcile(self, repair: bool) -> Wrong:
-        done: Reconciled = pipeline.reconcile(self.lab.line, repair=repair, within=WITHIN)
+        done: Reconciled = pipeline.reconcile(self.lab.site, repair=repair, within=WITHIN)
         assert not done.stopped
         return {(one.kind, one.key) for one in done.findings}
 
@@ -259,7 +259,7 @@ class Worlds(RuleBasedStateMachine):
 
     def whose(self, key: str) -> Kind:
         """Return whether an object that nobody recorded is another site's."""
-        return Kind.DARK if site_of(self.store.stat(key)) in {None, self.lab.line.places.site} else Kind.FOREIGN
+        return Kind.DARK if site_of(self.store.stat(key)) in {None, self.lab.site.places.site} else Kind.FOREIGN
 
     def lies(self, name: str) -> bool:
         return any(self.lab.bench.glob(f"*/{TRASH}/{name}/*"))

@@ -53,7 +53,7 @@ class Message:
 
 
 def run(
-    line: Site,
+    site: Site,
     url: str,
     *,
     exchange: str = EXCHANGE,
@@ -82,7 +82,7 @@ def run(
                     log.info("%s: consuming queue %s of exchange %s", where, queue, exchange)
                     patience.calm()
                     channel.basic_qos(prefetch_count=prefetch)
-                    _consume(line, channel, queue=queue, exchange=exchange, stop=asked)
+                    _consume(site, channel, queue=queue, exchange=exchange, stop=asked)
             except (AMQPError, OSError) as error:
                 pause = patience.pause()
                 log.warning("%s: %s; trying again in %.1f s", where, _cause(error), pause)
@@ -153,7 +153,7 @@ def _refused(what: str, error: ChannelClosedByBroker) -> PlatewayError:
     return meaning(f"{what}: {error.reply_text}")
 
 
-def _consume(line: Site, channel: BlockingChannel, *, queue: str, exchange: str, stop: threading.Event) -> None:
+def _consume(site: Site, channel: BlockingChannel, *, queue: str, exchange: str, stop: threading.Event) -> None:
     """Take messages until a stop is asked for, or the queue goes away."""
     held: deque[Message] = deque()  # unacknowledged; as many as prefetch allows
     patience = Patience()
@@ -161,11 +161,11 @@ def _consume(line: Site, channel: BlockingChannel, *, queue: str, exchange: str,
     for method, properties, body in channel.consume(queue, inactivity_timeout=NAP):
         if method is not None and method.delivery_tag and properties is not None:
             message = Message(method.delivery_tag, shown(properties.message_id or exchange)[:128], body or b"")
-            if _settle(line, channel, message) is not None:
+            if _settle(site, channel, message) is not None:
                 again = again if held else time.monotonic() + patience.pause()
                 held.append(message)
         if held and time.monotonic() >= again:
-            if _settle_held(line, channel, held):
+            if _settle_held(site, channel, held):
                 patience.calm()
             again = time.monotonic() + patience.pause()
         if stop.is_set():
@@ -173,12 +173,12 @@ def _consume(line: Site, channel: BlockingChannel, *, queue: str, exchange: str,
     log.warning("queue %s went away", queue)
 
 
-def _settle_held(line: Site, channel: BlockingChannel, held: deque[Message]) -> bool:
+def _settle_held(site: Site, channel: BlockingChannel, held: deque[Message]) -> bool:
     """Try again what is held, until one has to wait; whether any could be acknowledged."""
     before = len(held)
     for _ in range(before):
         message = held.popleft()
-        error = _settle(line, channel, message)
+        error = _settle(site, channel, message)
         if error is not None:
             held.append(message)
         if isinstance(error, Transient):
@@ -186,10 +186,10 @@ def _settle_held(line: Site, channel: BlockingChannel, held: deque[Message]) -> 
     return len(held) < before
 
 
-def _settle(line: Site, channel: BlockingChannel, message: Message) -> PlatewayError | None:
+def _settle(site: Site, channel: BlockingChannel, message: Message) -> PlatewayError | None:
     """Hand a manifest to the inbox, and acknowledge it if it is durable there; else say why not."""
     try:
-        outcome = ingest.receive(line, message.content, door="amqp", name=message.name)
+        outcome = ingest.receive(site, message.content, door="amqp", name=message.name)
     except PlatewayError as error:
         log.warning("%s (%d bytes): kept for later: %s", message.name, len(message.content), error)
         return error

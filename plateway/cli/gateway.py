@@ -16,6 +16,7 @@ from plateway import settings, tokens
 from plateway.catalog import Catalog
 from plateway.cli.shell import Home, Json, app, err, exit_code, out, print_json, print_json_list, utc, when
 from plateway.errors import PlatewayError
+from plateway.gateway import opening
 from plateway.tokens import SCOPES, Minted, Token
 
 token_app = typer.Typer(no_args_is_help=True, help="Who may use the gateway.")
@@ -39,12 +40,11 @@ def serve(
 ) -> None:
     """Let the gateway answer over HTTP until Ctrl-C: events, images, objects, and pages to look at them."""
     from plateway import gateway  # noqa: PLC0415  half a second that other commands need not wait
-    from plateway.gateway import site  # noqa: PLC0415  the same
 
     config = settings.load(
         home=home, serve_host=host, serve_port=port, serve_workers=workers, read_only=read_only or None
     )
-    parts = site.parts(config)
+    parts = opening.parts(config)
     if not parts.read_only:
         with closing(Catalog(config.catalog_url)) as catalog:
             catalog.upgrade()

@@ -139,14 +139,14 @@ def serve_instrument(bench: Path, *, host: str, port: int, size: int, interval: 
 @app.command()
 def discover(home: Home = None, as_json: Json = False) -> None:
     """Find what was announced, wait until it has settled, export and verify it; end when nothing more is due."""
-    with working(home) as (line, config):
+    with working(home) as (site, config):
         outcomes: list[Outcome] = []
         troubled: tuple[Outcome, ...] = ()
         for _ in range(ROUNDS):
-            found = pipeline.register(line)
+            found = pipeline.register(site)
             outcomes += found.quarantined
             troubled = found.troubled
-            done = export_due(line, config)
+            done = export_due(site, config)
             outcomes += done
             if done or found.new:
                 continue
@@ -169,9 +169,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export events and verify what arrived: the ones named or selected, or without either all that are due."""
-    with working(home) as (line, config):
-        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
-        outcomes = export_due(line, config) if refs is None else export_all(line, config, refs, force=force)
+    with working(home) as (site, config):
+        refs = chosen(site, ids, since=since, until=until, system=system, experiment=experiment)
+        outcomes = export_due(site, config) if refs is None else export_all(site, config, refs, force=force)
     finish(outcomes, as_json=as_json)
 
 
@@ -188,13 +188,13 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Look at what is in the bucket; damage ends with exit code 4. Without ids: what was not looked at yet."""
-    with working(home) as (line, config):
-        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
+    with working(home) as (site, config):
+        refs = chosen(site, ids, since=since, until=until, system=system, experiment=experiment)
         if refs is None:
             refs = (
-                [one.ref for one in line.catalog.ledgers() if one.export] if read_back else pipeline.due(line, "verify")
+                [one.ref for one in site.catalog.ledgers() if one.export] if read_back else pipeline.due(site, "verify")
             )
-        outcomes = run(partial(pipeline.verify, read_back=read_back), line, refs, config=config)
+        outcomes = run(partial(pipeline.verify, read_back=read_back), site, refs, config=config)
     finish(outcomes, as_json=as_json)
 
 
@@ -216,9 +216,9 @@ def purge(
     moved into a trash folder, and removed after PLATEWAY_TRASH_GRACE if the copy and they are still the same. Uploads
     that dead exports left open are aborted.
     """
-    with working(home) as (line, _):
-        outcomes = pipeline.purge(line, systems=system, dry_run=dry_run, fraction=fraction)
-        outcomes += [] if dry_run else pipeline.sweep(line)
+    with working(home) as (site, _):
+        outcomes = pipeline.purge(site, systems=system, dry_run=dry_run, fraction=fraction)
+        outcomes += [] if dry_run else pipeline.sweep(site)
     finish(outcomes, as_json=as_json)
 
 
@@ -234,18 +234,18 @@ def relocate(
 
     Looked for are exports of a bucket of that name at an address that the settings do not name any more.
     """
-    with working(home) as (line, config):
-        outcomes = pipeline.relocate(line.named(bucket), dry_run=dry_run, workers=config.export_workers)
+    with working(home) as (site, config):
+        outcomes = pipeline.relocate(site.named(bucket), dry_run=dry_run, workers=config.export_workers)
     finish(outcomes, as_json=as_json)
 
 
-def export_due(line: Site, config: settings.Settings) -> list[Outcome]:
+def export_due(site: Site, config: settings.Settings) -> list[Outcome]:
     """Export what is due, then verify whatever lacks evidence."""
-    exported = run(pipeline.export, line, pipeline.due(line, "export"), config=config)
-    return exported + run(pipeline.verify, line, pipeline.due(line, "verify"), config=config)
+    exported = run(pipeline.export, site, pipeline.due(site, "export"), config=config)
+    return exported + run(pipeline.verify, site, pipeline.due(site, "verify"), config=config)
 
 
-def export_all(line: Site, config: settings.Settings, refs: Sequence[Ref], *, force: bool) -> list[Outcome]:
-    exported = run(partial(pipeline.export, force=force), line, refs, config=config)
+def export_all(site: Site, config: settings.Settings, refs: Sequence[Ref], *, force: bool) -> list[Outcome]:
+    exported = run(partial(pipeline.export, force=force), site, refs, config=config)
     sent = [one.ref for one in exported if one.ref is not None and one.result == "exported"]
-    return exported + run(pipeline.verify, line, sent, config=config)
+    return exported + run(pipeline.verify, site, sent, config=config)

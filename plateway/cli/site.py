@@ -11,15 +11,15 @@ from plateway import pipeline
 from plateway.cli.shell import Home, Json, app, out, print_json, when
 from plateway.cli.verbs import working
 
-site = typer.Typer(no_args_is_help=True, help="Disks, buckets and the archive: are they the ones that they should be?")
-app.add_typer(site, name="site")
+site_app = typer.Typer(no_args_is_help=True, help="Inspect and adopt the disks, buckets and archive of this site.")
+app.add_typer(site_app, name="site")
 
 
-@site.command()
+@site_app.command()
 def show(*, home: Home = None, as_json: Json = False) -> None:
     """List every place with what identifies it; exit 5 if one is not mounted, is another one, or another site's."""
-    with working(home) as (line, _):
-        id_, found = line.places.site, pipeline.inspect_places(line)
+    with working(home) as (site, _):
+        id_, found = site.places.site, pipeline.inspect_places(site)
     if as_json:
         places = [{**one._asdict(), "recorded_at": one.recorded_at} for one in found]
         print_json({"site": str(id_), "places": places})
@@ -37,7 +37,7 @@ def show(*, home: Home = None, as_json: Json = False) -> None:
         raise typer.Exit(5)
 
 
-@site.command()
+@site_app.command()
 def adopt(
     *,
     name: Annotated[str, typer.Argument(help="A place as `plateway site show` lists it, like bench/prince.")],
@@ -45,8 +45,8 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Make a place this site's: a disk that was replaced, or one that another site had."""
-    with working(home) as (line, _):
-        identity = pipeline.adopt_place(line, name)
+    with working(home) as (site, _):
+        identity = pipeline.adopt_place(site, name)
     if as_json:
         print_json({"place": name, "identity": identity})
     else:

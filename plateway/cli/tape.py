@@ -81,10 +81,10 @@ def reconcile(
 ) -> None:
     """Take in what the archive told, and hold bench, bucket, catalogue and tape against each other."""
     most = bytes_of(budget)
-    with working(home) as (line, config):
-        outcomes = [*collected(line, config), *pipeline.settle(line)]
+    with working(home) as (site, config):
+        outcomes = [*collected(site, config), *pipeline.settle(site)]
         told = pipeline.reconcile(
-            line,
+            site,
             repair=repair,
             systems=system,
             within=config.on_tape_within,
@@ -92,7 +92,7 @@ def reconcile(
         )
         outcomes += told.outcomes
         if read_archive:
-            outcomes += pipeline.read_archive(line, budget=most)
+            outcomes += pipeline.read_archive(site, budget=most)
     if as_json:
         findings = [told_finding(one) for one in told.findings]
         print_json(
@@ -111,11 +111,11 @@ def reconcile(
         raise typer.Exit(code)
 
 
-def collected(line: Site, config: settings.Settings) -> list[Outcome]:
+def collected(site: Site, config: settings.Settings) -> list[Outcome]:
     """Look behind the doors that are configured."""
     inbox = Inbox(config.archive_inbox, config.endpoint) if config.archive_inbox else None
     poll = Poll(config.archive_url, config.archive_token) if config.archive_url else None
-    return pipeline.collect(line, inbox=inbox, poll=poll)
+    return pipeline.collect(site, inbox=inbox, poll=poll)
 
 
 def told_finding(finding: Finding) -> dict[str, Any]:
@@ -164,10 +164,10 @@ def archive(
     as_json: Json = False,
 ) -> None:
     """Write what is verified, and not on tape yet, to the archive: one tar for each kind, experiment and day."""
-    with working(home) as (line, _):
-        on_tape(line)
-        day = before.date() if before else line.catalog.now().astimezone(UTC).date()
-        outcomes = pipeline.archive(line, before=day, dry_run=dry_run)
+    with working(home) as (site, _):
+        on_tape(site)
+        day = before.date() if before else site.catalog.now().astimezone(UTC).date()
+        outcomes = pipeline.archive(site, before=day, dry_run=dry_run)
     finish(outcomes, as_json=as_json)
 
 
@@ -181,13 +181,13 @@ def expire(
     as_json: Json = False,
 ) -> None:
     """Delete bucket copies of what is on tape with proof, after PLATEWAY_BUCKET_LIFESPAN; refusals say why."""
-    with working(home) as (line, _):
-        outcomes = pipeline.expire(line, systems=system, dry_run=dry_run, fraction=fraction)
+    with working(home) as (site, _):
+        outcomes = pipeline.expire(site, systems=system, dry_run=dry_run, fraction=fraction)
     finish(outcomes, as_json=as_json)
 
 
-def on_tape(line: Site) -> None:
-    if line.archive is None:
+def on_tape(site: Site) -> None:
+    if site.archive is None:
         raise Misconfigured("no archive is named: set PLATEWAY_ARCHIVE_TARGET")
 
 
@@ -227,11 +227,11 @@ def restore(
         return finish([one for where in places for one in fetch(place, where, to=to, dry_run=dry_run)], as_json=as_json)
     if dry_run or place.endpoint_url or place.block:
         raise typer.BadParameter("--dry-run, --endpoint-url and --block are for addresses like s3://bucket/prefix")
-    with working(place.home) as (line, _):
-        refs = chosen(line, ids, since=since, until=until, system=system, experiment=experiment)
+    with working(place.home) as (site, _):
+        refs = chosen(site, ids, since=since, until=until, system=system, experiment=experiment)
         if refs is None:
             raise typer.BadParameter("name events, or select them with --since, --until, --system or --experiment")
-        outcomes = [restored(line, ref, to=to, to_bench=to_bench, source=source) for ref in refs]
+        outcomes = [restored(site, ref, to=to, to_bench=to_bench, source=source) for ref in refs]
     return finish(outcomes, as_json=as_json)
 
 
@@ -254,14 +254,14 @@ def fetch(place: BucketOptions, where: Address, *, to: Path, dry_run: bool) -> I
         yield from sources.plan(found, to=to) if dry_run else sources.restore(found, to=to, beat=beat)
 
 
-def restored(line: Site, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
+def restored(site: Site, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> Outcome:
     """Restore one event behind a bar of its bytes; a failure becomes an outcome."""
     try:
-        _, export = line.catalog.found(ref)
+        _, export = site.catalog.found(ref)
         with measured(f"restore {ref}", export.size if export else None) as beat:
-            return pipeline.restore(line, ref, to=to, to_bench=to_bench, source=source, beat=beat)
+            return pipeline.restore(site, ref, to=to, to_bench=to_bench, source=source, beat=beat)
     except PlatewayError as error:
-        return pipeline.failed(line, ref, "restore", error)
+        return pipeline.failed(site, ref, "restore", error)
 
 
 @app.command()
@@ -288,10 +288,10 @@ def cat(
         return pour(sources.image(store, where.key, name) if name else content(store, where.key, span))
     if name is None or span or place.endpoint_url or place.block:
         raise typer.BadParameter("of an event, name the image; --range, --endpoint-url and --block are for addresses")
-    with working(place.home) as (line, _):
+    with working(place.home) as (site, _):
         uuid, revision = parsed(id)
-        ref = line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
-        return pour(pipeline.cat(line, ref, name, source=source))
+        ref = site.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+        return pour(pipeline.cat(site, ref, name, source=source))
 
 
 def pour(chunks: Iterable[bytes]) -> None:
@@ -316,14 +316,16 @@ def content(store: Store, key: str, span: str | None) -> Iterator[bytes]:
 def rebuild(
     *,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Objects read at a time.")] = 4,
-    site: Annotated[UUID | None, typer.Option(help="Go on as this site, where the buckets name several.")] = None,
+    site_id: Annotated[
+        UUID | None, typer.Option("--site", help="Go on as this site, where the buckets name several.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Fill an empty catalogue from the bucket and the archive's manifests, and list what only the old one knew."""
-    with working(home) as (line, config), measured("rebuild", None) as beat:
+    with working(home) as (site, config), measured("rebuild", None) as beat:
         kept = Inbox(config.archive_inbox, config.endpoint).accepted() if config.archive_inbox else ()
-        told = pipeline.rebuild(line, workers=workers, manifests=kept, beat=beat, site=site)
+        told = pipeline.rebuild(site, workers=workers, manifests=kept, beat=beat, site_id=site_id)
     if as_json:
         facts = {field: getattr(told, field) for field in ("events", "known", "from_archive", "manifests")}
         refused, gaps = map(pipeline.as_dict, told.refused), (gap._asdict() for gap in told.gaps)
@@ -355,8 +357,8 @@ def manifest_list(
     as_json: Json = False,
 ) -> None:
     """List the archive manifests that came in."""
-    with working(home) as (line, _):
-        rows = [told_manifest(one) for one in line.catalog.manifests(refused=refused, limit=limit)]
+    with working(home) as (site, _):
+        rows = [told_manifest(one) for one in site.catalog.manifests(refused=refused, limit=limit)]
     if as_json:
         return print_json(rows)
     table = Table(
@@ -375,8 +377,8 @@ def manifest_show(
     as_json: Json = False,
 ) -> None:
     """Show one manifest with its bytes as they came."""
-    with working(home) as (line, _):
-        found = line.catalog.manifests(digest=id, limit=2)
+    with working(home) as (site, _):
+        found = site.catalog.manifests(digest=id, limit=2)
     if len(found) != 1:
         raise NotFound(f"{'more than one manifest has' if found else 'no manifest has'} a digest that begins with {id}")
     if as_json:
@@ -389,8 +391,8 @@ def manifest_show(
 def manifest_parked(home: Home = None, as_json: Json = False) -> None:
     """List what the archive says it has and nobody can place yet, with the reason."""
     fields = ("path", "key", "job_id", "reported_at", "reason")
-    with working(home) as (line, _):
-        rows = [{field: getattr(one, field) for field in fields} for one in line.catalog.parked()]
+    with working(home) as (site, _):
+        rows = [{field: getattr(one, field) for field in fields} for one in site.catalog.parked()]
     if as_json:
         return print_json(rows)
     table = Table(Column("key", overflow="fold"), Column("archive", overflow="fold"), "job", "reported", "reason")
@@ -406,9 +408,9 @@ def manifest_receive(
     as_json: Json = False,
 ) -> None:
     """Take in manifests from files; those that were taken in before change nothing."""
-    with working(home) as (line, _):
-        outcomes = [pipeline.receive(line, one.read_bytes(), door="file", name=one.name) for one in files]
-        outcomes += pipeline.settle(line)
+    with working(home) as (site, _):
+        outcomes = [pipeline.receive(site, one.read_bytes(), door="file", name=one.name) for one in files]
+        outcomes += pipeline.settle(site)
     finish(outcomes, as_json=as_json)
 
 
@@ -422,8 +424,8 @@ def told_manifest(row: ArchiveManifest) -> dict[str, Any]:
 @policy_app.command("check")
 def policy_check(home: Home = None, as_json: Json = False) -> None:
     """Warn of every lifecycle rule of the bucket that could delete what tape does not have."""
-    with working(home) as (line, _):
-        warnings = pipeline.policy_warnings(line)
+    with working(home) as (site, _):
+        warnings = pipeline.policy_warnings(site)
     if as_json:
         print_json([vars(one) for one in warnings])
     elif warnings:
@@ -448,11 +450,11 @@ def bridge_amqp(
     """Take archive manifests from RabbitMQ until Ctrl-C; each is acknowledged when it is durable."""
     from plateway.bridges import amqp  # noqa: PLC0415  an extra
 
-    with working(home) as (line, config):
+    with working(home) as (site, config):
         if config.amqp_url is None:
             raise Misconfigured("no RabbitMQ is named: set PLATEWAY_AMQP_URL")
         speak()
-        amqp.run(line, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
+        amqp.run(site, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
 
 
 @bridge_app.command("redis")

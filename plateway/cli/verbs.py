@@ -47,16 +47,16 @@ def opened(home: Path | None) -> Iterator[Catalog]:
 def working(home: Path | None) -> Iterator[tuple[Site, settings.Settings]]:
     """Open the line on an up-to-date catalogue."""
     config = settings.load(home=home)
-    line = pipeline.open_site(config)
+    site = pipeline.open_site(config)
     try:
-        line.catalog.upgrade()
-        yield line, config
+        site.catalog.upgrade()
+        yield site, config
     finally:
-        line.close()
+        site.close()
 
 
 def run(
-    verb: Callable[[Site, Ref], Outcome], line: Site, refs: Sequence[Ref], *, config: settings.Settings
+    verb: Callable[[Site, Ref], Outcome], site: Site, refs: Sequence[Ref], *, config: settings.Settings
 ) -> list[Outcome]:
     """Run a verb over events behind a progress bar."""
     if not refs:
@@ -64,12 +64,12 @@ def run(
     what = getattr(verb, "func", verb).__name__
     columns = (label(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        outcomes = pipeline.each(verb, line, refs, workers=config.export_workers)
+        outcomes = pipeline.each(verb, site, refs, workers=config.export_workers)
         return list(progress.track(outcomes, total=len(refs), description=what))
 
 
 def chosen(
-    line: Site,
+    site: Site,
     ids: Sequence[str] | None,
     *,
     since: datetime | None,
@@ -80,11 +80,11 @@ def chosen(
     """Name the events that were asked for; None when nothing was."""
     if ids:
         return [
-            line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+            site.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
             for uuid, revision in map(parsed, ids)
         ]
     if since or until or system or experiment:
-        found = line.catalog.ledgers(system=system, experiment=experiment, since=utc(since), until=utc(until))
+        found = site.catalog.ledgers(system=system, experiment=experiment, since=utc(since), until=utc(until))
         return [one.ref for one in found if one.event.sealed_at is not None]
     return None
 

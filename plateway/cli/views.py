@@ -63,10 +63,10 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show every event with its state, and why it waits."""
-    with working(home) as (line, _):
-        ledgers = line.catalog.ledgers(system=system, experiment=experiment, since=utc(since), until=utc(until))
-        lines = [pipeline.status(line, ledger) for ledger in ledgers]
-        waiting = line.catalog.quarantined()
+    with working(home) as (site, _):
+        ledgers = site.catalog.ledgers(system=system, experiment=experiment, since=utc(since), until=utc(until))
+        lines = [pipeline.status(site, ledger) for ledger in ledgers]
+        waiting = site.catalog.quarantined()
     counts = Counter(one.state for one in lines)
     told = wire.Status(events=lines, counts=dict(counts), quarantine=len(waiting))
     if as_json:
@@ -94,10 +94,10 @@ def status(
 @app.command()
 def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = None, as_json: Json = False) -> None:  # noqa: A002
     """Show all that is known of one event: where every image is, by what evidence, and what happened when."""
-    with working(home) as (line, _):
+    with working(home) as (site, _):
         uuid, revision = parsed(id)
-        ref = line.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
-        told = pipeline.detail(line, line.catalog.ledger(ref))
+        ref = site.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+        told = pipeline.detail(site, site.catalog.ledger(ref))
     if as_json:
         return print_json(told)
     facts = Table(show_header=False, box=None)
@@ -128,8 +128,8 @@ def show(id: Annotated[str, typer.Argument(help="An event id.")], home: Home = N
 @app.command()
 def report(home: Home = None, as_json: Json = False) -> None:
     """Tell what came, went and waits for each instrument, what is stuck, and how long each disk will last."""
-    with working(home) as (line, config):
-        told = pipeline.report(line, stuck_after=config.stuck_after)
+    with working(home) as (site, config):
+        told = pipeline.report(site, stuck_after=config.stuck_after)
     if as_json:
         return print_json(told)
     fields = ("events", "exported", "archived", "purged", "waiting", "quarantined", "lost")
@@ -152,8 +152,8 @@ def quarantine_list(
     as_json: Json = False,
 ) -> None:
     """List what could not be accepted, and why."""
-    with working(home) as (line, _):
-        entries = [entry(row) for row in line.catalog.quarantined(include_released=everything)]
+    with working(home) as (site, _):
+        entries = [entry(row) for row in site.catalog.quarantined(include_released=everything)]
     if as_json:
         return print_json(TypeAdapter(list[wire.QuarantineEntry]).dump_python(entries, mode="json"))
     table = Table("id", "system", "event file", "versions", "reason", "since")
@@ -166,8 +166,8 @@ def quarantine_list(
 @quarantine_app.command("show")
 def quarantine_show(id: int, home: Home = None, as_json: Json = False) -> None:  # noqa: A002
     """Show one of them with the bytes that were kept."""
-    with working(home) as (line, _):
-        rows = [row for row in line.catalog.quarantined(include_released=True) if row.id == id]
+    with working(home) as (site, _):
+        rows = [row for row in site.catalog.quarantined(include_released=True) if row.id == id]
     if not rows:
         raise NotFound(f"quarantine has no entry {id}")
     if as_json:
@@ -184,9 +184,9 @@ def quarantine_replay(
     home: Home = None,
 ) -> None:
     """Try again: the next discovery reads the event file and looks at the images anew."""
-    with working(home) as (line, _):
+    with working(home) as (site, _):
         for one in ids:
-            row = line.catalog.replay(one, now=line.catalog.now())
+            row = site.catalog.replay(one, now=site.catalog.now())
             out.print(f"{row.system}/{row.name} is looked at again")
 
 

@@ -66,7 +66,7 @@ class Parts:
     limits: Limits = field(default_factory=Limits)
     trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
     read_only: bool = False
-    line: Callable[[], Site] | None = None  # opens the line that events are read from; None: there are objects only
+    site: Callable[[], Site] | None = None  # opens the line that events are read from; None: there are objects only
     open: bool = False  # events are shown without a token
     straight: bool = False  # … but only to requests that came straight to this machine's own address
     links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
@@ -99,7 +99,7 @@ def create_app(parts: Parts) -> FastAPI:
         trusted = networks(parts.trusted)
     except ValueError as error:
         raise Misconfigured(f"trusted proxies: {error}") from None
-    shelf, line = _shelf(parts), parts.line and parts.line()
+    shelf, site = _shelf(parts), parts.site and parts.site()
     rates, tokens, access = Rates(parts.place / "rates"), Tokens(parts.tokens), AccessLog(parts.log)
     app = FastAPI(
         title="Plateway",
@@ -110,11 +110,11 @@ def create_app(parts: Parts) -> FastAPI:
         lifespan=partial(
             _lifespan,
             swept=None if parts.read_only else shelf,
-            close=(access.close, *([line.close] if line else [])),
+            close=(access.close, *([site.close] if site else [])),
             state={"limits": parts.limits, "trusted": trusted},  # for connections
         ),
     )
-    app.state.parts, app.state.line = parts, line
+    app.state.parts, app.state.site = parts, site
     app.state.guard = auth.Guard(
         tokens, rates, parts.limits, sessions=Tokens(parts.sessions), open_=parts.open, straight=parts.straight
     )
@@ -126,11 +126,11 @@ def create_app(parts: Parts) -> FastAPI:
     if shelf is not None:
         app.state.readiness.checks["objects"] = partial(_reached, shelf.store)
         objects.install(app, shelf, limits=parts.limits)
-    if line is not None:
-        app.state.readiness.checks["catalogue"] = partial(_migrated, line)
-        app.state.readiness.checks["bucket"] = partial(_bucket, line)
+    if site is not None:
+        app.state.readiness.checks["catalogue"] = partial(_migrated, site)
+        app.state.readiness.checks["bucket"] = partial(_bucket, site)
         for module in (dlm_api, events, images, metrics, pages):
-            module.install(app, line)
+            module.install(app, site)
     reference.install(app)
     list(auth.declared(app))
     if parts.read_only:
@@ -246,10 +246,10 @@ def _reached(place: Objects) -> None:
     place.look("ready")
 
 
-def _migrated(line: Site) -> None:
-    if line.catalog.current() != line.catalog.head():
+def _migrated(site: Site) -> None:
+    if site.catalog.current() != site.catalog.head():
         raise Misconfigured("the catalogue's tables are of another version")
 
 
-def _bucket(line: Site) -> None:
-    line.store.stat("ready")
+def _bucket(site: Site) -> None:
+    site.store.stat("ready")

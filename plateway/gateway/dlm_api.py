@@ -48,9 +48,9 @@ class ExportsAsked(BaseModel):
     offset: int = Field(0, ge=0, le=LARGEST)
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application these routes."""
-    lifecycle = Lifecycle(line, links=app.state.parts.links)
+    lifecycle = Lifecycle(site, links=app.state.parts.links)
     app.add_api_route("/api/1/exports", lifecycle.list_exports, tags=["lifecycle"])
     app.add_api_route("/api/1/archives", lifecycle.list_archives, tags=["lifecycle"])
     app.add_api_route("/api/1/archives/{id}", lifecycle.read_archive, tags=["lifecycle"])
@@ -60,12 +60,12 @@ def install(app: FastAPI, line: Site) -> None:
 class Lifecycle:
     """Answers out of a line's catalogue."""
 
-    def __init__(self, line: Site, *, links: timedelta) -> None:
-        self._line, self._links = line, links
+    def __init__(self, site: Site, *, links: timedelta) -> None:
+        self._site, self._links = site, links
 
     def list_exports(self, asked: Annotated[ExportsAsked, Query()], seen: Seen) -> wire.Exports:
         """List the exports that arrived between two times, by time: unless others are given, the last 24 hours."""
-        count, found = self._line.catalog.exports_page(
+        count, found = self._site.catalog.exports_page(
             since=asked.start,
             until=asked.end,
             kind=asked.event_type,
@@ -94,7 +94,7 @@ class Lifecycle:
         limit: Annotated[int, Query(ge=0, le=100)] = 100,
     ) -> wire.Archives:
         """List the archives on tape, the first reported first."""
-        count, found = self._line.catalog.archives_page(
+        count, found = self._site.catalog.archives_page(
             experiment=experiment_id or None, prefix=seen, limit=limit, offset=offset
         )
         data = [wire.Archived(**_told(row), url=f"/api/1/archives/{row.id}", member_count=row.members) for row in found]
@@ -102,7 +102,7 @@ class Lifecycle:
 
     def read_archive(self, id: UUID, seen: Seen) -> wire.ArchiveDetail:  # noqa: A002 - it is what DLM calls it
         """Tell which events are in an archive."""
-        found = self._line.catalog.archive_members(id, prefix=seen)
+        found = self._site.catalog.archive_members(id, prefix=seen)
         if found is None:
             raise HTTPException(404, "item not found")
         row, members = found
@@ -122,13 +122,13 @@ class Lifecycle:
         """Count what became of the events of the last seven days (UTC) that images are of, newest first."""
         return [
             wire.DailyStats(date=one.date, event_count=one.events, export_count=one.exports, archive_count=one.archives)
-            for one in self._line.catalog.daily(days=DAYS, prefix=seen)
+            for one in self._site.catalog.daily(days=DAYS, prefix=seen)
         ]
 
     def _link(self, export: Export) -> str | None:
         """Make a link to a bundle, if it is in a bucket of the settings and the store makes any."""
         with suppress(Misconfigured, Refused):
-            return self._line.holding(export).store.sign(export.key, expires=self._links)
+            return self._site.holding(export).store.sign(export.key, expires=self._links)
         return None
 
 

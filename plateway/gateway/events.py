@@ -45,9 +45,9 @@ class EventsAsked(BaseModel):
     cursor: Name | None = Field(None, description="the `next_cursor` of the page before")
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application these routes."""
-    told = Told(line, app.state.probes)
+    told = Told(site, app.state.probes)
     app.add_api_route("/api/1/events", told.list_events, tags=["events"])
     app.add_api_route("/api/1/events/{id}", told.read_event, tags=["events"], response_model=wire.EventDetail)
 
@@ -55,22 +55,22 @@ def install(app: FastAPI, line: Site) -> None:
 class Told:
     """Answers out of a line's catalogue."""
 
-    def __init__(self, line: Site, probes: Probes) -> None:
-        self._line, self._probes = line, probes
+    def __init__(self, site: Site, probes: Probes) -> None:
+        self._site, self._probes = site, probes
         self._reads = CapacityLimiter(READS)
 
     def list_events(self, asked: Annotated[EventsAsked, Query()], seen: Seen) -> wire.Events:
         """List the events that fit, by the time of their images. Events that come meanwhile shift no page."""
-        found = self._line.catalog.search(
+        found = self._site.catalog.search(
             **asked.model_dump(exclude={"order", "limit", "cursor"}),
             prefix=seen,
             after=Cursor.parse(asked.cursor) if asked.cursor else None,
             limit=asked.limit + 1,
             newest=asked.order == "newest",
         )
-        now, page = self._line.catalog.now(), found[: asked.limit]
+        now, page = self._site.catalog.now(), found[: asked.limit]
         return wire.Events(
-            events=statuses(self._line, page, now=now, probes=self._probes),
+            events=statuses(self._site, page, now=now, probes=self._probes),
             next_cursor=str(Cursor.after(page[-1])) if len(found) > len(page) else None,
         )
 
@@ -83,20 +83,20 @@ class Told:
 
     def _detail(self, text: str, seen: str) -> wire.EventDetail:
         id_, revision = Ref.parse(text)
-        ledger = self._line.catalog.ledger(Ref(id_, revision) if revision else self._line.catalog.newest(id_))
+        ledger = self._site.catalog.ledger(Ref(id_, revision) if revision else self._site.catalog.newest(id_))
         if not ledger.event.key.startswith(seen):
             raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
-        return detail(self._line, ledger, probes=self._probes)
+        return detail(self._site, ledger, probes=self._probes)
 
 
-def statuses(line: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
+def statuses(site: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
     """Report where events stand; each instrument's disk is waited for a bounded time, all at a time."""
     asked: dict[str, list[Ledger]] = {}
     for one in ledgers:
         asked.setdefault(one.event.system, []).append(one)
 
     def read(those: Sequence[Ledger]) -> dict[Ref, wire.EventStatus]:
-        return {one.ref: pipeline.status(line, one, now=now) for one in those}
+        return {one.ref: pipeline.status(site, one, now=now) for one in those}
 
     reads = [(those, probes.start(f"bench {system}", partial(read, those))) for system, those in asked.items()]
     found: dict[Ref, wire.EventStatus] = {}
@@ -104,29 +104,29 @@ def statuses(line: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Pr
         try:
             found |= probe.result()
         except Unavailable:
-            told = [pipeline.status(_offline(line), one, now=now) for one in those]
+            told = [pipeline.status(_offline(site), one, now=now) for one in those]
             unseen = [one.model_copy(update={"raw_present": None}) for one in told]
             found |= dict(zip((one.ref for one in those), unseen, strict=True))
     return [found[one.ref] for one in ledgers]
 
 
-def detail(line: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
+def detail(site: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
     """Report all that is known of one event; bucket and bench are waited for a bounded time, both at a time."""
-    bench = start_bench(line, ledger, probes=probes)
+    bench = start_bench(site, ledger, probes=probes)
     place = bucket_of(ledger.export) if ledger.export else "catalogue"
-    whole = probes.start(place, partial(pipeline.detail, replace(line, instrument=_no_instrument), ledger))
+    whole = probes.start(place, partial(pipeline.detail, replace(site, instrument=_no_instrument), ledger))
     try:
         told = whole.result()
     except Unavailable as error:
-        told = pipeline.detail(_offline(line), ledger)
+        told = pipeline.detail(_offline(site), ledger)
         if ledger.export is not None:
             told = told.model_copy(update={"manifest_error": str(error)})
     return told.model_copy(update={"raw_present": presence(bench)})
 
 
-def start_bench(line: Site, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
+def start_bench(site: Site, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
     """Begin to look whether the raw images of an event are on the instrument's disk."""
-    return probes.start(f"bench {ledger.event.system}", partial(pipeline.status, line, ledger))
+    return probes.start(f"bench {ledger.event.system}", partial(pipeline.status, site, ledger))
 
 
 def presence(bench: Probe[wire.EventStatus]) -> bool | None:
@@ -137,10 +137,10 @@ def presence(bench: Probe[wire.EventStatus]) -> bool | None:
         return None
 
 
-def _offline(line: Site) -> Site:
+def _offline(site: Site) -> Site:
     """Return a line that reads the catalogue and nothing else."""
     nowhere = open_store("memory://")
-    return replace(line, store=nowhere, endpoint=None, own=None, others={}, archive=None, instrument=_no_instrument)
+    return replace(site, store=nowhere, endpoint=None, own=None, others={}, archive=None, instrument=_no_instrument)
 
 
 def _no_instrument(system: str) -> Instrument:

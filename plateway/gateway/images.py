@@ -193,8 +193,8 @@ class Recall(Generic[T]):
 class Gallery:
     """The images of all events, as routes reach them: from a number of threads. What is in bundles is kept in mind."""
 
-    def __init__(self, line: Site, home: Path, *, links: timedelta, probes: Probes) -> None:
-        self.line, self.thumbs = line, Thumbs(home / "thumbs")
+    def __init__(self, site: Site, home: Path, *, links: timedelta, probes: Probes) -> None:
+        self.site, self.thumbs = site, Thumbs(home / "thumbs")
         self._links, self._spool, self._probes = links, home / "spool", probes
         self._reads, self._drawing, self._finding = map(CapacityLimiter, (READS, DRAWN, READS))
         self._ledgers = Recall[Ledger](LEDGERS, holds=HOLDS)
@@ -224,7 +224,7 @@ class Gallery:
         return ledger
 
     def _ledger(self, id_: UUID, revision: int | None) -> Ledger:
-        return self.line.catalog.ledger(Ref(id_, revision) if revision else self.line.catalog.newest(id_))
+        return self.site.catalog.ledger(Ref(id_, revision) if revision else self.site.catalog.newest(id_))
 
     def contents(self, ledger: Ledger, *, seconds: float = UNHURRIED) -> Contents:
         """Return what is in an event's bundle.
@@ -235,7 +235,7 @@ class Gallery:
             NotFound: there is no copy to read, and why.
             Unavailable: it is not known in time.
         """
-        there, export = copies.there(self.line, ledger), ledger.export
+        there, export = copies.there(self.site, ledger), ledger.export
         assert export is not None
         key = export.manifest_sha256
         if (known := self._contents.find(key)) is not None:
@@ -245,7 +245,7 @@ class Gallery:
         return self._probes.read(place, listed, seconds=most)
 
     def _listed(self, ledger: Ledger) -> Contents:
-        members = copies.contents(self.line, ledger).members
+        members = copies.contents(self.site, ledger).members
         assert ledger.export is not None
         if not all(_fits(one, ledger.export) for one in members):
             raise Damaged(f"{ledger.export.key}: its manifest tells of files that cannot be in it")
@@ -269,11 +269,11 @@ class Gallery:
         member = found.member
         if member.size > copies.HELD:
             return _first(
-                copies.part(self.line, found.ledger, start=member.offset + span.start, length=span.length)
+                copies.part(self.site, found.ledger, start=member.offset + span.start, length=span.length)
                 if span
                 else _behind(self._compared(found))
             )
-        whole = b"".join(copies.image(self.line, found.ledger, member))
+        whole = b"".join(copies.image(self.site, found.ledger, member))
         asked = whole[span.start : span.start + span.length] if span else whole
         return (asked, Rest(iter(()))) if len(asked) <= SMALL else _first(self._spooled(asked))
 
@@ -281,7 +281,7 @@ class Gallery:
         """Read a large image; who comes again after it was wrong gets it from a copy that was looked at before."""
         sha256 = found.member.sha256
         try:
-            yield from copies.image(self.line, found.ledger, found.member, doubted=sha256 in self._doubted)
+            yield from copies.image(self.site, found.ledger, found.member, doubted=sha256 in self._doubted)
         except Damaged:
             if len(self._doubted) >= DOUBTED:
                 self._doubted.clear()
@@ -318,7 +318,7 @@ class Gallery:
     def _draw(self, found: FoundImage, size: int, levels: Levels, name: str) -> bytes:
         if found.member.size > LARGEST:
             raise Rejected(f"too large for a small picture: {found.member.size} bytes")
-        whole = b"".join(copies.image(self.line, found.ledger, found.member))
+        whole = b"".join(copies.image(self.site, found.ledger, found.member))
         shared = self._shared(found.ledger, found.export) if levels == "event" else None
         try:
             picture = pictures.thumbnail(whole, size=size, levels=shared)
@@ -339,26 +339,26 @@ class Gallery:
             if (left := left - member.size) < 0 and found:
                 break
             with suppress(Rejected, Damaged):  # the others tell
-                found.append(pictures.levels(b"".join(copies.image(self.line, ledger, member))))
+                found.append(pictures.levels(b"".join(copies.image(self.site, ledger, member))))
         between = [one for one in found if one is not None]
         return (min(dark for dark, _ in between), max(bright for _, bright in between)) if between else None
 
     def bundle(self, text: str, seen: str, *, link: bool) -> tuple[Ledger, Export, str | None]:
         """Look up a bundle, and make a link to it if that is wanted and can be had."""
         ledger = self.ledger(text, seen)
-        there = copies.there(self.line, ledger)
+        there = copies.there(self.site, ledger)
         assert ledger.export is not None
         with suppress(Refused):  # the store makes no links
             if link and "bucket" in there:
-                store = self.line.holding(ledger.export).store
+                store = self.site.holding(ledger.export).store
                 return ledger, ledger.export, store.sign(ledger.export.key, expires=self._links)
         return ledger, ledger.export, None
 
     def begin_bundle(self, ledger: Ledger, export: Export, span: Span | None) -> tuple[bytes, Rest]:
         """Read the first piece of a bundle."""
         if span:
-            return _first(copies.part(self.line, ledger, start=span.start, length=span.length))
-        return _first(_behind(copies.whole(self.line, ledger)))
+            return _first(copies.part(self.site, ledger, start=span.start, length=span.length))
+        return _first(_behind(copies.whole(self.site, ledger)))
 
 
 async def list_images(id: str, request: Request, seen: Seen) -> Response:  # noqa: A002
@@ -421,10 +421,10 @@ def samples(members: Sequence[Member]) -> list[Member]:
     return [found[number] for number in chosen] if found else []
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application these routes."""
     parts = app.state.parts
-    app.state.gallery = Gallery(line, parts.place, links=parts.links, probes=app.state.probes)
+    app.state.gallery = Gallery(site, parts.place, links=parts.links, probes=app.state.probes)
     event = "/api/1/events/{id}"
     for method in ("GET", "HEAD"):
         told: dict[str, Any] = {"methods": [method], "response_class": Response, "tags": ["images"]}

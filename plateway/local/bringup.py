@@ -228,9 +228,9 @@ def close_home(home: Path) -> None:
                 path.chmod(mode & ~OTHERS)
 
 
-def _say(console: Console, line: str) -> None:
+def _say(console: Console, site: str) -> None:
     with suppress(OSError):  # a terminal that has gone must not keep us from stopping in order
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(site, soft_wrap=True, highlight=False)
 
 
 def _ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:

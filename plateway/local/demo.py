@@ -75,7 +75,7 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
                     console.print(f"PLATEWAY_SOURCE_ROOT={parts.settings.root} plateway simulate", soft_wrap=True)
                     parts.watch()
             finally:
-                show.line.close()
+                show.site.close()
             return 0 if show.well() else 1
     except KeyboardInterrupt:
         return 0 if not once else 130
@@ -148,7 +148,7 @@ class Show:
     parts: Parts
     console: Console
     events: int
-    line: Site = field(init=False)
+    site: Site = field(init=False)
     acquired: list[Announced] = field(default_factory=list)
     damaged: str = ""
     archived: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class Show:
     def __post_init__(self) -> None:
         for place in (self.inbox, self.home / "tape"):
             place.mkdir(exist_ok=True)
-        self.line = pipeline.open_site(self.parts.settings)
+        self.site = pipeline.open_site(self.parts.settings)
 
     @property
     def home(self) -> Path:
@@ -222,14 +222,14 @@ class Show:
 
     def ledgers(self) -> list[Ledger]:
         """Look up the events of this performance, in the order of their announcement."""
-        found = {str(one.event.id): one for one in self.line.catalog.ledgers() if str(one.event.id) in self.ids}
+        found = {str(one.event.id): one for one in self.site.catalog.ledgers() if str(one.event.id) in self.ids}
         return [found[id_] for id_ in self.ids if id_ in found]
 
     def told_events(self) -> list[dict[str, Any]]:
         """Tell of each event where it stands; one that nobody has discovered yet is only announced."""
         fields = {"system", "state", "key", "size", "sha256", "announced_at", "verified_at", "seconds", "raw_present"}
         known = {
-            str(one.event.id): pipeline.status(self.line, one).model_dump(mode="json", include=fields)
+            str(one.event.id): pipeline.status(self.site, one).model_dump(mode="json", include=fields)
             for one in self.ledgers()
         }
         return [{"id": id_, **known.get(id_, dict.fromkeys(fields) | {"state": "announced"})} for id_ in self.ids]
@@ -243,7 +243,7 @@ class Show:
         with tarfile.open(self.home / "tape" / path, "w") as tar:
             member = tarfile.TarInfo(f"./{tar_name(export.key)}")
             member.size = export.size
-            tar.addfile(member, io.BytesIO(b"".join(self.line.store.open(export.key))))
+            tar.addfile(member, io.BytesIO(b"".join(self.site.store.open(export.key))))
         job = f"demo-{ledger.event.id}"
         told = {"job_id": job, "date": day, "archives": [{"path": path, "src_keys": [f"{export.bucket}/{export.key}"]}]}
         half = self.inbox / f".{job}"
@@ -254,13 +254,13 @@ class Show:
     def damage(self) -> None:
         """Flip one byte of one object in the bucket, behind everybody's back."""
         victim = self.ledgers()[0]
-        files = [one.key for one in read.contents(self.line, victim).members if one.key]  # objects of their own
+        files = [one.key for one in read.contents(self.site, victim).members if one.key]  # objects of their own
         key = files[0] if files else victim.event.key
-        content = bytearray(b"".join(self.line.store.open(key)))
+        content = bytearray(b"".join(self.site.store.open(key)))
         content[len(content) // 2] ^= 0xFF
         self.damaged = str(victim.event.id)
         part = checksums.part_size(len(content))
-        self.line.store.put(key, [bytes(content)], size=len(content), part_size=part, metadata={})
+        self.site.store.put(key, [bytes(content)], size=len(content), part_size=part, metadata={})
         self.console.print(f"Damaged one byte of {key} in the bucket, to see what the purge says.")
 
     def purge(self) -> None:
@@ -300,7 +300,7 @@ class Show:
         target = self.home / "restored"
         self.run("restore", event_ids=[str(acquired.id)], to=str(target), source="archive")
         self.run("restore", event_ids=[str(acquired.id)], to_bench=True, source="archive")
-        ledger = self.line.catalog.ledger(Ref(acquired.id, 1))
+        ledger = self.site.catalog.ledger(Ref(acquired.id, 1))
         places = (target / str(acquired.id), acquired.images)
         self.archived = {
             "id": str(acquired.id),

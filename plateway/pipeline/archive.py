@@ -70,7 +70,7 @@ class _Bad(Exception):
 
 
 def archive(
-    line: Site, *, before: date | None = None, dry_run: bool = False, most: int = MOST, now: datetime | None = None
+    site: Site, *, before: date | None = None, dry_run: bool = False, most: int = MOST, now: datetime | None = None
 ) -> list[Outcome]:
     """Write the verified exports of past days to the archive, one tar for each kind, experiment and day (UTC).
 
@@ -82,14 +82,14 @@ def archive(
     Raises:
         Misconfigured: there is no archive.
     """
-    if line.archive is None:
+    if site.archive is None:
         raise Misconfigured("there is no archive to write to: PLATEWAY_ARCHIVE_TARGET is not set")
-    now = now or line.catalog.now()
+    now = now or site.catalog.now()
     today = now.astimezone(UTC).date()
-    run = _Run(line, line.archive, most=most, dry_run=dry_run)
+    run = _Run(site, site.archive, most=most, dry_run=dry_run)
     if not dry_run:
         try:
-            check_archive(line, fresh=True)
+            check_archive(site, fresh=True)
         except Transient as error:
             return [log_outcome(Outcome(None, "", "archive", Result.LATER, reasons=(str(error),)))]
         run.tidy(now - ABANDONED)
@@ -100,8 +100,8 @@ def archive(
 class _Run:
     """One run over all days, and what came of it."""
 
-    def __init__(self, line: Site, target: Archive, *, most: int, dry_run: bool) -> None:
-        self.line, self.target, self.most, self.dry_run = line, target, most, dry_run
+    def __init__(self, site: Site, target: Archive, *, most: int, dry_run: bool) -> None:
+        self.site, self.target, self.most, self.dry_run = site, target, most, dry_run
         self.bring = self._rehearse if dry_run else self._bring
         self.outcomes: list[Outcome] = []
         self.failed: Counter[str] = Counter()  # days in a row, of one bucket
@@ -113,7 +113,7 @@ class _Run:
             for place, some in self._places(day, ledgers).items():
                 if self.failed[place] < IN_A_ROW:
                     self._attempt(place, day, some)
-            if sum(count >= IN_A_ROW for count in self.failed.values()) > len(self.line.others):
+            if sum(count >= IN_A_ROW for count in self.failed.values()) > len(self.site.others):
                 self._settle()
                 return
 
@@ -127,7 +127,7 @@ class _Run:
             result = Result.LATER if isinstance(error, Transient) else Result.FAILED
             self._note(Outcome(None, "", "archive", result, key=day.path(1), reasons=(str(error),)))
         if self.failed[place] == IN_A_ROW:
-            where = f", of {place}" if self.line.others else ""
+            where = f", of {place}" if self.site.others else ""
             self._note(
                 Outcome(None, "", "archive", Result.STOPPED, reasons=(f"{IN_A_ROW} days in a row failed{where}",))
             )
@@ -147,7 +147,7 @@ class _Run:
         """Note the events that tape has now, by what this run has told, or one that was cut off."""
         if self.dry_run:
             return
-        archived = [one for one in settle(self.line) if one.result == Result.ARCHIVED]
+        archived = [one for one in settle(self.site) if one.result == Result.ARCHIVED]
         self.outcomes += archived
         self.left -= {one.ref for one in archived if one.ref is not None}
 
@@ -156,7 +156,7 @@ class _Run:
         for _ in range(ROUNDS):
             self._settle()
             limit = self.most + len(self.left)
-            found = self.line.catalog.unarchived(before=before, limit=limit)
+            found = self.site.catalog.unarchived(before=before, limit=limit)
             fresh = [ledger for ledger in found if ledger.ref not in self.left]
             if len(found) == limit and _day(fresh[0]) != _day(fresh[-1]):
                 fresh = [ledger for ledger in fresh if _day(ledger) != _day(fresh[-1])]  # the last may be cut
@@ -171,7 +171,7 @@ class _Run:
         away: Counter[str] = Counter()
         for ledger in ledgers:
             export = _export(ledger)
-            bound = self.line.at(export.endpoint, export.bucket)
+            bound = self.site.at(export.endpoint, export.bucket)
             if bound is not None:
                 found[str(bound.place)].append(ledger)
             else:
@@ -237,15 +237,15 @@ class _Run:
     def _suspect(self, ledger: Ledger) -> bool:
         """Take a quick look: is the object still the one that was verified?"""
         export = _export(ledger)
-        found = self.line.holding(export).store.stat(export.key)
+        found = self.site.holding(export).store.stat(export.key)
         return found is None or (found.size, found.etag) != (export.size, export.seen_etag)
 
     def _sound(self, ledger: Ledger) -> bool:
         """Look at an export again, whole; its damage is noted."""
         try:
-            outcome = verify(self.line, ledger.ref, read_back=True)
+            outcome = verify(self.site, ledger.ref, read_back=True)
         except Transient as error:
-            self.outcomes.append(failed(self.line, ledger.ref, "archive", error))
+            self.outcomes.append(failed(self.site, ledger.ref, "archive", error))
             return False
         if outcome.result != Result.VERIFIED:
             self.outcomes.append(outcome)
@@ -257,7 +257,7 @@ class _Run:
             yield header
             digest, size = hashlib.sha256(), 0
             try:
-                for chunk in self.line.holding(export).store.open(export.key):
+                for chunk in self.site.holding(export).store.open(export.key):
                     size += len(chunk)
                     if size > export.size:
                         break
@@ -299,7 +299,7 @@ class _Run:
         size = sum(slot.export.size for slot in slots)
         count = f"{len(slots)} export{'s' if len(slots) > 1 else ''}"
         self._note(Outcome(None, "", "archive", result, key=path, size=size, reasons=(f"{path}: {count}",)))
-        received = receive(self.line, content, door="archive", name=f"{job}.json")
+        received = receive(self.site, content, door="archive", name=f"{job}.json")
         if received.result not in {Result.RECEIVED, Result.KNOWN}:
             self.outcomes.append(received)
 

@@ -110,14 +110,14 @@ class Site:
 
     def over(self, act: Callable[[Site], Iterable[Outcome]], verb: str) -> Iterator[Outcome]:
         """Act in each bucket of the site; where there are several, one that fails becomes an outcome and stops none."""
-        for line in self.each_bucket():
+        for site in self.each_bucket():
             try:
-                yield from act(line)
+                yield from act(site)
             except PlatewayError as error:
                 if not self.others:
                     raise
                 result = Result.LATER if isinstance(error, Transient) else Result.FAILED
-                yield log_outcome(Outcome(None, "", verb, result, reasons=(f"{line.place}: {error}",)))
+                yield log_outcome(Outcome(None, "", verb, result, reasons=(f"{site.place}: {error}",)))
 
     def to(self, system: str) -> Site:
         """Bind to the bucket that new exports of a system go to.

@@ -16,17 +16,17 @@ from plateway.pipeline.read import contents
 from plateway.records import ArchiveLocation, Event, Export, Incident, Purge
 
 
-def status(line: Site, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
+def status(site: Site, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
     """Tell where one event stands; of many, say what time it is."""
-    return wire.EventStatus(**_told(line, ledger, now or line.catalog.now()))
+    return wire.EventStatus(**_told(site, ledger, now or site.catalog.now()))
 
 
-def detail(line: Site, ledger: Ledger) -> wire.EventDetail:
+def detail(site: Site, ledger: Ledger) -> wire.EventDetail:
     """Tell all that is known of one event, with the manifest as it lies in the first copy that can be read."""
-    now, manifest, error = line.catalog.now(), None, None
+    now, manifest, error = site.catalog.now(), None, None
     if ledger.export is not None:
         try:
-            manifest = [wire.ManifestFile(**asdict(member)) for member in contents(line, ledger).members]
+            manifest = [wire.ManifestFile(**asdict(member)) for member in contents(site, ledger).members]
         except PlatewayError as problem:
             error = str(problem)
     rows = {
@@ -39,17 +39,17 @@ def detail(line: Site, ledger: Ledger) -> wire.EventDetail:
         "lease": ledger.lease and ledger.lease.model_dump(mode="json"),
     }
     return wire.EventDetail(
-        **_told(line, ledger, now),
-        history=history(line, ledger, now),
+        **_told(site, ledger, now),
+        history=history(site, ledger, now),
         manifest=manifest,
         manifest_error=error,
         ledger=rows,
     )
 
 
-def history(line: Site, ledger: Ledger, now: datetime) -> list[wire.Moment]:
+def history(site: Site, ledger: Ledger, now: datetime) -> list[wire.Moment]:
     """List what happened to an event, in order, and what it waits for; what went wrong stays when it is put right."""
-    told = [moment for incident in line.catalog.incidents(ledger.ref) for moment in _incident(incident)]
+    told = [moment for incident in site.catalog.incidents(ledger.ref) for moment in _incident(incident)]
     told += [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
     told += [moment for archive in ledger.archives for moment in _archived(archive)]
     told += [moment for purge in ledger.purges for moment in _purged(purge)]
@@ -105,7 +105,7 @@ def _incident(incident: Incident) -> Iterator[wire.Moment]:
     )
 
 
-def _told(line: Site, ledger: Ledger, now: datetime) -> dict[str, Any]:
+def _told(site: Site, ledger: Ledger, now: datetime) -> dict[str, Any]:
     event, export = ledger.event, ledger.export
     stands = ledger.state(now)
     verified = export.evidence_at if export else None
@@ -129,12 +129,12 @@ def _told(line: Site, ledger: Ledger, now: datetime) -> dict[str, Any]:
         "announced_at": event.announced_at,
         "verified_at": verified,
         "seconds": (verified - event.announced_at).total_seconds() if verified else None,
-        "raw_present": _present(line, event),
+        "raw_present": _present(site, event),
     }
 
 
-def _present(line: Site, event: Event) -> bool:
+def _present(site: Site, event: Event) -> bool:
     try:
-        return folder.exists(line.instrument(event.system).root, event.path)
+        return folder.exists(site.instrument(event.system).root, event.path)
     except PlatewayError:
         return False

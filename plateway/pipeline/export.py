@@ -38,12 +38,12 @@ from plateway.store import object_metadata
 SCHEMA = "0.1.0a1"  # of metadata.json; the field that DLM v2 wrote
 
 
-def due(line: Site, verb: str, *, now: datetime | None = None, limit: int = 1000) -> list[Ref]:
+def due(site: Site, verb: str, *, now: datetime | None = None, limit: int = 1000) -> list[Ref]:
     """Name the events that wait for ``export`` or ``verify``, oldest first."""
-    return line.catalog.due(verb, now=now or line.catalog.now(), limit=limit)
+    return site.catalog.due(verb, now=now or site.catalog.now(), limit=limit)
 
 
-def export(line: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], None] | None = None) -> Outcome:
+def export(site: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], None] | None = None) -> Outcome:
     """Stream an event's bundle into the bucket and note what was sent; the evidence comes later, from ``verify``.
 
     ``beat`` is told the bytes sent so far. With ``force`` an export that is not known to be damaged is sent again.
@@ -51,53 +51,53 @@ def export(line: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], N
     Raises:
         Transient, Permanent: why this event could not be exported; noted as a setback, with the time of the next try.
     """
-    started, began = time.monotonic(), line.catalog.now()
-    event, sent = line.catalog.found(ref)
+    started, began = time.monotonic(), site.catalog.now()
+    event, sent = site.catalog.found(ref)
     outcome = partial(Outcome, ref, event.system, "export", key=event.key)
     if _sent(sent) and not force:
         return outcome(Result.EXPORTED_ALREADY, size=sent.size)
     try:
-        packed = _carry(line, ref, force=force, beat=beat)
+        packed = _carry(site, ref, force=force, beat=beat)
     except Busy as error:
         return outcome(Result.BUSY, reasons=(str(error),))
     except Conflict as error:
         return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=time.monotonic() - started))
     except PlatewayError as error:
         with suppress(Misconfigured):  # then no endpoint was asked
-            line = _bound(line, event, sent)
-        set_back(line, ref, "export", error, began=began)
+            site = _bound(site, event, sent)
+        set_back(site, ref, "export", error, began=began)
         raise
     if packed is None:
         return outcome(Result.EXPORTED_ALREADY)
     return log_outcome(outcome(Result.EXPORTED, size=packed.size, seconds=time.monotonic() - started))
 
 
-def _carry(line: Site, ref: Ref, *, force: bool, beat: Callable[[int], None] | None) -> bundle.Packed | None:
+def _carry(site: Site, ref: Ref, *, force: bool, beat: Callable[[int], None] | None) -> bundle.Packed | None:
     """Send and note one event under its lease; None when somebody else was quicker."""
-    fence = line.catalog.lease(ref, owner=line.owner, ttl=line.lease, now=line.catalog.now())
+    fence = site.catalog.lease(ref, owner=site.owner, ttl=site.lease, now=site.catalog.now())
     packed = None
     try:
-        event, sent = line.catalog.found(ref)  # again: until now nobody was kept from exporting it
+        event, sent = site.catalog.found(ref)  # again: until now nobody was kept from exporting it
         if force or not _sent(sent):
-            line = _bound(line, event, sent)
-            check_bucket(line)
-            hold = Hold(line, ref, fence, beat)
-            packed = _send(line, event, sent, force=force, hold=hold)
-            sent = row(line, event, packed, etag=packed.etag, at=line.catalog.now())
-            line.catalog.note_export(sent, fence=fence)  # and lets the event go
+            site = _bound(site, event, sent)
+            check_bucket(site)
+            hold = Hold(site, ref, fence, beat)
+            packed = _send(site, event, sent, force=force, hold=hold)
+            sent = make_export(site, event, packed, etag=packed.etag, at=site.catalog.now())
+            site.catalog.note_export(sent, fence=fence)  # and lets the event go
     except BaseException:
-        line.catalog.release(ref, fence=fence)
+        site.catalog.release(ref, fence=fence)
         raise
     if packed is None:
-        line.catalog.release(ref, fence=fence)
+        site.catalog.release(ref, fence=fence)
     return packed
 
 
-def _bound(line: Site, event: Event, sent: Export | None) -> Site:
+def _bound(site: Site, event: Event, sent: Export | None) -> Site:
     """Choose the bucket: an export stays in its own, unless it is bad there and the settings do not name that one."""
-    if sent is None or (sent.damage is not None and line.at(sent.endpoint, sent.bucket) is None):
-        return line.to(event.system)
-    return line.holding(sent)
+    if sent is None or (sent.damage is not None and site.at(sent.endpoint, sent.bucket) is None):
+        return site.to(event.system)
+    return site.holding(sent)
 
 
 def _sent(export: Export | None) -> TypeGuard[Export]:
@@ -109,24 +109,24 @@ class _There(Exception):
     """The very same bytes are in the bucket already; the upload is given up just before it would be complete."""
 
 
-def _send(line: Site, event: Event, sent: Export | None, *, force: bool, hold: Hold) -> bundle.Packed:
+def _send(site: Site, event: Event, sent: Export | None, *, force: bool, hold: Hold) -> bundle.Packed:
     """Stream the bundle to its key; the last look, at source and bucket, comes after its last byte was hashed."""
-    instrument = line.instrument(event.system)
-    root, path = _source(line, event, instrument, hold)
+    instrument = site.instrument(event.system)
+    root, path = _source(site, event, instrument, hold)
     with folder.enter(root, path) as images:
         files = images.files()
         on_bench = instrument.staging is None and not force  # by force, the images are taken as they are now
-        _complete(line, event, files, instrument, sealed=event.fingerprint if on_bench else None)
+        _complete(site, event, files, instrument, sealed=event.fingerprint if on_bench else None)
 
         def seal(packed: bundle.Packed) -> None:
             if folder.fingerprint(images.files()) != folder.fingerprint(files):
                 raise Unsettled(f"{event.path}: images changed while they were exported")
             recorded = sent if sent is not None and sent.key == event.key else None
-            _allow(line, event, packed, recorded=recorded, force=force)
+            _allow(site, event, packed, recorded=recorded, force=force)
 
         layout = bundle.plan(files, _head(event, read_sidecar(images, files)), keys=_keys(event, instrument))
         packing = bundle.Packing(layout, images.read, seal=seal, beat=hold)
-        _put(line, event, packing, sent)
+        _put(site, event, packing, sent)
         return packing.packed
 
 
@@ -137,45 +137,45 @@ def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
     return file_keys(event.key, instruments.image_matcher(instrument.patterns))
 
 
-def _put(line: Site, event: Event, packing: bundle.Packing, sent: Export | None) -> None:
+def _put(site: Site, event: Event, packing: bundle.Packing, sent: Export | None) -> None:
     """Send a bundle; where one of its files finds no room, the event goes on under another key."""
     layout = packing.layout
     try:
         with suppress(_There):
-            line.store.put(
+            site.store.put(
                 event.key,
                 packing,
                 size=layout.size,
                 part_size=layout.part_size,
-                metadata=object_metadata.write(event, site=line.places.site),
+                metadata=object_metadata.write(event, site=site.places.site),
             )
     except Taken as error:
         if _sent(sent):
             raise
-        other = line.catalog.rekey(Ref(event.id, event.revision))
+        other = site.catalog.rekey(Ref(event.id, event.revision))
         raise Conflict(f"{error}; the event goes to {other}") from error
 
 
-def _source(line: Site, event: Event, instrument: Instrument, hold: Hold) -> tuple[Path, str]:
+def _source(site: Site, event: Event, instrument: Instrument, hold: Hold) -> tuple[Path, str]:
     """Say where to read the images: on the bench, or from a verified staging copy, made now if need be."""
     if instrument.staging is None:
         return instrument.root, event.path
     ref = Ref(event.id, event.revision)
     target = instrument.staging / str(ref)
     if event.staged_at is None or not target.exists():
-        check_aside(line, instrument, "staging")
-        _room(line, instrument, event)
+        check_aside(site, instrument, "staging")
+        _room(site, instrument, event)
         folder.copy(instrument.root, event.path, target=target, turn=hold.fence, beat=hold)
         hold.renew()
-        line.catalog.stage(ref, now=line.catalog.now(), fence=hold.fence)
+        site.catalog.stage(ref, now=site.catalog.now(), fence=hold.fence)
     return instrument.staging, str(ref)
 
 
-def _room(line: Site, instrument: Instrument, event: Event) -> None:
+def _room(site: Site, instrument: Instrument, event: Event) -> None:
     assert instrument.staging is not None
     with folder.enter(instrument.root, event.path) as images:
         files = images.files()
-    _complete(line, event, files, instrument, sealed=event.fingerprint)
+    _complete(site, event, files, instrument, sealed=event.fingerprint)
     needed = sum(file.size for file in files)
     free = folder.free(instrument.staging.parent)  # which must be there: it may be a mount
     if free < needed + RESERVE:
@@ -185,13 +185,13 @@ def _room(line: Site, instrument: Instrument, event: Event) -> None:
 
 
 def _complete(
-    line: Site, event: Event, files: Sequence[folder.File], instrument: Instrument, *, sealed: str | None
+    site: Site, event: Event, files: Sequence[folder.File], instrument: Instrument, *, sealed: str | None
 ) -> None:
     """Send an event back to waiting when its images are not those that were complete: ``sealed`` is what they were."""
     present = bench.count_images(files, instrument.patterns)
     if present == event.image_count and sealed in {None, folder.fingerprint(files)}:
         return
-    line.catalog.unseal(Ref(event.id, event.revision), now=line.catalog.now())
+    site.catalog.unseal(Ref(event.id, event.revision), now=site.catalog.now())
     if present == event.image_count:
         raise Unsettled(f"{event.path}: images changed since they were complete")
     raise Unsettled(f"{event.path}: {present} of {event.image_count} images present")
@@ -210,7 +210,7 @@ def _head(event: Event, sidecar: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _allow(line: Site, event: Event, packed: bundle.Packed, *, recorded: Export | None, force: bool) -> None:
+def _allow(site: Site, event: Event, packed: bundle.Packed, *, recorded: Export | None, force: bool) -> None:
     """Decide, before an upload is completed, whether these bytes may be at that key.
 
     Raises:
@@ -220,37 +220,37 @@ def _allow(line: Site, event: Event, packed: bundle.Packed, *, recorded: Export 
     ref = Ref(event.id, event.revision)
     if recorded is not None and recorded.sha256 != packed.sha256:
         digest = hashlib.sha256(f"{event.digest}:{packed.sha256}".encode()).hexdigest()
-        heir = line.catalog.revise(ref, digest=digest, now=line.catalog.now())
+        heir = site.catalog.revise(ref, digest=digest, now=site.catalog.now())
         raise Conflict(f"{event.key} holds the earlier content of these images; the new content is {heir}")
-    found = line.store.stat(event.key)
+    found = site.store.stat(event.key)
     if found is None or not found.etag:  # of files that are objects of their own some are there, which are right
         return
-    if found.size == packed.size and (found.etag == packed.etag or _same(line, event.key, packed)):
+    if found.size == packed.size and (found.etag == packed.etag or _same(site, event.key, packed)):
         if force:
             return
         raise _There
     if recorded is None:
         raise Conflict(
-            f"{event.key} holds other bytes that nobody recorded; the event goes to {line.catalog.rekey(ref)}"
+            f"{event.key} holds other bytes that nobody recorded; the event goes to {site.catalog.rekey(ref)}"
         )
 
 
-def _same(line: Site, key: str, packed: bundle.Packed) -> bool:
+def _same(site: Site, key: str, packed: bundle.Packed) -> bool:
     """Read what is there, in a thread of its own: obstore is in the midst of an upload, and cannot read in this one."""
     with ThreadPoolExecutor(1, "same") as aside:
         try:
-            return aside.submit(lambda: sha256_of(line.store.open(key))).result() == packed.sha256
+            return aside.submit(lambda: sha256_of(site.store.open(key))).result() == packed.sha256
         except Damaged:
             return False
 
 
-def row(line: Site, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: str, at: datetime) -> Export:
+def make_export(site: Site, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: str, at: datetime) -> Export:
     """Make the row of a bundle that was sent to where the line is bound, or was found there."""
     return Export(
         event_id=event.id,
         revision=event.revision,
-        endpoint=line.endpoint,
-        bucket=line.store.name,
+        endpoint=site.endpoint,
+        bucket=site.store.name,
         key=event.key,
         size=sent.size,
         sha256=sent.sha256,
@@ -264,19 +264,19 @@ def row(line: Site, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: 
     )
 
 
-def sweep(line: Site, *, now: datetime | None = None) -> list[Outcome]:
+def sweep(site: Site, *, now: datetime | None = None) -> list[Outcome]:
     """Abort the multipart uploads that our own dead exports left open: known key, older than a lease, nobody at it."""
-    now = now or line.catalog.now()
-    return list(line.over(partial(_swept, now=now), "sweep"))
+    now = now or site.catalog.now()
+    return list(site.over(partial(_swept, now=now), "sweep"))
 
 
-def _swept(line: Site, now: datetime) -> Iterator[Outcome]:
+def _swept(site: Site, now: datetime) -> Iterator[Outcome]:
     """Sweep one bucket."""
-    stale = [upload for upload in line.store.uploads() if now - upload.initiated > line.lease]
+    stale = [upload for upload in site.store.uploads() if now - upload.initiated > site.lease]
     keys = tuple({upload.key for upload in stale})
-    ours = {ledger.event.key: ledger for ledger in line.catalog.ledgers(keys=keys)} if stale else {}
+    ours = {ledger.event.key: ledger for ledger in site.catalog.ledgers(keys=keys)} if stale else {}
     for upload in stale:
         ledger = ours.get(upload.key)
         if ledger is not None and not ledger.held(now):
-            line.store.abort(upload)
+            site.store.abort(upload)
             yield Outcome(ledger.ref, ledger.event.system, "sweep", Result.ABORTED, key=upload.key)

@@ -25,7 +25,7 @@ TOLD = 20  # refused entries that are told one by one
 
 
 def collect(
-    line: Site, *, inbox: Inbox | None = None, poll: Poll | None = None, now: datetime | None = None
+    site: Site, *, inbox: Inbox | None = None, poll: Poll | None = None, now: datetime | None = None
 ) -> list[Outcome]:
     """Look behind every door that is given and receive what is there; one that fails stops no other.
 
@@ -33,13 +33,13 @@ def collect(
     """
     outcomes: list[Outcome] = []
     if inbox is not None:
-        outcomes += _guarded(inbox.name, _delivered(line, inbox, now))
+        outcomes += _guarded(inbox.name, _delivered(site, inbox, now))
     if poll is not None:
-        outcomes += _guarded(poll.name, _polled(line, poll, now))
+        outcomes += _guarded(poll.name, _polled(site, poll, now))
     return outcomes
 
 
-def receive(line: Site, content: bytes, *, door: str, name: str, now: datetime | None = None) -> Outcome:
+def receive(site: Site, content: bytes, *, door: str, name: str, now: datetime | None = None) -> Outcome:
     """Make one manifest durable: ``received``, ``known``, or ``quarantined`` with the reason when it cannot be used.
 
     Entries that are wrong are told in the reasons; the others are received.
@@ -47,11 +47,11 @@ def receive(line: Site, content: bytes, *, door: str, name: str, now: datetime |
     Raises:
         Transient: the catalogue cannot be written right now; nothing was noted.
     """
-    now = now or line.catalog.now()
+    now = now or site.catalog.now()
     try:
         notice = archive.parse(content)
     except Rejected as error:
-        return _quarantined(line, content, door=door, name=name, reason=str(error), now=now)
+        return _quarantined(site, content, door=door, name=name, reason=str(error), now=now)
     reasons = _some(notice.refused)
     manifest = ArchiveManifest(
         digest=notice.digest,
@@ -65,18 +65,18 @@ def receive(line: Site, content: bytes, *, door: str, name: str, now: datetime |
         accepted=True,
         reason="; ".join(reasons) or None,
     )
-    new = line.catalog.receive(manifest, _entries(notice, now), now=now)
+    new = site.catalog.receive(manifest, _entries(notice, now), now=now)
     return log_outcome(
         Outcome(None, "", VERB, Result.RECEIVED if new else Result.KNOWN, key=name, size=len(content), reasons=reasons)
     )
 
 
-def settle(line: Site, *, now: datetime | None = None) -> list[Outcome]:
+def settle(site: Site, *, now: datetime | None = None) -> list[Outcome]:
     """Match what waits with exports: those that tape has now are ``archived``, the others stay ``parked``."""
-    settled = line.catalog.settle(now=now or line.catalog.now())
+    settled = site.catalog.settle(now=now or site.catalog.now())
     outcomes = []
     for ref in settled.archived:
-        event = line.catalog.get(ref)
+        event = site.catalog.get(ref)
         outcomes.append(log_outcome(Outcome(ref, event.system, VERB, Result.ARCHIVED, key=event.key)))
     if settled.parked:
         parked = (f"{settled.parked:,} entries that fit no export yet",)
@@ -84,7 +84,7 @@ def settle(line: Site, *, now: datetime | None = None) -> list[Outcome]:
     return outcomes
 
 
-def _quarantined(line: Site, content: bytes, *, door: str, name: str, reason: str, now: datetime) -> Outcome:
+def _quarantined(site: Site, content: bytes, *, door: str, name: str, reason: str, now: datetime) -> Outcome:
     """Keep a manifest that cannot be used, with the reason; of one that is far too large, the beginning."""
     manifest = ArchiveManifest(
         digest=hashlib.sha256(content).hexdigest(),
@@ -96,7 +96,7 @@ def _quarantined(line: Site, content: bytes, *, door: str, name: str, reason: st
         accepted=False,
         reason=reason,
     )
-    line.catalog.receive(manifest, [], now=now)
+    site.catalog.receive(manifest, [], now=now)
     return log_outcome(Outcome(None, "", VERB, Result.QUARANTINED, key=name, size=len(content), reasons=(reason,)))
 
 
@@ -138,11 +138,11 @@ def _failure(name: str, error: PlatewayError) -> Outcome:
     return log_outcome(Outcome(None, "", VERB, result, key=name, reasons=(str(error),)))
 
 
-def _delivered(line: Site, inbox: Inbox, now: datetime | None) -> Iterator[Outcome]:
+def _delivered(site: Site, inbox: Inbox, now: datetime | None) -> Iterator[Outcome]:
     """Receive the files of an inbox; one that cannot be read or moved stays for the next time."""
     for delivery in inbox.deliveries():
         try:
-            outcome = _taken(line, inbox, delivery, now or line.catalog.now())
+            outcome = _taken(site, inbox, delivery, now or site.catalog.now())
         except Unsettled:  # gone, or still being written
             continue
         except PlatewayError as error:
@@ -151,7 +151,7 @@ def _delivered(line: Site, inbox: Inbox, now: datetime | None) -> Iterator[Outco
             yield outcome
 
 
-def _taken(line: Site, inbox: Inbox, delivery: Delivery, now: datetime) -> Outcome | None:
+def _taken(site: Site, inbox: Inbox, delivery: Delivery, now: datetime) -> Outcome | None:
     """Receive one file and move it; None when it may still be being written."""
     if delivery.fault is not None:
         inbox.refuse(delivery.name)
@@ -159,7 +159,7 @@ def _taken(line: Site, inbox: Inbox, delivery: Delivery, now: datetime) -> Outco
     content = inbox.read(delivery)
     if delivery.modified is not None and abs(now - delivery.modified) < SETTLE and not _readable(content):
         return None
-    outcome = receive(line, content, door="inbox", name=delivery.name, now=now)
+    outcome = receive(site, content, door="inbox", name=delivery.name, now=now)
     if outcome.result == Result.QUARANTINED:
         inbox.refuse(delivery.name)
     else:
@@ -175,22 +175,22 @@ def _readable(content: bytes) -> bool:
     return True
 
 
-def _polled(line: Site, poll: Poll, now: datetime | None) -> Iterator[Outcome]:
+def _polled(site: Site, poll: Poll, now: datetime | None) -> Iterator[Outcome]:
     """Receive what a server lists. Only when all of it is durable is it remembered what the server showed."""
-    now = now or line.catalog.now()
-    door = line.catalog.door(poll.name)
+    now = now or site.catalog.now()
+    door = site.catalog.door(poll.name)
     known = {"etag": door.etag, "modified": door.modified} if door is not None else {}
     for page in poll.pages(**known):
         for name, content in page.manifests:
-            yield receive(line, content, door="http", name=name, now=now)
+            yield receive(site, content, door="http", name=name, now=now)
         if page.last:
-            line.catalog.note_door(Door(name=poll.name, etag=page.etag, modified=page.modified, seen_at=now))
+            site.catalog.note_door(Door(name=poll.name, etag=page.etag, modified=page.modified, seen_at=now))
 
 
 # -------------------------------------------------------------------------------------------------------- reading back
 
 
-def read_archive(line: Site, *, budget: int) -> list[Outcome]:
+def read_archive(site: Site, *, budget: int) -> list[Outcome]:
     """Read members on the archive and compare their SHA-256, within a budget of bytes a day.
 
     Copies that are the only ones come first, the longest unread before the others, for ever; then those that no
@@ -198,19 +198,19 @@ def read_archive(line: Site, *, budget: int) -> list[Outcome]:
     copy at all. One member larger than the whole budget gets its turn when nothing else is to be read. An archive that
     is not there counts only where the place proves to be the archive.
     """
-    if line.archive is None or budget <= 0:
+    if site.archive is None or budget <= 0:
         return []
     try:
-        check_archive(line, fresh=True)
+        check_archive(site, fresh=True)
     except PlatewayError as error:
-        return [_failure(line.archive.name, error)]
-    reading = _Reading(line, line.archive)
+        return [_failure(site.archive.name, error)]
+    reading = _Reading(site, site.archive)
     outcomes: list[Outcome] = []
     waiting: list[tuple[ArchiveLocation, Export]] = []
-    for location, export in line.catalog.only_copies(budget=budget, now=line.catalog.now()):
+    for location, export in site.catalog.only_copies(budget=budget, now=site.catalog.now()):
         if not reading.stopped:
             outcomes += reading.read(location, export)
-    for location, export in line.catalog.unproven():
+    for location, export in site.catalog.unproven():
         if reading.spent + export.size > budget:
             waiting.append((location, export))
         elif not reading.stopped:
@@ -223,8 +223,8 @@ def read_archive(line: Site, *, budget: int) -> list[Outcome]:
 class _Reading:
     """One pass over members of the archive."""
 
-    def __init__(self, line: Site, place: Archive) -> None:
-        self._line, self._place = line, place
+    def __init__(self, site: Site, place: Archive) -> None:
+        self._site, self._place = site, place
         self._missing: list[tuple[ArchiveLocation, Export]] = []
         self._present = place.durable  # it proved to be the archive; or else, was any that should be there found?
         self._index: tuple[str, list[TarMember], str] = "", [], ""  # path, members, what is wrong with it
@@ -249,14 +249,14 @@ class _Reading:
 
     def _note(self, location: ArchiveLocation, export: Export, member: TarMember) -> None:
         seen = self._place.stat(location.path)
-        self._line.catalog.note_location(
+        self._site.catalog.note_location(
             _ref(location),
             location.path,
             member=member.name,
             offset=member.offset,
             size=export.size,
             checksum=export.sha256,
-            read_at=self._line.catalog.now(),
+            read_at=self._site.catalog.now(),
             seen_size=seen and seen.size,
             seen_modified=seen and seen.modified,
         )
@@ -310,13 +310,13 @@ class _Reading:
         return found, ""
 
     def _taken_back(self, location: ArchiveLocation, export: Export, error: Damaged, *, seconds: float) -> Outcome:
-        ledger = self._line.catalog.ledger(_ref(location))
-        record_tape_damage(self._line, ledger, location.path, str(error), error.damage)
+        ledger = self._site.catalog.ledger(_ref(location))
+        record_tape_damage(self._site, ledger, location.path, str(error), error.damage)
         return self._told(location, export, Result.DAMAGED, str(error), seconds)
 
     def _told(self, location: ArchiveLocation, export: Export, result: Result, reason: str, seconds: float) -> Outcome:
         ref = _ref(location)
-        system = self._line.catalog.get(ref).system
+        system = self._site.catalog.get(ref).system
         outcome = Outcome(
             ref, system, VERB, result, key=export.key, size=export.size, reasons=(reason,), seconds=seconds
         )

@@ -14,22 +14,22 @@ from plateway.pipeline.context import Site, log
 
 
 @contextmanager
-def leased(line: Site, ref: Ref) -> Iterator[int]:
-    fence = line.catalog.lease(ref, owner=line.owner, ttl=line.lease, now=line.catalog.now())
+def leased(site: Site, ref: Ref) -> Iterator[int]:
+    fence = site.catalog.lease(ref, owner=site.owner, ttl=site.lease, now=site.catalog.now())
     try:
         yield fence
     finally:
-        line.catalog.release(ref, fence=fence)
+        site.catalog.release(ref, fence=fence)
 
 
 class Hold:
     """Keep a lease while bytes flow: renew it when a third of its time is over, and pass on how many there were."""
 
-    def __init__(self, line: Site, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
+    def __init__(self, site: Site, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
         self.fence = fence
-        self._renew = partial(line.catalog.renew, ref, fence=fence, ttl=line.lease)
-        self._now, self._pause = line.catalog.now, line.lease.total_seconds() / 3
-        self._next, self._tell, self._beat = time.monotonic() + self._pause, tell, line.beat
+        self._renew = partial(site.catalog.renew, ref, fence=fence, ttl=site.lease)
+        self._now, self._pause = site.catalog.now, site.lease.total_seconds() / 3
+        self._next, self._tell, self._beat = time.monotonic() + self._pause, tell, site.beat
 
     def __call__(self, sent: int = 0) -> None:
         self._beat()
@@ -48,16 +48,16 @@ class Hold:
         self._next = time.monotonic() + self._pause
 
 
-def set_back(line: Site, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
+def set_back(site: Site, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
     """Record a failure of a verb that ``began`` then, in the bucket that the line is bound to."""
     caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable)
-    row = line.catalog.set_back(
+    row = site.catalog.set_back(
         ref,
         verb,
         reason=str(error),
-        now=line.catalog.now(),
+        now=site.catalog.now(),
         cause="endpoint" if caused else "event",
-        endpoint=line.endpoint,
+        endpoint=site.endpoint,
         began=began,
     )
     log.warning("%s %s failed (attempt %d, next %s): %s", ref, verb, row.attempt, row.next_at.isoformat(), error)

@@ -32,7 +32,7 @@ class Caution:
     text: str  # all of that in a sentence
 
 
-def policy_warnings(line: Site, *, now: datetime | None = None) -> list[Caution]:
+def policy_warnings(site: Site, *, now: datetime | None = None) -> list[Caution]:
     """Warn of each lifecycle rule of a bucket that could delete what tape does not have.
 
     Rules that cannot be read, or not be understood, are warned of as well. What is counted lies in the bucket and no
@@ -41,11 +41,11 @@ def policy_warnings(line: Site, *, now: datetime | None = None) -> list[Caution]
     Raises:
         NotFound: there is no such bucket.
     """
-    now = now or line.catalog.now()
-    return [caution for bound in line.each_bucket() for caution in _cautions(bound, now)]
+    now = now or site.catalog.now()
+    return [caution for bound in site.each_bucket() for caution in _cautions(bound, now)]
 
 
-def announced_expiry(line: Site, export: Export) -> str:
+def announced_expiry(site: Site, export: Export) -> str:
     """Return which rule of the bucket's own may delete an export, whenever that is; empty: none.
 
     Rules are read at most every five minutes. A rule that is about tags, or says more than can be understood, counts.
@@ -53,19 +53,19 @@ def announced_expiry(line: Site, export: Export) -> str:
     Raises:
         Transient: the rules cannot be read now. Denied: the credentials may not read them.
     """
-    within = line.store.name.partition("/")[2]
+    within = site.store.name.partition("/")[2]
     key = f"{within}/{export.key}" if within else export.key
     scattered = keys.layout_of(export.key) == "files"  # its files have other keys and sizes: any rule may be about one
-    for rule in line.places.rules(f"{line.endpoint}/{line.store.name}", lambda: _rules(line)):
+    for rule in site.places.rules(f"{site.endpoint}/{site.store.name}", lambda: _rules(site)):
         if scattered or (key.startswith(rule.prefix) and rule.larger < export.size < rule.smaller):
             return rule.spoken()
     return ""
 
 
-def _rules(line: Site) -> list[_Rule]:
+def _rules(site: Site) -> list[_Rule]:
     """Read the rules of a bucket that delete objects in use; an endpoint that knows no rules has none."""
     try:
-        told = line.store.lifecycle()
+        told = site.store.lifecycle()
     except Unavailable as error:
         if error.code not in UNKNOWN:
             raise
@@ -73,31 +73,31 @@ def _rules(line: Site) -> list[_Rule]:
     return [rule for one in told if (rule := _rule(one)) is not None]
 
 
-def _cautions(line: Site, now: datetime) -> list[Caution]:
+def _cautions(site: Site, now: datetime) -> list[Caution]:
     """Warn of the rules of one bucket."""
-    of = f"{line.place}: " if line.others else ""
+    of = f"{site.place}: " if site.others else ""
     try:
-        told = line.store.lifecycle()
+        told = site.store.lifecycle()
     except (Denied, NotFound, Unavailable) as error:
-        if isinstance(error, NotFound) and not line.others:
+        if isinstance(error, NotFound) and not site.others:
             raise
         return [Caution("", "", "", 0, None, f"{of}the bucket's lifecycle rules cannot be read: {error}")]
-    within = line.store.name.partition("/")[2]
+    within = site.store.name.partition("/")[2]
     base = f"{within}/" if within else ""
     rules = [rule for one in told if (rule := _rule(one)) is not None and rule.concerns(base)]
-    for account in line.catalog.accounts(bucket=line.store.name) if rules else ():
+    for account in site.catalog.accounts(bucket=site.store.name) if rules else ():
         if account.archives or account.expired or account.size is None or account.uploaded_at is None:
             continue
-        if _here(line, account) and account.damage_kind != Damage.LOST:
+        if _here(site, account) and account.damage_kind != Damage.LOST:
             for rule in rules:
                 rule.count(f"{base}{account.key}", account.size, account.uploaded_at)
     return [replace(caution, text=f"{of}{caution.text}") for caution in (rule.caution(now) for rule in rules)]
 
 
-def _here(line: Site, account: Account) -> bool:
+def _here(site: Site, account: Account) -> bool:
     """Say whether the bucket that the line is bound to has an export."""
-    found = line.at(account.export_endpoint, account.export_bucket or "")
-    return found is not None and found.store is line.store
+    found = site.at(account.export_endpoint, account.export_bucket or "")
+    return found is not None and found.store is site.store
 
 
 def _rule(told: Mapping[str, Any]) -> _Rule | None:

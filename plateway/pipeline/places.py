@@ -16,75 +16,75 @@ from plateway.pipeline.context import Site
 from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
 
 
-def check_bench(line: Site, instrument: Instrument, *, owned: bool = False) -> None:
+def check_bench(site: Site, instrument: Instrument, *, owned: bool = False) -> None:
     """Check the bench and an instrument's disk on it. Its marker lies among its event files.
 
     Raises:
         Unsettled: it is not mounted, or another one is. Refused: ``owned``, and it belongs to another site.
     """
-    for name, place in _bench(line, instrument).items():
-        line.places.require(name, lambda place=place: place, owned=owned, fresh=owned)  # type: ignore[misc]
+    for name, place in _bench(site, instrument).items():
+        site.places.require(name, lambda place=place: place, owned=owned, fresh=owned)  # type: ignore[misc]
 
 
-def check_aside(line: Site, instrument: Instrument, kind: str) -> None:
+def check_aside(site: Site, instrument: Instrument, kind: str) -> None:
     """Check the directory of an instrument that deletions pass through: ``trash`` or ``staging``; made if need be.
 
     Raises:
         Unsettled: it is not mounted, or another one is. Refused: it belongs to another site.
     """
     name = f"{kind}/{instrument.name}"
-    line.places.require(name, lambda: _aside(line, instrument, kind), owned=True, fresh=True)
+    site.places.require(name, lambda: _aside(site, instrument, kind), owned=True, fresh=True)
 
 
-def check_bucket(line: Site, *, fresh: bool = False) -> None:
+def check_bucket(site: Site, *, fresh: bool = False) -> None:
     """Check the bucket that the line is bound to; memory carries no marker.
 
     Raises:
         Unsettled: it is not mounted, or another one is. Refused: it belongs to another site. NotFound: there is none.
     """
-    if not line.store.durable:
+    if not site.store.durable:
         return
 
     def used() -> bool:
-        empty = next(iter(line.store.list()), None) is None
-        return empty and line.catalog.exported_to(line.store.name, {line.endpoint})
+        empty = next(iter(site.store.list()), None) is None
+        return empty and site.catalog.exported_to(site.store.name, {site.endpoint})
 
-    place = BucketPlace(line.store, site=line.places.site, endpoint=line.endpoint)
-    line.places.require(_bucket_name(line), lambda: place, owned=True, fresh=fresh, used=used)
+    place = BucketPlace(site.store, site=site.places.site, endpoint=site.endpoint)
+    site.places.require(_bucket_name(site), lambda: place, owned=True, fresh=fresh, used=used)
 
 
-def check_archive(line: Site, *, fresh: bool = False) -> None:
+def check_archive(site: Site, *, fresh: bool = False) -> None:
     """Check the archive.
 
     Raises:
         Unsettled: it is not mounted, or another one is. NotFound: there is none.
     """
-    archive = line.archive
+    archive = site.archive
     if archive is None or not archive.durable:
         return
 
     def used() -> bool:
-        return next(iter(archive.list()), None) is None and line.catalog.archived_anywhere()
+        return next(iter(archive.list()), None) is None and site.catalog.archived_anywhere()
 
-    line.places.require("archive", lambda: _archive(archive), owned=False, fresh=fresh, used=used)
+    site.places.require("archive", lambda: _archive(archive), owned=False, fresh=fresh, used=used)
 
 
-def named(line: Site) -> dict[str, Callable[[], Markable]]:
+def named(site: Site) -> dict[str, Callable[[], Markable]]:
     """Name every place that the site has now, and how to reach its marker."""
     found: dict[str, Callable[[], Markable]] = {}
-    for system in sorted({*line.catalog.systems(), *_systems(line)}):
-        instrument = line.instrument(system)
-        found |= {name: (lambda place=place: place) for name, place in _bench(line, instrument).items()}  # type: ignore[misc]
-        found[f"trash/{system}"] = lambda one=instrument: _aside(line, one, "trash")  # type: ignore[misc]
+    for system in sorted({*site.catalog.systems(), *_systems(site)}):
+        instrument = site.instrument(system)
+        found |= {name: (lambda place=place: place) for name, place in _bench(site, instrument).items()}  # type: ignore[misc]
+        found[f"trash/{system}"] = lambda one=instrument: _aside(site, one, "trash")  # type: ignore[misc]
         if instrument.staging is not None:
-            found[f"staging/{system}"] = lambda one=instrument: _aside(line, one, "staging")  # type: ignore[misc]
-    for bound in line.every_bucket():
+            found[f"staging/{system}"] = lambda one=instrument: _aside(site, one, "staging")  # type: ignore[misc]
+    for bound in site.every_bucket():
         if bound.store.durable:
             found[_bucket_name(bound)] = lambda one=bound: BucketPlace(  # type: ignore[misc]
-                one.store, site=line.places.site, endpoint=one.endpoint
+                one.store, site=site.places.site, endpoint=one.endpoint
             )
-    if line.archive is not None and line.archive.durable:
-        archive = line.archive
+    if site.archive is not None and site.archive.durable:
+        archive = site.archive
         found["archive"] = lambda: _archive(archive)
     return found
 
@@ -98,15 +98,15 @@ class PlaceState(NamedTuple):
     trouble: str  # empty: it is the one that was recorded, or was never used
 
 
-def inspect_places(line: Site) -> list[PlaceState]:
+def inspect_places(site: Site) -> list[PlaceState]:
     """Compare every place with what was recorded of it; nothing is marked or recorded."""
-    known = {one.name: one for one in line.catalog.places()}
+    known = {one.name: one for one in site.catalog.places()}
     found = []
-    for name, place in sorted(named(line).items()):
+    for name, place in sorted(named(site).items()):
         record, trouble = known.get(name), ""
         if record is not None:
             try:
-                line.places.require(name, place, owned=name != "archive", fresh=True)
+                site.places.require(name, place, owned=name != "archive", fresh=True)
             except PlatewayError as error:
                 trouble = str(error)
         identity, at = (record.identity, record.recorded_at) if record else (None, None)
@@ -114,22 +114,22 @@ def inspect_places(line: Site) -> list[PlaceState]:
     return found
 
 
-def adopt_place(line: Site, name: str) -> str:
+def adopt_place(site: Site, name: str) -> str:
     """Make a place this site's: a disk that was replaced, or one that another site had; return its identity.
 
     Raises:
         NotFound: the site has no such place.
     """
-    there = named(line)
+    there = named(site)
     if name not in there:
         raise NotFound(f"{name}: no such place; there are {', '.join(sorted(there))}")
-    return line.places.adopt(name, there[name]())
+    return site.places.adopt(name, there[name]())
 
 
-def _bench(line: Site, instrument: Instrument) -> dict[str, DirectoryPlace]:
+def _bench(site: Site, instrument: Instrument) -> dict[str, DirectoryPlace]:
     events = instrument.root / EVENTS
     return {
-        "bench": DirectoryPlace(line.root.resolve(), name="bench"),
+        "bench": DirectoryPlace(site.root.resolve(), name="bench"),
         f"bench/{instrument.name}": DirectoryPlace(events, name=f"bench/{instrument.name}"),
     }
 
@@ -139,20 +139,20 @@ def _archive(archive: Archive) -> Markable:
     return ArchivePlace(archive) if root is None else DirectoryPlace(root.resolve(), name="archive")
 
 
-def _aside(line: Site, instrument: Instrument, kind: str) -> DirectoryPlace:
+def _aside(site: Site, instrument: Instrument, kind: str) -> DirectoryPlace:
     root = instrument.root / TRASH if kind == "trash" else instrument.staging
     assert root is not None
     name = f"{kind}/{instrument.name}"
-    if line.catalog.place(name) is None and root.parent.is_dir():  # which may be a mount, and is not made
+    if site.catalog.place(name) is None and root.parent.is_dir():  # which may be a mount, and is not made
         folder.make(root)
     return DirectoryPlace(root, name=name)
 
 
-def _bucket_name(line: Site) -> str:
-    return f"bucket/{line.endpoint or ''}/{line.store.name}"
+def _bucket_name(site: Site) -> str:
+    return f"bucket/{site.endpoint or ''}/{site.store.name}"
 
 
-def _systems(line: Site) -> list[str]:
+def _systems(site: Site) -> list[str]:
     with suppress(PlatewayError):
-        return bench.list_systems(line.root)
+        return bench.list_systems(site.root)
     return []

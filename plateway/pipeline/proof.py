@@ -29,30 +29,30 @@ class Postponed(Exception):
     """The bytes that may be read today are used up; it is this event's turn on another day."""
 
 
-def read_object(line: Site, ref: Ref, policy: Policy, *, beat: Callable[[], None], now: datetime) -> None:
+def read_object(site: Site, ref: Ref, policy: Policy, *, beat: Callable[[], None], now: datetime) -> None:
     """Read the bucket copy of an event whole, in a pass of its own, and record the reading or the damage.
 
     Raises:
         Postponed: the day's budget of bytes is used up.
         Damaged: it is not what was sent. Transient: it cannot be read now.
     """
-    export = line.catalog.ledger(ref).export
+    export = site.catalog.ledger(ref).export
     assert export is not None
     if policy.proof_budget is not None:
-        used = line.catalog.bytes_read(since=now - DAY)
+        used = site.catalog.bytes_read(since=now - DAY)
         if used and used + export.size > policy.proof_budget:
             raise Postponed(
                 f"{used:,} of {policy.proof_budget:,} bytes a day were read as proof (PLATEWAY_PROOF_BUDGET), "
                 f"{export.size:,} wait for their turn"
             )
-    outcome = verify(line, ref, read_back=True, beat=beat)
+    outcome = verify(site, ref, read_back=True, beat=beat)
     if outcome.result is Result.DAMAGED:
         raise Damaged("; ".join(outcome.reasons))
     if outcome.result is not Result.VERIFIED:
         raise Refused(*outcome.reasons)
 
 
-def read_tape(line: Site, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
+def read_tape(site: Site, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
     """Read a copy on tape whole, from the first archive where it is what was sent, and record the reading.
 
     Raises:
@@ -60,11 +60,11 @@ def read_tape(line: Site, ledger: Ledger, *, beat: Callable[[], None]) -> Copy:
     """
     export = ledger.export
     assert export is not None
-    check_archive(line, fresh=True)
-    return _first_sound(line, ledger, start=0, length=export.size, sha256=export.sha256, beat=beat)
+    check_archive(site, fresh=True)
+    return _first_sound(site, ledger, start=0, length=export.size, sha256=export.sha256, beat=beat)
 
 
-def read_tape_manifest(line: Site, ledger: Ledger) -> Copy:
+def read_tape_manifest(site: Site, ledger: Ledger) -> Copy:
     """Read only the manifest of a copy on tape: a quick look, and no proof.
 
     Raises:
@@ -72,18 +72,18 @@ def read_tape_manifest(line: Site, ledger: Ledger) -> Copy:
     """
     export = ledger.export
     assert export is not None
-    check_archive(line, fresh=True)
+    check_archive(site, fresh=True)
     start, length = export.manifest_offset, export.manifest_size
-    return _first_sound(line, ledger, start=start, length=length, sha256=export.manifest_sha256)
+    return _first_sound(site, ledger, start=start, length=length, sha256=export.manifest_sha256)
 
 
 def _first_sound(
-    line: Site, ledger: Ledger, *, start: int, length: int, sha256: str, beat: Callable[[], None] = lambda: None
+    site: Site, ledger: Ledger, *, start: int, length: int, sha256: str, beat: Callable[[], None] = lambda: None
 ) -> Copy:
     assert ledger.export is not None
     known = {one.path: one for one in retention.on_tape(ledger)}
     troubles, passing = [], False
-    for copy in archived_copies(line, ledger):
+    for copy in archived_copies(site, ledger):
         if copy.place not in known:
             continue
         try:
@@ -96,11 +96,11 @@ def _first_sound(
             continue
         if (size, found) == (length, sha256):
             if size == ledger.export.size:
-                _record_reading(line, ledger, known[copy.place], copy)
+                _record_reading(site, ledger, known[copy.place], copy)
             return copy
         troubles.append(f"{copy.place} has something else there ({size:,} bytes with sha256 {found})")
         if size == ledger.export.size:  # every byte was read
-            record_tape_damage(line, ledger, copy.place, troubles[-1], Damage.CHANGED)
+            record_tape_damage(site, ledger, copy.place, troubles[-1], Damage.CHANGED)
     raise Unavailable("; ".join(troubles)) if passing else Refused(*troubles)
 
 
@@ -113,31 +113,31 @@ def _measure(copy: Copy, start: int, length: int, beat: Callable[[], None]) -> t
     return size, digest.hexdigest()
 
 
-def _record_reading(line: Site, ledger: Ledger, location: ArchiveLocation, copy: Copy) -> None:
-    assert line.archive is not None and ledger.export is not None
-    seen = line.archive.stat(location.path)
-    line.catalog.note_location(
+def _record_reading(site: Site, ledger: Ledger, location: ArchiveLocation, copy: Copy) -> None:
+    assert site.archive is not None and ledger.export is not None
+    seen = site.archive.stat(location.path)
+    site.catalog.note_location(
         ledger.ref,
         location.path,
         member=location.member,
         offset=copy.first(),
         size=ledger.export.size,
         checksum=ledger.export.sha256,
-        read_at=line.catalog.now(),
+        read_at=site.catalog.now(),
         seen_size=seen and seen.size,
         seen_modified=seen and seen.modified,
     )
 
 
-def record_tape_damage(line: Site, ledger: Ledger, path: str, reason: str, kind: Damage) -> None:
+def record_tape_damage(site: Site, ledger: Ledger, path: str, reason: str, kind: Damage) -> None:
     """Record that tape does not have what it should: damage of the only copy, or else no copy at all."""
     if ledger.expired:
-        line.catalog.note_tape_damage(ledger.ref, path, damage=reason, kind=kind, at=line.catalog.now())
+        site.catalog.note_tape_damage(ledger.ref, path, damage=reason, kind=kind, at=site.catalog.now())
     else:
-        line.catalog.note_misplaced(ledger.ref, path, reason=reason, at=line.catalog.now())
+        site.catalog.note_misplaced(ledger.ref, path, reason=reason, at=site.catalog.now())
 
 
-def bucket_state(line: Site, ledger: Ledger) -> CopyState:
+def bucket_state(site: Site, ledger: Ledger) -> CopyState:
     """Inspect the bucket copy as it is now, against what was recorded when it was last read.
 
     Raises:
@@ -145,9 +145,9 @@ def bucket_state(line: Site, ledger: Ledger) -> CopyState:
     """
     export = ledger.export
     assert export is not None
-    line = line.holding(export)
-    check_bucket(line, fresh=True)
-    then, found = as_seen(export), line.store.stat(export.key)
+    site = site.holding(export)
+    check_bucket(site, fresh=True)
+    then, found = as_seen(export), site.store.stat(export.key)
     if found is None:
         changed = "is not there"
     elif then is None:
@@ -158,29 +158,29 @@ def bucket_state(line: Site, ledger: Ledger) -> CopyState:
         "bucket",
         export.key,
         export.read_back_at,
-        doubt="" if line.store.durable else "is kept in memory",
+        doubt="" if site.store.durable else "is kept in memory",
         changed=changed,
-        expiring=announced_expiry(line, export),
+        expiring=announced_expiry(site, export),
     )
 
 
-def tape_state(line: Site, ledger: Ledger, path: str | None = None) -> CopyState:
+def tape_state(site: Site, ledger: Ledger, path: str | None = None) -> CopyState:
     """Inspect the copy on tape as it is now; where the archive cannot be read from here, it is only reported."""
     locations = [one for one in retention.on_tape(ledger) if path in {None, one.path}]
     best = max(locations, key=lambda one: (one.read_at is not None, one.read_at or one.reported_at), default=None)
     if best is None:
         return CopyState("archive", path or "", None, changed="is not there")
-    if line.archive is None:
+    if site.archive is None:
         return CopyState("archive", best.path, best.read_at, reported=True)
-    check_archive(line, fresh=True)
-    found = line.archive.stat(best.path)
+    check_archive(site, fresh=True)
+    found = site.archive.stat(best.path)
     then = (best.seen_size, best.seen_modified)
     changed = "is not there" if found is None else "has changed" if then != (found.size, found.modified) else ""
     return CopyState(
         "archive",
         best.path,
         best.read_at,
-        doubt="" if line.archive.durable else "is kept in memory",
+        doubt="" if site.archive.durable else "is kept in memory",
         changed=changed if best.read_at else "",
     )
 

@@ -34,7 +34,7 @@ VERB = {"raw": "purge", "staging": "purge staging"}
 
 
 def purge(
-    line: Site,
+    site: Site,
     *,
     systems: Sequence[str] | None = None,
     dry_run: bool = False,
@@ -49,9 +49,9 @@ def purge(
     Raises:
         Misconfigured: ``fraction`` is not between 0 and 1.
     """
-    now = now or line.catalog.now()
-    names = systems or sorted({*bench.list_systems(line.root), *line.catalog.systems()})
-    return removal.run(line, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now)
+    now = now or site.catalog.now()
+    names = systems or sorted({*bench.list_systems(site.root), *site.catalog.systems()})
+    return removal.run(site, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now)
 
 
 class _Bench:
@@ -59,79 +59,79 @@ class _Bench:
 
     name = "purge"
 
-    def decide(self, line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
-        batch = _decide_raw(line, instrument, policy, now)
+    def decide(self, site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+        batch = _decide_raw(site, instrument, policy, now)
         if instrument.staging is not None:
-            batch.decisions = [*batch.decisions, *_decide_staging(line, instrument, policy, now)]
+            batch.decisions = [*batch.decisions, *_decide_staging(site, instrument, policy, now)]
         return batch
 
-    def rehearse(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
-        check_bench(line, line.instrument(decision.ledger.event.system))
-        removal.check_provable(line, decision.ledger)
-        _prove_images(line, decision.ledger, decision.location, beat=line.beat)
+    def rehearse(self, site: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+        check_bench(site, site.instrument(decision.ledger.event.system))
+        removal.check_provable(site, decision.ledger)
+        _prove_images(site, decision.ledger, decision.location, beat=site.beat)
         return report(VERB[decision.location.place], decision.ledger, Result.WOULD_GO, *_weakness(policy))
 
-    def begin(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def begin(self, site: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove, write the intent, move aside, record."""
         ledger, location = decision.ledger, decision.location
-        ref, event, instrument = ledger.ref, ledger.event, line.instrument(ledger.event.system)
+        ref, event, instrument = ledger.ref, ledger.event, site.instrument(ledger.event.system)
         assert location.root is not None
-        _check_places(line, instrument, location)
-        removal.check_provable(line, ledger)
-        with leased(line, ref) as fence:
+        _check_places(site, instrument, location)
+        removal.check_provable(site, ledger)
+        with leased(site, ref) as fence:
             if location.place == "raw" and not folder.exists(location.root, location.path):
-                return _follow_sibling(line, ledger, fence=fence, now=now)
-            hold = Hold(line, ref, fence)
-            proof = _prove_images(line, ledger, location, beat=hold)
+                return _follow_sibling(site, ledger, fence=fence, now=now)
+            hold = Hold(site, ref, fence)
+            proof = _prove_images(site, ledger, location, beat=hold)
             hold.renew()
-            purge = line.catalog.intend(
+            purge = site.catalog.intend(
                 _intent(ref, location.place, proof={**proof, "method": policy.proof}, now=now), fence=fence
             )
             hold()
             folder.move(location.root, location.path, to=_aside(purge))
             _move_event_file(instrument, event, location, purge)
-            line.catalog.note_trashed(
+            site.catalog.note_trashed(
                 ref, location.place, at=now, fence=fence, proof=_aside_proof(location.root, purge)
             )
         return report(VERB[location.place], ledger, Result.TRASHED, *_weakness(policy))
 
-    def pending(self, line: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
-        return [one for one in line.catalog.going() if one[0].event.system == system]
+    def pending(self, site: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
+        return [one for one in site.catalog.going() if one[0].event.system == system]
 
-    def finish(self, line: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+    def finish(self, site: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
         """Complete a move that was interrupted; after the grace prove again, and remove, or take everything back."""
-        instrument, ref = line.instrument(ledger.event.system), ledger.ref
+        instrument, ref = site.instrument(ledger.event.system), ledger.ref
         root = instrument.root if purge.place == "raw" else instrument.staging
         if root is None:
             raise Refused(f"{ref}: there is no staging any more, and its copy was moved aside there")
-        _check_places(line, instrument, Location(purge.place, "", root))
-        with leased(line, ref) as fence:
-            ledger = line.catalog.ledger(ref)
+        _check_places(site, instrument, Location(purge.place, "", root))
+        with leased(site, ref) as fence:
+            ledger = site.catalog.ledger(ref)
             mark = ledger.purge(purge.place)
             if mark is None or mark.attempt != purge.attempt or mark.gone_at is not None:
                 raise Busy(f"{ref}: another worker finished it meanwhile")
-            return _Finish(line, unheld(ledger), mark, root, policy, fence=fence, now=now).step()
+            return _Finish(site, unheld(ledger), mark, root, policy, fence=fence, now=now).step()
 
 
-def _check_places(line: Site, instrument: Instrument, location: Location) -> None:
+def _check_places(site: Site, instrument: Instrument, location: Location) -> None:
     """Check every directory that a purge passes through.
 
     Raises:
         Unsettled: one is not mounted. Refused: one belongs to another site.
     """
     if location.place == "staging":
-        check_aside(line, instrument, "staging")
+        check_aside(site, instrument, "staging")
     else:
-        check_bench(line, instrument, owned=True)
-        check_aside(line, instrument, "trash")
+        check_bench(site, instrument, owned=True)
+        check_aside(site, instrument, "trash")
 
 
 # ------------------------------------------------------------------------------------------------------------ deciding
 
 
-def _decide_raw(line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+def _decide_raw(site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
     """Judge every event on a system's bench; the batch as a whole may be stopped as well."""
-    on_bench = line.catalog.tally(instrument.name)
+    on_bench = site.catalog.tally(instrument.name)
     if not on_bench:
         return Batch()
     if not policy.purge:
@@ -140,27 +140,27 @@ def _decide_raw(line: Site, instrument: Instrument, policy: Policy, now: datetim
         why = f"{instrument.name} shows no event file at all: is its disk mounted?"
         return _stopped(instrument, Result.STOPPED, why)
     decisions = [
-        Decision(ledger, _judge(line, ledger, policy, now), Location("raw", ledger.event.path, instrument.root))
-        for ledger in line.catalog.candidates(instrument.name, "raw")
+        Decision(ledger, _judge(site, ledger, policy, now), Location("raw", ledger.event.path, instrument.root))
+        for ledger in site.catalog.candidates(instrument.name, "raw")
     ]
     leaving = sum(one.verdict.purge for one in decisions)
     halt = retention.halt(leaving, present=on_bench, policy=policy)
     return Batch(decisions) if halt is None else _stopped(instrument, Result.STOPPED, halt)
 
 
-def _decide_staging(line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Iterator[Decision]:
-    for ledger in line.catalog.candidates(instrument.name, "staging"):
+def _decide_staging(site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Iterator[Decision]:
+    for ledger in site.catalog.candidates(instrument.name, "staging"):
         verdict = retention.judge_staging(ledger, policy, now)
         if verdict.purge:
             yield Decision(ledger, verdict, Location("staging", str(ledger.ref), instrument.staging))
 
 
-def _judge(line: Site, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
-    readable = line.archive is not None
+def _judge(site: Site, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
+    readable = site.archive is not None
     verdict = retention.judge(ledger, policy, now, readable=readable)
     if not verdict.purge:
         return verdict
-    return retention.judge(ledger, policy, now, siblings=line.catalog.siblings(ledger.event), readable=readable)
+    return retention.judge(ledger, policy, now, siblings=site.catalog.siblings(ledger.event), readable=readable)
 
 
 def _shows_event_files(instrument: Instrument) -> bool:
@@ -185,7 +185,7 @@ def _weakness(policy: Policy) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------------- proving
 
 
-def _prove_images(line: Site, ledger: Ledger, location: Location, *, beat: Callable[[], None]) -> dict[str, Any]:
+def _prove_images(site: Site, ledger: Ledger, location: Location, *, beat: Callable[[], None]) -> dict[str, Any]:
     """Prove, on the real bytes, that the bundle holds everything that lies in a place.
 
     The object has the size and ETag that were verified; its own manifest, read from it now, is the recorded one; the
@@ -195,7 +195,7 @@ def _prove_images(line: Site, ledger: Ledger, location: Location, *, beat: Calla
         Refused: with every difference. Damaged: the object is another. Unavailable, Unsettled: it cannot be said now.
     """
     assert location.root is not None
-    expected = _expected(line, ledger)
+    expected = _expected(site, ledger)
     with folder.enter(location.root, location.path) as images:
         files, only = images.files(), images.only
         reasons = _differences({file.name for file in files}, set(expected))
@@ -209,9 +209,9 @@ def _prove_images(line: Site, ledger: Ledger, location: Location, *, beat: Calla
     return {**proof_of(ledger), "fingerprint": print_, "files": len(files), "only": only}
 
 
-def _expected(line: Site, ledger: Ledger) -> dict[str, Member]:
+def _expected(site: Site, ledger: Ledger) -> dict[str, Member]:
     """Read the manifest from inside the object; return its files by their names on the bench."""
-    return {member.source or member.name: member for member in manifest_of(line, ledger).members}
+    return {member.source or member.name: member for member in manifest_of(site, ledger).members}
 
 
 def _compare_images(
@@ -256,17 +256,17 @@ class _Finish:
     """The next step of one purge, under its lease."""
 
     def __init__(
-        self, line: Site, ledger: Ledger, purge: Purge, root: Path, policy: Policy, *, fence: int, now: datetime
+        self, site: Site, ledger: Ledger, purge: Purge, root: Path, policy: Policy, *, fence: int, now: datetime
     ) -> None:
-        self.line, self.ledger, self.purge, self.root, self.policy = line, ledger, purge, root, policy
+        self.site, self.ledger, self.purge, self.root, self.policy = site, ledger, purge, root, policy
         self.fence, self.now = fence, now
-        self.hold = Hold(line, ledger.ref, fence)
+        self.hold = Hold(site, ledger.ref, fence)
 
     def step(self) -> Outcome:
         """Take the purge one step further."""
         purge = self.purge
         if "went_with" in purge.proof:
-            return _remove_event_file(self.line, self.ledger, purge, fence=self.fence, now=self.now)
+            return _remove_event_file(self.site, self.ledger, purge, fence=self.fence, now=self.now)
         if purge.trashed_at is None:
             return self._complete_move()
         if purge.removing_at is None and not folder.exists(self.root, _aside(purge)):
@@ -277,13 +277,13 @@ class _Finish:
             names, files = self._prove()
         except (Refused, Damaged) as error:
             return self._take_back(error)
-        proof = {**proof_of(self.line.catalog.ledger(self.ledger.ref)), "method": self.policy.proof}
-        self.line.catalog.note_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
+        proof = {**proof_of(self.site.catalog.ledger(self.ledger.ref)), "method": self.policy.proof}
+        self.site.catalog.note_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
         self.hold.renew()
         self.hold()
         folder.remove(self.root, purge.trash, names=names, expected=files)
-        gone_at = max(self.now, self.line.catalog.now())
-        self.line.catalog.note_gone(self.ledger.ref, purge.place, at=gone_at, fence=self.fence)
+        gone_at = max(self.now, self.site.catalog.now())
+        self.site.catalog.note_gone(self.ledger.ref, purge.place, at=gone_at, fence=self.fence)
         return self._report(Result.GONE, *_weakness(self.policy))
 
     def _prove(self) -> tuple[list[str], list[File]]:
@@ -296,7 +296,7 @@ class _Finish:
         needed = ["bucket"] + ["archive"] * (self.purge.place == "raw" and self.policy.requires == "bucket+archive")
         assert self.purge.trashed_at is not None
         removal.prove_copies(
-            self.line,
+            self.site,
             self.ledger,
             self.policy,
             needed=needed,
@@ -306,7 +306,7 @@ class _Finish:
         )
         names, files = self._prove_aside()
         self.hold.renew()
-        self.ledger = unheld(self.line.catalog.ledger(self.ledger.ref))  # reading takes its time
+        self.ledger = unheld(self.site.catalog.ledger(self.ledger.ref))  # reading takes its time
         self._judge_again()
         return names, files
 
@@ -319,7 +319,7 @@ class _Finish:
         if self.purge.place == "staging":
             verdict = retention.judge_staging(self.ledger, self.policy, self.now)
         else:
-            verdict = _judge(self.line, self.ledger, self.policy, self.now)
+            verdict = _judge(self.site, self.ledger, self.policy, self.now)
         if not verdict.purge:
             raise Refused(*verdict.reasons)
 
@@ -336,7 +336,7 @@ class _Finish:
             if purge.removing_at is None:
                 raise Refused("the images are not in the trash any more, and no removal of ours took them")
             return there, []
-        expected = _expected(self.line, self.ledger)
+        expected = _expected(self.site, self.ledger)
         with folder.enter(self.root, f"{purge.trash}/images") as images:
             files = images.files()
             if purge.removing_at is None:
@@ -360,9 +360,9 @@ class _Finish:
         ref, event, purge = self.ledger.ref, self.ledger.event, self.purge
         if folder.exists(self.root, _aside(purge)):
             location = Location(purge.place, _home(self.ledger, purge), self.root)
-            _move_event_file(self.line.instrument(event.system), event, location, purge)
+            _move_event_file(self.site.instrument(event.system), event, location, purge)
             proof = _aside_proof(self.root, purge)
-            self.line.catalog.note_trashed(ref, purge.place, at=self.now, fence=self.fence, proof=proof)
+            self.site.catalog.note_trashed(ref, purge.place, at=self.now, fence=self.fence, proof=proof)
             return self._report(Result.TRASHED)
         if folder.exists(self.root, _home(self.ledger, purge)):
             return self._withdraw("interrupted before anything was moved", Restored.INTERRUPTED)
@@ -379,7 +379,7 @@ class _Finish:
         """Move everything back to where it was, and report what was wrong."""
         if self.purge.removing_at is not None and "files" in self.purge.proof:
             raise error  # part of it was removed with proof: what is left stays aside until it can be proven
-        _move_back(self.line, self.ledger, self.purge, self.root)
+        _move_back(self.site, self.ledger, self.purge, self.root)
         reason = str(error)
         self._note_restored(reason, Restored.UNPROVEN)
         if isinstance(error, Damaged):
@@ -391,7 +391,7 @@ class _Finish:
         return self._report(Result.RESTORED, reason)
 
     def _note_restored(self, reason: str, cause: Restored) -> None:
-        self.line.catalog.note_restored(
+        self.site.catalog.note_restored(
             self.ledger.ref, self.purge.place, at=self.now, reason=reason, cause=cause, fence=self.fence
         )
 
@@ -399,27 +399,27 @@ class _Finish:
         return report(VERB[self.purge.place], self.ledger, result, *reasons)
 
 
-def take_back(line: Site, ledger: Ledger, purge: Purge, *, reason: str, cause: Restored) -> Outcome:
+def take_back(site: Site, ledger: Ledger, purge: Purge, *, reason: str, cause: Restored) -> Outcome:
     """Move images that are aside and untouched back to their place, and record why.
 
     Raises:
         Unsettled: their removal has begun, or was not recorded yet: a purge finishes that, then a copy can be restored.
         Busy: another worker holds the event.
     """
-    instrument, now = line.instrument(ledger.event.system), line.catalog.now()
-    check_bench(line, instrument, owned=True)
-    with leased(line, ledger.ref) as fence:
+    instrument, now = site.instrument(ledger.event.system), site.catalog.now()
+    check_bench(site, instrument, owned=True)
+    with leased(site, ledger.ref) as fence:
         if "went_with" in purge.proof or not folder.exists(instrument.root, _aside(purge)):
             raise Unsettled(f"{ledger.event.path}: a purge was cut off, and must finish first")
         with folder.enter(instrument.root, _aside(purge)) as images:
             if folder.fingerprint(images.files()) != purge.proof["fingerprint"]:
                 raise Unsettled(f"{ledger.event.path}: its removal has begun, and must finish first")
-        _move_back(line, ledger, purge, instrument.root)
-        line.catalog.note_restored(ledger.ref, purge.place, at=now, reason=reason, cause=cause, fence=fence)
+        _move_back(site, ledger, purge, instrument.root)
+        site.catalog.note_restored(ledger.ref, purge.place, at=now, reason=reason, cause=cause, fence=fence)
     return report(VERB[purge.place], ledger, Result.RESTORED, reason)
 
 
-def _move_back(line: Site, ledger: Ledger, purge: Purge, root: Path) -> None:
+def _move_back(site: Site, ledger: Ledger, purge: Purge, root: Path) -> None:
     """Move event file and images back to where they were."""
     if folder.exists(root, f"{purge.trash}/{EVENT_FILE}"):
         folder.move(root, f"{purge.trash}/{EVENT_FILE}", to=f"{EVENTS}/{ledger.event.file}")
@@ -429,7 +429,7 @@ def _move_back(line: Site, ledger: Ledger, purge: Purge, root: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ shared images
 
 
-def _follow_sibling(line: Site, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
+def _follow_sibling(site: Site, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
     """Record that the images went with another event's: announced at the same path, and the same in both copies.
 
     Or other ones went, that had taken their place: a later revision of this event.
@@ -437,32 +437,32 @@ def _follow_sibling(line: Site, ledger: Ledger, *, fence: int, now: datetime) ->
     Raises:
         Refused: they are not there, and no purge of ours took them.
     """
-    files = _files(line, ledger)
-    for other in line.catalog.siblings(ledger.event):
+    files = _files(site, ledger)
+    for other in site.catalog.siblings(ledger.event):
         purge = other.purge("raw")
         if other.event.path != ledger.event.path or purge is None or purge.gone_at is None:
             continue
         superseded = other.ref.id == ledger.ref.id and other.ref.revision > ledger.ref.revision
-        if superseded or files == _files(line, other):
+        if superseded or files == _files(site, other):
             proof = {**proof_of(ledger), "went_with": str(other.ref)}
-            intent = line.catalog.intend(_intent(ledger.ref, "raw", proof=proof, now=now), fence=fence)
-            return _remove_event_file(line, ledger, intent, fence=fence, now=now)
+            intent = site.catalog.intend(_intent(ledger.ref, "raw", proof=proof, now=now), fence=fence)
+            return _remove_event_file(site, ledger, intent, fence=fence, now=now)
     raise Refused("the images are not on the bench, and no purge of ours took them")
 
 
-def _remove_event_file(line: Site, ledger: Ledger, purge: Purge, *, fence: int, now: datetime) -> Outcome:
+def _remove_event_file(site: Site, ledger: Ledger, purge: Purge, *, fence: int, now: datetime) -> Outcome:
     """Remove the event file after images that went with another event's."""
-    instrument = line.instrument(ledger.event.system)
+    instrument = site.instrument(ledger.event.system)
     location = Location("raw", ledger.event.path, instrument.root)
     _move_event_file(instrument, ledger.event, location, purge)
-    line.catalog.note_removing(ledger.ref, "raw", at=now, fence=fence)
+    site.catalog.note_removing(ledger.ref, "raw", at=now, fence=fence)
     folder.remove(instrument.root, purge.trash, names=[EVENT_FILE])
-    line.catalog.note_gone(ledger.ref, "raw", at=now, fence=fence)
+    site.catalog.note_gone(ledger.ref, "raw", at=now, fence=fence)
     return report("purge", ledger, Result.GONE)
 
 
-def _files(line: Site, ledger: Ledger) -> set[tuple[str, str]]:
-    return {(name, member.sha256) for name, member in _expected(line, ledger).items()}
+def _files(site: Site, ledger: Ledger) -> set[tuple[str, str]]:
+    return {(name, member.sha256) for name, member in _expected(site, ledger).items()}
 
 
 def _move_event_file(instrument: Instrument, event: Event, location: Location, purge: Purge) -> None:

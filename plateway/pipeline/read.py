@@ -66,7 +66,7 @@ class Copy:
         return f"{self.where} {self.place}"
 
 
-def copies(line: Site, ledger: Ledger) -> list[Copy]:
+def copies(site: Site, ledger: Ledger) -> list[Copy]:
     """Name the places that have an event's bundle, the best first: the bucket, then archives by their evidence.
 
     Left out are a bucket copy that is damaged or has expired, or lies in a bucket that the settings do not name, and
@@ -78,14 +78,14 @@ def copies(line: Site, ledger: Ledger) -> list[Copy]:
     found = []
     if export.damage is None and not ledger.expired:
         with suppress(Misconfigured):
-            bound = line.holding(export)
+            bound = site.holding(export)
             found.append(Copy("bucket", export.key, export.size, partial(_read_object, bound, export.key)))
-    return [*found, *archived_copies(line, ledger)]
+    return [*found, *archived_copies(site, ledger)]
 
 
-def archived_copies(line: Site, ledger: Ledger) -> list[Copy]:
+def archived_copies(site: Site, ledger: Ledger) -> list[Copy]:
     """List the copies on tape, the best first: by evidence; damaged ones last. None where tape cannot be read."""
-    export, archive = ledger.export, line.archive
+    export, archive = ledger.export, site.archive
     if export is None or archive is None:
         return []
 
@@ -95,8 +95,8 @@ def archived_copies(line: Site, ledger: Ledger) -> list[Copy]:
     return [_archived(archive, location, export) for location in sorted(ledger.archives, key=rank)]
 
 
-def _read_object(line: Site, key: str, start: int, length: int | None) -> Iterator[bytes]:
-    return line.store.open(key, start=start, length=length)
+def _read_object(site: Site, key: str, start: int, length: int | None) -> Iterator[bytes]:
+    return site.store.open(key, start=start, length=length)
 
 
 def _archived(archive: Archive, location: ArchiveLocation, export: Export) -> Copy:
@@ -145,7 +145,7 @@ class Search:
         return kind(f"{what}: {'; '.join(self.troubles)}")
 
 
-def search_copies(line: Site, ledger: Ledger, source: Where | None) -> tuple[Search, Export]:
+def search_copies(site: Site, ledger: Ledger, source: Where | None) -> tuple[Search, Export]:
     """Find the copies that may be asked.
 
     Raises:
@@ -154,13 +154,13 @@ def search_copies(line: Site, ledger: Ledger, source: Where | None) -> tuple[Sea
     export = ledger.export
     if export is None:
         raise NotFound(f"{ledger.ref} is not exported yet")
-    found = [copy for copy in copies(line, ledger) if source in {None, copy.where}]
+    found = [copy for copy in copies(site, ledger) if source in {None, copy.where}]
     if not found:
-        raise NotFound(f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_why(line, ledger)}")
+        raise NotFound(f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_why(site, ledger)}")
     return Search(found), export
 
 
-def _why(line: Site, ledger: Ledger) -> str:
+def _why(site: Site, ledger: Ledger) -> str:
     export = ledger.export
     assert export is not None
     bucket = (
@@ -170,12 +170,12 @@ def _why(line: Site, ledger: Ledger) -> str:
     )  # fmt: skip
     if bucket == "the bucket has it":
         try:
-            line.holding(export)
+            site.holding(export)
         except Misconfigured as error:
             bucket = str(error)
     tape = (
         "no tape has it" if not ledger.archives
-        else "tape has it, and no archive target is configured" if line.archive is None
+        else "tape has it, and no archive target is configured" if site.archive is None
         else "the archive has it"
     )  # fmt: skip
     return f"{bucket}; {tape}"
@@ -201,16 +201,16 @@ def read_manifest(search: Search, export: Export) -> Manifest:
     raise search.failure(f"{export.key}: no copy has its manifest")
 
 
-def contents(line: Site, ledger: Ledger) -> Manifest:
+def contents(site: Site, ledger: Ledger) -> Manifest:
     """Read the manifest of an event's bundle from the first copy that has it.
 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none has it.
     """
-    return read_manifest(*search_copies(line, ledger, None))
+    return read_manifest(*search_copies(site, ledger, None))
 
 
-def cat(line: Site, ref: Ref, name: str, *, source: Where | None = None) -> Iterator[bytes]:
+def cat(site: Site, ref: Ref, name: str, *, source: Where | None = None) -> Iterator[bytes]:
     """Read one image, by its name on the bench or in the bundle, with one ranged read.
 
     An image of up to 16 MiB is compared with its SHA-256 before any of it is handed out, and read from another copy
@@ -220,17 +220,17 @@ def cat(line: Site, ref: Ref, name: str, *, source: Where | None = None) -> Iter
         NotFound: no such event, copy or image; similar names are told.
         Unavailable: no copy can be read now. Damaged: no copy is good.
     """
-    search, export = search_copies(line, line.catalog.ledger(ref), source)
+    search, export = search_copies(site, site.catalog.ledger(ref), source)
     return _image(search, named(read_manifest(search, export), name))
 
 
-def image(line: Site, ledger: Ledger, member: Member, *, doubted: bool = False) -> Iterator[bytes]:
+def image(site: Site, ledger: Ledger, member: Member, *, doubted: bool = False) -> Iterator[bytes]:
     """Read one image that the manifest tells of, as `cat` does; a doubted one is compared first, however large it is.
 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: no copy is good.
     """
-    search, _ = search_copies(line, ledger, None)
+    search, _ = search_copies(site, ledger, None)
     if doubted and member.size > HELD:
         search.copies = [_right(search, member)]
     return _image(search, member)
@@ -245,33 +245,33 @@ def take(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
     return _image(Search([*copies]), member)
 
 
-def part(line: Site, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
+def part(site: Site, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
     """Read a part of an event's bundle, uncompared, from the first copy that has it; another goes on where one breaks.
 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: all are shorter.
     """
-    search, export = search_copies(line, ledger, None)
+    search, export = search_copies(site, ledger, None)
     return _pieces(search, export.key, start=start, length=length)
 
 
-def whole(line: Site, ledger: Ledger) -> Iterator[bytes]:
+def whole(site: Site, ledger: Ledger) -> Iterator[bytes]:
     """Read an event's whole bundle; its last byte is followed by `Damaged` if what came was wrong.
 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none is good.
     """
-    search, export = search_copies(line, ledger, None)
+    search, export = search_copies(site, ledger, None)
     return _proven(search, export.key, start=0, length=export.size, sha256=export.sha256)
 
 
-def there(line: Site, ledger: Ledger) -> list[Where]:
+def there(site: Site, ledger: Ledger) -> list[Where]:
     """Say where copies of an event are that can be asked, the best first.
 
     Raises:
         NotFound: there is none, and why.
     """
-    search, _ = search_copies(line, ledger, None)
+    search, _ = search_copies(site, ledger, None)
     return [copy.where for copy in search.copies]
 
 

@@ -80,7 +80,7 @@ class Rebuilt:
 class _Work:
     """What the threads of one rebuild share."""
 
-    line: Site
+    site: Site
     tell: Callable[[int], None] | None
     lock: threading.Lock = field(default_factory=threading.Lock)
     read: int = 0
@@ -100,22 +100,22 @@ class _Work:
         """Find the event files on the bench that announce an event; they are read once, when first asked for."""
         with self.lock:
             if self.bench is None:
-                self.bench = announced(self.line)
+                self.bench = announced(self.site)
             return self.bench.get(id, ())
 
 
 def rebuild(
-    line: Site,
+    site: Site,
     *,
     workers: int = 4,
     manifests: Iterable[tuple[str, bytes]] = (),
     beat: Callable[[int], None] | None = None,
-    site: UUID | None = None,
+    site_id: UUID | None = None,
 ) -> Rebuilt:
     """Fill an empty catalogue from the objects in the buckets, each read whole, and from the archive's manifests.
 
     ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after it was cut off.
-    ``beat`` hears of the bytes read so far. The catalogue goes on as the site that the objects name, or as ``site``
+    ``beat`` hears of the bytes read so far. The catalogue goes on as the site that the objects name, or as ``site_id``
     where there are several.
 
     Raises:
@@ -123,16 +123,16 @@ def rebuild(
             names exports in it.
         Unavailable, Denied, NotFound: a bucket or the archive cannot be listed.
     """
-    _take_site(line, site)
-    _agree(line, workers)
-    told = [*_told(line), *manifests]
-    _witness(line, told)
-    work = _Work(line, beat)
-    outcomes = [one for bound in line.every_bucket() for one in _objects(work, bound, workers)]
-    received = [ingest.receive(line, content, door="rebuild", name=name) for name, content in told]
-    ingest.settle(line)
+    _take_site(site, site_id)
+    _agree(site, workers)
+    told = [*_told(site), *manifests]
+    _witness(site, told)
+    work = _Work(site, beat)
+    outcomes = [one for bound in site.every_bucket() for one in _objects(work, bound, workers)]
+    received = [ingest.receive(site, content, door="rebuild", name=name) for name, content in told]
+    ingest.settle(site)
     from_tape = list(_from_tape(work))
-    ingest.settle(line)
+    ingest.settle(site)
     outcomes += [*from_tape, *(one for one in received if one.result == Result.QUARANTINED)]
     results = Counter(one.result for one in outcomes)
     return Rebuilt(
@@ -145,28 +145,28 @@ def rebuild(
     )
 
 
-def _told(line: Site) -> Iterator[tuple[str, bytes]]:
-    if line.archive is not None:
-        yield from line.archive.manifests()
+def _told(site: Site) -> Iterator[tuple[str, bytes]]:
+    if site.archive is not None:
+        yield from site.archive.manifests()
 
 
-def _take_site(line: Site, site: UUID | None) -> None:
+def _take_site(site: Site, site_id: UUID | None) -> None:
     """Go on as the site whose catalogue was lost: by its markers in the buckets, and what their objects say.
 
     Raises:
         Refused: the buckets are of several sites, and none was named; or the catalogue is another site's.
     """
-    found = {site} if site is not None else set(_sites(line))
+    found = {site_id} if site_id is not None else set(_sites(site))
     if len(found) > 1:
         raise Refused(f"the buckets have objects of several sites, name one: {', '.join(map(str, found))}")
     for one in found:
-        line.catalog.take_site(one, now=line.catalog.now())
-        line.places.forget()
+        site.catalog.take_site(one, now=site.catalog.now())
+        site.places.forget()
 
 
-def _sites(line: Site) -> Iterator[UUID]:
+def _sites(site: Site) -> Iterator[UUID]:
     """Yield the sites that the buckets tell of."""
-    for bound in line.every_bucket():
+    for bound in site.every_bucket():
         for listed in bound.store.list(MARKER_PREFIX):
             with suppress(ValueError):
                 yield UUID(listed.key.removeprefix(MARKER_PREFIX).removesuffix(".json"))
@@ -175,60 +175,60 @@ def _sites(line: Site) -> Iterator[UUID]:
                 yield whose
 
 
-def _agree(line: Site, workers: int) -> None:
+def _agree(site: Site, workers: int) -> None:
     """Refuse a catalogue that has anything but what an earlier attempt may have left.
 
     Raises:
         Refused: names events that the bucket does not tell of.
     """
-    if line.catalog.empty():
+    if site.catalog.empty():
         return
     with ThreadPoolExecutor(workers) as pool:
-        for ledgers in _pages(line):
-            strange = [why for why in pool.map(partial(_strange, line), ledgers) if why]
+        for ledgers in _pages(site):
+            strange = [why for why in pool.map(partial(_strange, site), ledgers) if why]
             if strange:
                 raise Refused("the catalogue is not empty, and knows more than the bucket tells", *strange[:5])
 
 
-def _pages(line: Site) -> Iterator[list[Ledger]]:
-    page = line.catalog.ledgers(limit=PAGE)
+def _pages(site: Site) -> Iterator[list[Ledger]]:
+    page = site.catalog.ledgers(limit=PAGE)
     while page:
         yield page
-        page = line.catalog.ledgers(limit=PAGE, after=page[-1].ref)
+        page = site.catalog.ledgers(limit=PAGE, after=page[-1].ref)
 
 
-def _strange(line: Site, ledger: Ledger) -> str | None:
+def _strange(site: Site, ledger: Ledger) -> str | None:
     export = ledger.export
     if export is None:
         return f"{ledger.ref} is not exported"
     try:
-        line = line.holding(export)
+        site = site.holding(export)
     except Misconfigured as error:
         return f"{ledger.ref}: {error}"
     if ledger.expired or export.damage:
         return None
-    found = line.store.stat(export.key)
+    found = site.store.stat(export.key)
     return None if found is not None and found.size == export.size else f"{ledger.ref}: {export.key} is not there"
 
 
-def _witness(line: Site, told: Iterable[tuple[str, bytes]]) -> None:
+def _witness(site: Site, told: Iterable[tuple[str, bytes]]) -> None:
     """Refuse an empty listing where tape names exports: it is no sign that nothing is there.
 
     Raises:
         Refused: says how many exports are named.
     """
     keys = [entry.key for _, content in told for entry in _entries(content)]
-    for name, lines in _alike(line).items():
+    for name, lines in _alike(site).items():
         named = sum(key.startswith(f"{name}/") for key in keys)
         if named and all(all(is_marker(one.key) for one in bound.store.list()) for bound in lines):
             raise Refused(f"bucket {name} lists nothing, and tape names {named} exports in it: an empty listing proves "
                           "nothing")  # fmt: skip
 
 
-def _alike(line: Site) -> dict[str, list[Site]]:
+def _alike(site: Site) -> dict[str, list[Site]]:
     """Give the buckets of the site by their names: tape tells no endpoint."""
     found: dict[str, list[Site]] = defaultdict(list)
-    for bound in line.every_bucket():
+    for bound in site.every_bucket():
         found[bound.store.name].append(bound)
     return found
 
@@ -243,32 +243,32 @@ def _entries(content: bytes) -> Sequence[archive.Entry]:
 # ---------------------------------------------------------------------------------------------------------- the bucket
 
 
-def _objects(work: _Work, line: Site, workers: int) -> Iterator[Outcome]:
+def _objects(work: _Work, site: Site, workers: int) -> Iterator[Outcome]:
     """Take in every object of a bucket, a few at a time."""
-    listing = (one for one in line.store.list() if not is_marker(one.key))
+    listing = (one for one in site.store.list() if not is_marker(one.key))
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(itertools.islice(listing, BATCH)):
             keys = [one.key for one in batch]
-            known = {one.event.key: one for one in work.line.catalog.ledgers(keys=keys)}
-            yield from pool.map(lambda one, known=known: _object(work, line, one, known.get(one.key)), batch)
+            known = {one.event.key: one for one in work.site.catalog.ledgers(keys=keys)}
+            yield from pool.map(lambda one, known=known: _object(work, site, one, known.get(one.key)), batch)
 
 
-def _object(work: _Work, line: Site, listed: Stat, ledger: Ledger | None) -> Outcome:
+def _object(work: _Work, site: Site, listed: Stat, ledger: Ledger | None) -> Outcome:
     """Read one object whole, and record what it is."""
     outcome = partial(Outcome, None, "", "rebuild", key=listed.key, size=listed.size)
     try:
-        found = line.store.stat(listed.key)
+        found = site.store.stat(listed.key)
         if found is None:
             raise Unsettled("vanished since it was listed")
         if ledger is not None and _recorded(ledger, found):
             return outcome(Result.KNOWN)
-        now = line.catalog.now()
-        if (whose := site_of(found)) not in {None, line.places.site}:
+        now = site.catalog.now()
+        if (whose := site_of(found)) not in {None, site.places.site}:
             raise Refused(f"{listed.key}: belongs to site {whose}")
-        taken = read(line, listed.key, bench=work.announced, now=now, through=work.counted)
+        taken = read(site, listed.key, bench=work.announced, now=now, through=work.counted)
         return _adopt(work, taken, outcome)
     except PlatewayError as error:
-        return log_outcome(outcome(Result.REFUSED, reasons=(_about(line, listed, error),)))
+        return log_outcome(outcome(Result.REFUSED, reasons=(_about(site, listed, error),)))
 
 
 def _recorded(ledger: Ledger, found: Stat) -> bool:
@@ -278,12 +278,12 @@ def _recorded(ledger: Ledger, found: Stat) -> bool:
     ) == (found.size, found.etag)  # fmt: skip
 
 
-def _about(line: Site, listed: Stat, error: PlatewayError) -> str:
+def _about(site: Site, listed: Stat, error: PlatewayError) -> str:
     """Say what is wrong with an object, and whose it would be where its end still tells."""
     if not isinstance(error, Damaged):
         return str(error)
     try:
-        head = bundle.tail(lambda size: b"".join(line.store.open(listed.key, start=-size))).manifest.head
+        head = bundle.tail(lambda size: b"".join(site.store.open(listed.key, start=-size))).manifest.head
         return f"{error}; its manifest says event {head['ref_id']}"
     except (PlatewayError, KeyError):
         return str(error)
@@ -291,7 +291,7 @@ def _about(line: Site, listed: Stat, error: PlatewayError) -> str:
 
 def _adopt(work: _Work, taken: Recovered, outcome: Callable[..., Outcome], **how: Any) -> Outcome:
     event = taken.event
-    new = work.line.catalog.adopt(event, taken.export, now=work.line.catalog.now(), **how)
+    new = work.site.catalog.adopt(event, taken.export, now=work.site.catalog.now(), **how)
     if new:
         with work.lock:
             work.made_up.update(taken.made_up)
@@ -305,13 +305,13 @@ def _adopt(work: _Work, taken: Recovered, outcome: Callable[..., Outcome], **how
 
 def _from_tape(work: _Work) -> Iterator[Outcome]:
     """Take in the exports that tape names and the bucket has not, by reading them there."""
-    for name, lines in _alike(work.line).items():
+    for name, lines in _alike(work.site).items():
         wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
-        for entry in work.line.catalog.parked():
+        for entry in work.site.catalog.parked():
             if entry.key.startswith(f"{name}/"):
                 wanted[entry.key.removeprefix(f"{name}/")].append(entry)
         for keys in _batches(sorted(wanted)):
-            known = {one.event.key for one in work.line.catalog.ledgers(keys=keys) if one.export is not None}
+            known = {one.event.key for one in work.site.catalog.ledgers(keys=keys) if one.export is not None}
             yield from (_taped(work, lines, key, wanted[key]) for key in keys if key not in known)
 
 
@@ -333,20 +333,20 @@ def _taped(work: _Work, lines: Sequence[Site], key: str, entries: Sequence[Archi
                 return _adopt(work, taken, outcome, gone={"read_from": entry.path, "sha256": taken.export.sha256})
             taken.export.damage = f"changed: {key} is not what tape has of it"
             taken.export.damage_kind = Damage.CHANGED.value
-            taken.export.damaged_at = work.line.catalog.now()
+            taken.export.damaged_at = work.site.catalog.now()
             return _adopt(work, taken, outcome)
         except PlatewayError as error:
             troubles.append(f"{shown(entry.path)}: {error}")
     return log_outcome(outcome(Result.REFUSED, reasons=tuple(troubles)))
 
 
-def _read(work: _Work, line: Site, key: str, entry: ArchiveEntry) -> Recovered:
+def _read(work: _Work, site: Site, key: str, entry: ArchiveEntry) -> Recovered:
     """Read a bundle out of an archive.
 
     Raises:
         NotFound: there is no archive to read, or no such member. Damaged: it is other than the manifest says.
     """
-    tape = line.archive
+    tape = site.archive
     if tape is None:
         raise NotFound("only tape has it, and no archive target is configured")
     offset, size = _member(tape, key, entry)
@@ -354,7 +354,7 @@ def _read(work: _Work, line: Site, key: str, entry: ArchiveEntry) -> Recovered:
     if entry.checksum is not None and walked.sha256 != entry.checksum:
         raise Damaged(f"sha256 {walked.sha256}, reported as {entry.checksum}")
     at = entry.reported_at
-    return testify(line, walked, Label(), key=key, etag=etag, at=at, bench=work.announced)
+    return testify(site, walked, Label(), key=key, etag=etag, at=at, bench=work.announced)
 
 
 def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, int]:

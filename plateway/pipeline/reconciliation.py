@@ -89,7 +89,7 @@ class Reconciled:
 
 
 def reconcile(
-    line: Site,
+    site: Site,
     *,
     repair: bool = False,
     systems: Sequence[str] | None = None,
@@ -106,11 +106,11 @@ def reconcile(
     Each bucket of the site is compared with the exports in it, on its own: what cannot be said of one is said of the
     others. A second run right after changes nothing.
     """
-    now, fraction = now or line.catalog.now(), bounded_fraction(fraction)
-    bench, shares = _Bench(line, systems), _Shares(line)
-    runs = (_Run(bound, now=now, repair=repair, within=within, bench=bench, shares=shares) for bound in shares.lines)
+    now, fraction = now or site.catalog.now(), bounded_fraction(fraction)
+    bench, shares = _Bench(site, systems), _Shares(site)
+    runs = (_Run(bound, now=now, repair=repair, within=within, bench=bench, shares=shares) for bound in shares.bound)
     told = [_carry_out(run, fraction) for run in runs]
-    findings, troubles = inspect_only_copies(line)
+    findings, troubles = inspect_only_copies(site)
     tape = Reconciled(tuple(findings), tuple(troubles), {Kind.ONLY_COPY.value: len(findings)} if findings else {})
     return _whole([*told, tape], [log_outcome(one) for one in (*shares.elsewhere(), *bench.unseen())])
 
@@ -191,11 +191,11 @@ def _once(rows: Iterable[_Row]) -> Iterator[_Row]:
 class _Bench:
     """What the disks of the instruments show. One that shows nothing at all is not looked at, and says so once."""
 
-    def __init__(self, line: Site, systems: Sequence[str] | None) -> None:
-        self._line, self._only = line, systems
+    def __init__(self, site: Site, systems: Sequence[str] | None) -> None:
+        self._site, self._only = site, systems
         self._instruments: dict[str, Instrument | None] = {}  # None: nothing can be said
         self.silent: dict[str, str] = {}  # why, by system
-        going = line.catalog.going("raw")
+        going = site.catalog.going("raw")
         self._aside = {ledger.event.system for ledger, purge in going if purge.trashed_at is not None}
 
     def unseen(self) -> Iterator[Outcome]:
@@ -206,10 +206,10 @@ class _Bench:
     def systems(self) -> Iterator[Instrument]:
         """Give every system whose disk can be looked at."""
         try:
-            there = list_systems(self._line.root)
+            there = list_systems(self._site.root)
         except PlatewayError:
             there = []  # each system that is known will say so
-        for name in sorted({*there, *self._line.catalog.systems()}):
+        for name in sorted({*there, *self._site.catalog.systems()}):
             if (instrument := self.instrument(name)) is not None:
                 yield instrument
 
@@ -218,7 +218,7 @@ class _Bench:
         if self._only is not None and system not in self._only:
             return None
         if system not in self._instruments:
-            instrument = self._line.instrument(system)
+            instrument = self._site.instrument(system)
             silence = self._silence(instrument)
             if silence is not None:
                 self.silent[system] = silence
@@ -231,7 +231,7 @@ class _Bench:
         try:
             if not folder.exists(instrument.root, EVENTS):
                 return f"{name} shows no {EVENTS} directory at all: is its disk mounted?"
-            check_bench(self._line, instrument)
+            check_bench(self._site, instrument)
             if name in self._aside and not folder.exists(instrument.root, TRASH):
                 return f"{name} shows no trash at all: is its disk mounted?"
         except PlatewayError as error:
@@ -269,7 +269,7 @@ class _Bench:
         path = f"{ledger.event.path}/"
         return any(
             other.purge("raw") is not None and path.startswith(f"{other.event.path}/")
-            for other in self._line.catalog.siblings(ledger.event)
+            for other in self._site.catalog.siblings(ledger.event)
         )
 
 
@@ -280,10 +280,10 @@ def _trash(ref: Ref) -> str:
 class _Shares:
     """Which bucket each event is compared with: the one that has its export, else the one that would get it."""
 
-    def __init__(self, line: Site) -> None:
-        self.lines = list(line.each_bucket())
-        self._stores = [line.store for line in self.lines]
-        self._own = self.lines[0]  # what belongs nowhere else is told with the site's own
+    def __init__(self, site: Site) -> None:
+        self.bound = list(site.each_bucket())
+        self._stores = [one.store for one in self.bound]
+        self._own = self.bound[0]  # what belongs nowhere else is told with the site's own
         self._homes: dict[tuple[str | None, ...], Site | None] = {}
         self._away: Counter[str] = Counter()
 
@@ -360,16 +360,16 @@ class _Run:
     """One reconciliation."""
 
     def __init__(
-        self, line: Site, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench, shares: _Shares
+        self, site: Site, *, now: datetime, repair: bool, within: timedelta | None, bench: _Bench, shares: _Shares
     ) -> None:
-        self.line, self.bench, self.shares, self.now = line, bench, shares, now
+        self.site, self.bench, self.shares, self.now = site, bench, shares, now
         self.repair, self.within = repair, within
-        self.bucket = line.store.name
-        self._compare = partial(compare, bucket=self.bucket, endpoint=line.endpoint, now=now)
-        self._judge = partial(judge, bucket=self.bucket, endpoint=line.endpoint, now=now)
-        self.own = line is shares.lines[0]  # the site's own bucket: what is of no bucket is told here, once
-        alike = [one.store for one in shares.lines if one.store.name == self.bucket]
-        self.names = alike[0] is line.store  # tape names no endpoint: of buckets of one name, one answers to it
+        self.bucket = site.store.name
+        self._compare = partial(compare, bucket=self.bucket, endpoint=site.endpoint, now=now)
+        self._judge = partial(judge, bucket=self.bucket, endpoint=site.endpoint, now=now)
+        self.own = site is shares.bound[0]  # the site's own bucket: what is of no bucket is told here, once
+        alike = [one.store for one in shares.bound if one.store.name == self.bucket]
+        self.names = alike[0] is site.store  # tape names no endpoint: of buckets of one name, one answers to it
         self.findings: list[Finding] = []
         self.outcomes: list[Outcome] = []
         self._files: Mapping[UUID, Sequence[Announced]] | None = None
@@ -385,11 +385,11 @@ class _Run:
         if self.own:
             self._settle()  # what is parked and fits now is no finding
         with ExitStack() as stack:
-            check_bucket(self.line, fresh=True)
-            objects = _in_order((one for one in self.line.store.list() if not is_marker(one.key)), stack)
-            accounts = self._counted(self.line.catalog.accounts(bucket=None if self.own else self.bucket), survey)
+            check_bucket(self.site, fresh=True)
+            objects = _in_order((one for one in self.site.store.list() if not is_marker(one.key)), stack)
+            accounts = self._counted(self.site.catalog.accounts(bucket=None if self.own else self.bucket), survey)
             listed = self._listed(objects, survey)
-            parked = self._named_here(self.line.catalog.parked())
+            parked = self._named_here(self.site.catalog.parked())
             for finding in self._compare(accounts, listed, parked, within=self.within):
                 if finding.kind is not Kind.UNKNOWN or self.names:
                     survey.take(finding)
@@ -397,14 +397,14 @@ class _Run:
 
     def _named_here(self, parked: Iterable[ArchiveEntry]) -> Iterator[ArchiveEntry]:
         """Give what tape says of this bucket; the site's own also answers for buckets that nobody knows."""
-        others = tuple(f"{one.store.name}/" for one in self.shares.lines if one.store.name != self.bucket)
+        others = tuple(f"{one.store.name}/" for one in self.shares.bound if one.store.name != self.bucket)
         mine = f"{self.bucket}/"
         for entry in parked:
             if entry.key.startswith(mine) or (self.own and not entry.key.startswith(others)):
                 yield entry
 
     def _settle(self) -> None:
-        self.outcomes += [one for one in settle(self.line, now=self.now) if one.result == Result.ARCHIVED]
+        self.outcomes += [one for one in settle(self.site, now=self.now) if one.result == Result.ARCHIVED]
 
     def _counted(self, accounts: Iterable[Account], survey: _Survey) -> Iterator[Account]:
         for account in accounts:
@@ -414,13 +414,13 @@ class _Run:
                 yield self.bench.seen(self._log_outcome(account))
 
     def _mine(self, account: Account) -> bool:
-        return self.shares.of(account) is self.line.store
+        return self.shares.of(account) is self.site.store
 
     def _log_outcome(self, account: Account) -> Account:
         """Say of an export from before endpoints were noted at which it is taken to be."""
         if account.export_bucket != self.bucket or account.export_endpoint is not None:
             return account
-        return account._replace(export_endpoint=self.line.endpoint)
+        return account._replace(export_endpoint=self.site.endpoint)
 
     def _listed(self, objects: Iterable[_Row], survey: _Survey) -> Iterator[_Row]:
         for row in objects:
@@ -449,13 +449,13 @@ class _Run:
         """Judge one key by what is there now."""
         account = None if ledger is None else self._seen_again(ledger)
         try:
-            found = self.line.store.stat(key)
+            found = self.site.store.stat(key)
         except Rejected as error:  # it was listed, and no store of ours would take such a key
             return [Finding(Kind.DARK, key, str(error))]
         if found is not None:
             self.stats[key] = found
         site = site_of(found)
-        if found is not None and site not in {None, self.line.places.site}:
+        if found is not None and site not in {None, self.site.places.site}:
             return [Finding(Kind.FOREIGN, key, f"{found.size:,} bytes of site {site}")]
         return list(self._judge(key, account, found, within=None))
 
@@ -468,7 +468,7 @@ class _Run:
 
     def _ledgers(self, keys: Sequence[str]) -> Iterator[tuple[str, Ledger | None]]:
         for some in _chunks(keys):
-            known = {ledger.event.key: ledger for ledger in self.line.catalog.ledgers(keys=some)}
+            known = {ledger.event.key: ledger for ledger in self.site.catalog.ledgers(keys=some)}
             yield from ((key, known.get(key)) for key in some)
 
     def _own(self, key: str) -> str:
@@ -505,7 +505,7 @@ class _Run:
         for key, found in suspects.keys.items():
             self.findings += self._mend(key, found)
         if whole:
-            self.line.catalog.clear_dark(bucket=self.bucket, endpoint=self.line.endpoint, keep=self.dark)
+            self.site.catalog.clear_dark(bucket=self.bucket, endpoint=self.site.endpoint, keep=self.dark)
         for finding in suspects.others:
             done = self._act(finding)[0] if self._may(finding) else ""
             self.findings.append(self._would(replace(finding, done=done)))
@@ -518,7 +518,7 @@ class _Run:
         """Note which objects are dark today."""
         dark = [key for key, found in suspects.keys.items() if any(one.kind is Kind.DARK for one in found)]
         stats = [self.stats[key] for key in dark if key in self.stats]
-        catalog, endpoint = self.line.catalog, self.line.endpoint
+        catalog, endpoint = self.site.catalog, self.site.endpoint
         self.sighted = catalog.sight_dark(stats, bucket=self.bucket, endpoint=endpoint, now=self.now)
 
     def _mend(self, key: str, found: Sequence[Finding]) -> list[Finding]:
@@ -577,7 +577,7 @@ class _Run:
                 yield self._adopt(finding)
             case Repair.CLEAR:
                 assert finding.ref is not None
-                clear_leftover(self.line, finding.ref)
+                clear_leftover(self.site, finding.ref)
                 yield self._outcome(finding, Result.REMOVED)
             case Repair.RESTORE:
                 yield self._bring_back(finding)
@@ -585,7 +585,7 @@ class _Run:
     def _verb(self, finding: Finding, verb: str) -> Outcome:
         """Export or verify one event, if it is not being held back."""
         assert finding.ref is not None
-        ledger = self.line.catalog.ledger(finding.ref)
+        ledger = self.site.catalog.ledger(finding.ref)
         setback = ledger.setback(verb)
         if setback is not None and setback.next_at > self.now:
             return self._outcome(
@@ -595,16 +595,16 @@ class _Run:
             return self._outcome(finding, Result.REFUSED, reason)
         act = export if verb == "export" else verify
         try:
-            return act(self.line, finding.ref)
+            return act(self.site, finding.ref)
         except PlatewayError as error:
-            return failed(self.line, finding.ref, verb, error)
+            return failed(self.site, finding.ref, verb, error)
 
     def _unfit(self, ledger: Ledger) -> str | None:
         """Say why an event will not be exported whatever the bucket lacks."""
         event = ledger.event
         if ledger.quarantine is not None:
             return f"in quarantine: {ledger.quarantine.reason}"
-        for other in self.line.catalog.revisions(event.id):
+        for other in self.site.catalog.revisions(event.id):
             same = (other.event.file, other.event.announced_at) == (event.file, event.announced_at)
             if same and other.ref.revision > event.revision:
                 return f"the images are those of {other.ref} now"
@@ -616,25 +616,25 @@ class _Run:
         if first is None or self.now - first < DAY:
             since = (first or self.now) + DAY
             return self._outcome(finding, Result.WAITS, f"seen first today, adopted from {since:%Y-%m-%d %H:%M}")
-        ledger = None if finding.ref is None else self.line.catalog.ledger(finding.ref)
-        export = adopt(self.line, finding.key, ledger, bench=self._announced, now=self.now)
+        ledger = None if finding.ref is None else self.site.catalog.ledger(finding.ref)
+        export = adopt(self.site, finding.key, ledger, bench=self._announced, now=self.now)
         ref = Ref(export.event_id, export.revision)
         return replace(self._outcome(finding, Result.ADOPTED), ref=ref, size=export.size)
 
     def _announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
         """Find the event files on the bench that announce an event; they are read once, when first asked for."""
         if self._files is None:
-            self._files = announced(self.line)
+            self._files = announced(self.site)
         return self._files.get(id, ())
 
     def _bring_back(self, finding: Finding) -> Outcome:
         """Move images from the trash back to where they were."""
         assert finding.ref is not None
-        ledger = self.line.catalog.ledger(finding.ref)
+        ledger = self.site.catalog.ledger(finding.ref)
         purge = ledger.purge("raw")
         if purge is not None and purge.gone_at is None:
             return take_back(
-                self.line,
+                self.site,
                 ledger,
                 purge,
                 reason=f"its bucket copy is {finding.kind.split()[0]}",
@@ -643,8 +643,8 @@ class _Run:
         instrument = self.bench.instrument(ledger.event.system)
         if instrument is None:
             raise Refused(f"{ledger.event.system} cannot be looked at")
-        check_bench(self.line, instrument, owned=True)
-        with leased(self.line, finding.ref):
+        check_bench(self.site, instrument, owned=True)
+        with leased(self.site, finding.ref):
             aside = f"{TRASH}/{finding.ref}"
             home = ledger.event.path
             with folder.enter(instrument.root, f"{aside}/images") as images:
@@ -667,7 +667,7 @@ class _Run:
         with suppress(PlatewayError):  # nobody needs them
             for at in wanted[:HINTS]:
                 one = self.findings[at]
-                if self.line.store.tags(one.key).get("archived") == "true":
+                if self.site.store.tags(one.key).get("archived") == "true":
                     detail = f"{one.detail}; tagged archived=true, so its manifest may have been dropped"
                     self.findings[at] = replace(one, detail=detail)
 
@@ -713,19 +713,19 @@ class _Run:
     def _named(self, names: Sequence[str]) -> Iterator[tuple[str, Ledger | None]]:
         """Find the event that each name is of, if it is of one."""
         refs = {name: _ref(name) for name in names}
-        known = {one.ref: one for one in self.line.catalog.ledgers(refs=[ref for ref in refs.values() if ref])}
+        known = {one.ref: one for one in self.site.catalog.ledgers(refs=[ref for ref in refs.values() if ref])}
         yield from ((name, known.get(ref) if ref else None) for name, ref in refs.items())
 
     def _uploads(self) -> Iterator[Finding]:
-        uploads = iter(self.line.store.uploads())
+        uploads = iter(self.site.store.uploads())
         while some := list(itertools.islice(uploads, CHUNK)):
             known = {key: ledger for key, ledger in self._ledgers(sorted({one.key for one in some})) if ledger}
-            for upload, finding in open_uploads(some, known, now=self.now, age=self.line.lease):
+            for upload, finding in open_uploads(some, known, now=self.now, age=self.site.lease):
                 yield replace(finding, done=self._abort(upload, finding) if self.repair else "")
 
     def _abort(self, upload: Upload, finding: Finding) -> str:
         try:
-            self.line.store.abort(upload)
+            self.site.store.abort(upload)
             outcome = self._outcome(finding, Result.ABORTED)
         except PlatewayError as error:
             outcome = self._outcome(finding, Result.FAILED, str(error))
@@ -738,7 +738,7 @@ class _Run:
         self, result: Result, reason: str, *, suspects: _Suspects | None = None, survey: _Survey | None = None
     ) -> Reconciled:
         """Repair nothing, and say why."""
-        reason = f"{self.line.place}: {reason}" if self.line.others else reason
+        reason = f"{self.site.place}: {reason}" if self.site.others else reason
         self.outcomes.append(log_outcome(Outcome(None, "", "reconcile", result, reasons=(reason,))))
         if suspects is not None:
             self.findings = [*itertools.chain(*suspects.keys.values()), *suspects.others]
@@ -754,9 +754,9 @@ class _Run:
 
     def _placed(self, finding: Finding) -> Finding:
         """Say of an object in which bucket it is, where there are several."""
-        if not self.line.others or finding.kind not in OBJECTS:
+        if not self.site.others or finding.kind not in OBJECTS:
             return finding
-        return replace(finding, detail=f"{finding.detail} ({self.line.place})")
+        return replace(finding, detail=f"{finding.detail} ({self.site.place})")
 
 
 def _then(first: str, second: str) -> str:

@@ -23,8 +23,8 @@ from plateway.errors import Conflict, Damaged, NotFound, PlatewayError, Refused,
 from plateway.events import ImagingEvent, Ref
 from plateway.keys import MANIFEST, event_key, layout_of
 from plateway.ledger import Ledger
-from plateway.pipeline import export as exports
 from plateway.pipeline.context import Site
+from plateway.pipeline.export import make_export
 from plateway.records import Event, Export
 from plateway.store import Stat, object_metadata
 from plateway.store.object_metadata import Label
@@ -55,7 +55,7 @@ class Recovered(NamedTuple):
 
 
 def read(
-    line: Site, key: str, *, bench: Bench, now: datetime, through: Callable[[Iterator[bytes]], Iterator[bytes]] = iter
+    site: Site, key: str, *, bench: Bench, now: datetime, through: Callable[[Iterator[bytes]], Iterator[bytes]] = iter
 ) -> Recovered:
     """Read an object whole and make its rows, with the evidence of this read-back; ``through`` sees its bytes pass.
 
@@ -63,18 +63,18 @@ def read(
         Damaged: it is no sound bundle. Rejected: it is no event of ours. NotFound: it is not there.
         Unavailable: it was replaced while it was read.
     """
-    before = line.store.stat(key)
+    before = site.store.stat(key)
     if before is None:
         raise NotFound(f"{key}: no such object")
     try:
-        walked, etag = walk(through(line.store.open(key)), key=key, size=before.size)
+        walked, etag = walk(through(site.store.open(key)), key=key, size=before.size)
     except Damaged as error:
         raise Damaged(f"{key}: {error}") from error
-    after = line.store.stat(key)
+    after = site.store.stat(key)
     if after is None or (after.size, after.etag) != (walked.size, before.etag):
         raise Unavailable(f"{key} was replaced while it was read")
     sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
-    found = testify(line, walked, object_metadata.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
+    found = testify(site, walked, object_metadata.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
     found.export.evidence, found.export.seen_etag = "read-back", after.etag
     found.export.seen_modified, found.export.seen_version = after.modified, after.version
     found.export.evidence_at = found.export.read_back_at = now
@@ -102,13 +102,13 @@ def _summed(chunks: Iterable[bytes], parts: checksums.PartHasher) -> Iterator[by
         yield chunk
 
 
-def testify(line: Site, walked: Walked, label: Label, *, key: str, etag: str, at: datetime, bench: Bench) -> Recovered:
+def testify(site: Site, walked: Walked, label: Label, *, key: str, etag: str, at: datetime, bench: Bench) -> Recovered:
     """Make the rows of a bundle from its label, its manifest, and the event file if that is still on the bench.
 
     Raises:
         Rejected: it is no event of ours, or lies at a key that is not its own.
     """
-    said, hint, sure = _said(line, walked, label, bench)
+    said, hint, sure = _said(site, walked, label, bench)
     revision = label.revision or _revision(key)
     if not _own(key, said):
         raise Rejected(f"its manifest says event {said.id}, which belongs at {event_key(said, revision=revision)}")
@@ -139,7 +139,7 @@ def testify(line: Site, walked: Walked, label: Label, *, key: str, etag: str, at
         present=said.image_count,
         sealed_at=label.sealed_at or at,
     )
-    staging = line.instrument(said.system).staging
+    staging = site.instrument(said.system).staging
     staged = staging is not None and (staging / str(Ref(said.id, revision))).is_dir()
     event.staged_at = at if staged else None
     made_up = [
@@ -153,10 +153,10 @@ def testify(line: Site, walked: Walked, label: Label, *, key: str, etag: str, at
         *["event.fingerprint"] * (label.fingerprint is None),
         *["event.staged_at"] * staged,
     ]
-    return Recovered(event, exports.row(line, event, walked, etag=etag, at=at), tuple(made_up))
+    return Recovered(event, make_export(site, event, walked, etag=etag, at=at), tuple(made_up))
 
 
-def _said(line: Site, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
+def _said(site: Site, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
     """Say what was announced, by which file on the bench it is still announced, and whether that is proven.
 
     The manifest's metadata are the announcement's over the images' own. Which is which is found by the announcement's
@@ -165,7 +165,7 @@ def _said(line: Site, walked: Walked, label: Label, bench: Bench) -> tuple[Imagi
     head = walked.manifest.head
     counted = count_images(
         [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.members],
-        line.instrument(_system(head)).patterns,
+        site.instrument(_system(head)).patterns,
     )
     said = {
         "ref_id": head.get("ref_id"),
@@ -176,9 +176,9 @@ def _said(line: Site, walked: Walked, label: Label, bench: Bench) -> tuple[Imagi
         "local_path": label.path or "unknown",
         "img_count": label.image_count if label.image_count is not None else counted,
     }
-    guess = next(_guesses(line, said, walked))
+    guess = next(_guesses(site, said, walked))
     if label.digest is not None and label.path is not None:
-        for one in _guesses(line, said, walked):
+        for one in _guesses(site, said, walked):
             if label.digest in _digests(one, walked):
                 return one, None, True
         return guess, None, False
@@ -196,7 +196,7 @@ def _system(head: Mapping[str, Any]) -> str:
     return name
 
 
-def _guesses(line: Site, said: Mapping[str, Any], walked: Walked) -> Iterator[ImagingEvent]:
+def _guesses(site: Site, said: Mapping[str, Any], walked: Walked) -> Iterator[ImagingEvent]:
     """Yield what may have been announced: first without, then with what the images' own metadata say equally."""
     merged = walked.manifest.head.get("metadata")
     if not isinstance(merged, dict):
@@ -208,7 +208,7 @@ def _guesses(line: Site, said: Mapping[str, Any], walked: Walked) -> Iterator[Im
     for way in itertools.islice(ways, GUESSES):
         details = {name: value for name, value in merged.items() if name not in same or name in way}
         content = json.dumps({**said, "metadata": details}).encode()
-        yield events.parse(content, line.instrument(_system(walked.manifest.head)))
+        yield events.parse(content, site.instrument(_system(walked.manifest.head)))
 
 
 def _sidecar(walked: Walked) -> dict[str, Any]:
@@ -253,15 +253,15 @@ def _revision(key: str) -> int:
     return int(match[1]) if match else 1
 
 
-def announced(line: Site) -> dict[UUID, list[Announced]]:
+def announced(site: Site) -> dict[UUID, list[Announced]]:
     """Read every event file that is on the bench, as far as there is one, by the id that it announces."""
     found: dict[UUID, list[Announced]] = defaultdict(list)
     try:
-        names = list_systems(line.root)
+        names = list_systems(site.root)
     except PlatewayError:
         return {}
     for name in names:
-        instrument = line.instrument(name)
+        instrument = site.instrument(name)
         try:
             sightings = scan(instrument)
         except PlatewayError:
@@ -276,7 +276,7 @@ def announced(line: Site) -> dict[UUID, list[Announced]]:
     return found
 
 
-def adopt(line: Site, key: str, ledger: Ledger | None, *, bench: Bench, now: datetime) -> Export:
+def adopt(site: Site, key: str, ledger: Ledger | None, *, bench: Bench, now: datetime) -> Export:
     """Record an object's event and export, with the evidence of this read-back; ``ledger`` is who has the key, if any.
 
     Raises:
@@ -284,15 +284,15 @@ def adopt(line: Site, key: str, ledger: Ledger | None, *, bench: Bench, now: dat
         Damaged: it is no sound bundle. Rejected: it is no event of ours. Conflict: it is another event's.
         NotFound, Unavailable: it went, or was replaced while it was read.
     """
-    site = site_of(line.store.stat(key))
-    if site is None and ledger is None:
+    owner = site_of(site.store.stat(key))
+    if owner is None and ledger is None:
         raise Refused(f"{key}: does not say which site it is of, and its event is not known here")
-    if site not in {None, line.places.site}:
-        raise Refused(f"{key}: belongs to site {site}")
-    found = read(line, key, bench=bench, now=now)
+    if owner not in {None, site.places.site}:
+        raise Refused(f"{key}: belongs to site {owner}")
+    found = read(site, key, bench=bench, now=now)
     if ledger is not None:
         _check_owner(ledger.event, found.event)
-    line.catalog.adopt(found.event if ledger is None else ledger.event, found.export, now=now)
+    site.catalog.adopt(found.event if ledger is None else ledger.event, found.export, now=now)
     return found.export
 
 

@@ -42,7 +42,7 @@ class Registered:
 
 
 def register(
-    line: Site, *, now: datetime | None = None, patience: timedelta = PATIENCE, scan: Scan = bench.scan
+    site: Site, *, now: datetime | None = None, patience: timedelta = PATIENCE, scan: Scan = bench.scan
 ) -> Registered:
     """Pass once over the bench: read what is announced and new, and seal what is complete and has settled.
 
@@ -50,13 +50,13 @@ def register(
     systems are passed over at once, and one whose disk does not answer for ``patience`` is ``later``. A known system
     whose directory is a link now is not followed, and ``later`` as well.
     """
-    now = now or line.catalog.now()
+    now = now or site.catalog.now()
     names = [
-        *bench.list_systems(line.root),
-        *(name for name in bench.list_links(line.root) if line.catalog.known(name)),
+        *bench.list_systems(site.root),
+        *(name for name in bench.list_links(site.root) if site.catalog.known(name)),
     ]
-    acts = {name: partial(_register, line, line.instrument(name), now, scan) for name in names}
-    found = run_apart(f"register {line.root}", acts, patience=patience)
+    acts = {name: partial(_register, site, site.instrument(name), now, scan) for name in names}
+    found = run_apart(f"register {site.root}", acts, patience=patience)
     passes = [_troubled(name, one) if isinstance(one, PlatewayError) else one for name, one in found.items()]
     soon = [one.settles_in for one in passes if one.settles_in is not None]
     return Registered(
@@ -76,10 +76,10 @@ def _troubled(system: str, error: PlatewayError) -> Registered:
     return Registered(troubled=(Outcome(None, system, "register", Result.LATER, reasons=(str(error),)),))
 
 
-def _register(line: Site, instrument: Instrument, now: datetime, scan: Scan, beat: Beat) -> Registered:
-    check_bench(line, instrument)
-    new, refused, young = _announced(line, instrument, now, scan=scan, beat=beat)
-    sealed, rejected, settling, waiting = _settled(line, instrument, now, beat=beat)
+def _register(site: Site, instrument: Instrument, now: datetime, scan: Scan, beat: Beat) -> Registered:
+    check_bench(site, instrument)
+    new, refused, young = _announced(site, instrument, now, scan=scan, beat=beat)
+    sealed, rejected, settling, waiting = _settled(site, instrument, now, beat=beat)
     soon = [instrument.settle] * bool(young) + settling
     return Registered(
         new=tuple(new),
@@ -91,10 +91,10 @@ def _register(line: Site, instrument: Instrument, now: datetime, scan: Scan, bea
 
 
 def _announced(
-    line: Site, instrument: Instrument, now: datetime, *, scan: Scan, beat: Beat
+    site: Site, instrument: Instrument, now: datetime, *, scan: Scan, beat: Beat
 ) -> tuple[list[Ref], list[Outcome], int]:
     """Read the event files that are new or changed; say which events are new, what was refused, what is too young."""
-    known = line.catalog.known(instrument.name)
+    known = site.catalog.known(instrument.name)
     fresh = [one for one in scan(instrument, beat=beat) if known.get(one.name) != (one.size, one.mtime_ns)]
     new: list[Ref] = []
     refused: list[Outcome] = []
@@ -104,7 +104,7 @@ def _announced(
         settled = [one for one in seen if one is not None]
         young += len(seen) - len(settled)
         beat()
-        new += [ref for ref, _ in line.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
+        new += [ref for ref, _ in site.catalog.register(instrument.name, settled, now=now, layout=instrument.layout)]
         refused += [
             _quarantined(None, instrument.name, one.file, one.reason) for one in settled if one.reason is not None
         ]
@@ -126,7 +126,7 @@ def _read(instrument: Instrument, sighting: bench.Sighting, now: datetime, beat:
 
 
 def _settled(
-    line: Site, instrument: Instrument, now: datetime, *, beat: Beat
+    site: Site, instrument: Instrument, now: datetime, *, beat: Beat
 ) -> tuple[list[Ref], list[Outcome], list[timedelta], int]:
     """Look at the images of every event that is not complete yet."""
     sealed: list[Ref] = []
@@ -134,7 +134,7 @@ def _settled(
     settling: list[timedelta] = []
     looks: list[tuple[Ref, str | None, int | None]] = []
     waiting = 0
-    for event in line.catalog.unsettled(instrument.name):
+    for event in site.catalog.unsettled(instrument.name):
         ref = Ref(event.id, event.revision)
         try:
             look = _look(instrument, event, beat)
@@ -145,7 +145,7 @@ def _settled(
             folder.exists(instrument.root, EVENTS)  # a link in place of the disk is no fault of the event
             content = read_announcement(instrument, event)
             beat()
-            line.catalog.quarantine(ref, str(error), content, now=now)
+            site.catalog.quarantine(ref, str(error), content, now=now)
             rejected.append(_quarantined(ref, event.system, event.key, str(error)))
             continue
         if (look.fingerprint, look.present) != (event.fingerprint, event.present):
@@ -156,8 +156,8 @@ def _settled(
         waiting += 1
         settling += [wait] * (wait is not None)  # type: ignore[list-item]
     beat()
-    line.catalog.look_all(looks, now=now)
-    line.catalog.seal(sealed, now=now)
+    site.catalog.look_all(looks, now=now)
+    site.catalog.seal(sealed, now=now)
     return sealed, rejected, settling, waiting
 
 

@@ -28,7 +28,7 @@ from plateway.store import Store
 BATCH = 100  # exports looked at together; where none of the first is there, it is another bucket
 
 
-def relocate(line: Site, *, dry_run: bool = False, workers: int = 4) -> list[Outcome]:
+def relocate(site: Site, *, dry_run: bool = False, workers: int = 4) -> list[Outcome]:
     """Look in the bucket that the line is bound to for exports that should be in a bucket of that name elsewhere.
 
     The proof is size and ETag, as they were sent, or as they were seen when the export was verified; or else every
@@ -36,41 +36,41 @@ def relocate(line: Site, *, dry_run: bool = False, workers: int = 4) -> list[Out
     """
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(workers) as pool:
-        for ledgers in _strayed(line):
-            outcomes += pool.map(partial(_guarded, line, dry_run=dry_run), ledgers)
+        for ledgers in _strayed(site):
+            outcomes += pool.map(partial(_guarded, site, dry_run=dry_run), ledgers)
             if not any(one.result in {Result.MOVED, Result.WOULD_MOVE} for one in outcomes):
-                reason = f"none of the first {len(outcomes)} exports is in {line.place}"
+                reason = f"none of the first {len(outcomes)} exports is in {site.place}"
                 return [*outcomes, log_outcome(Outcome(None, "", "relocate", Result.STOPPED, reasons=(reason,)))]
     return outcomes
 
 
-def _strayed(line: Site) -> Iterator[list[Ledger]]:
+def _strayed(site: Site) -> Iterator[list[Ledger]]:
     """Find the exports that are at no endpoint of the settings, or of which nobody noted at which; not the bad ones."""
-    name = line.store.name
+    name = site.store.name
     strayed = (
         account.key
-        for account in line.catalog.accounts(bucket=name)
+        for account in site.catalog.accounts(bucket=name)
         if account.export_bucket == name and account.damage is None and not account.expired
-        if account.export_endpoint is None or line.at(account.export_endpoint, name) is None
+        if account.export_endpoint is None or site.at(account.export_endpoint, name) is None
     )
     while keys := list(islice(strayed, BATCH)):
-        yield line.catalog.ledgers(keys=keys)
+        yield site.catalog.ledgers(keys=keys)
 
 
-def _guarded(line: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
+def _guarded(site: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
     """Let an export that does not prove to be here stay where it was noted, and say why."""
     export = ledger.export
     assert export is not None
     about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
     try:
-        now = line.catalog.now()
-        seen, read_back_at = _prove(line.store, export, now)
+        now = site.catalog.now()
+        seen, read_back_at = _prove(site.store, export, now)
         if dry_run:
             return about(Result.WOULD_MOVE, reasons=(seen.kind,))
-        line.catalog.note_place(
+        site.catalog.note_place(
             ledger.ref,
             export,
-            endpoint=line.endpoint,
+            endpoint=site.endpoint,
             kind=seen.kind,
             etag=seen.stat.etag,
             seen_modified=seen.stat.modified,
@@ -78,7 +78,7 @@ def _guarded(line: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
             read_back_at=read_back_at,
             at=now,
         )
-        return log_outcome(about(Result.MOVED, reasons=(f"{seen.kind}, at {line.endpoint}",)))
+        return log_outcome(about(Result.MOVED, reasons=(f"{seen.kind}, at {site.endpoint}",)))
     except Damaged as error:
         return about(Result.REFUSED, reasons=(str(error),))
     except PlatewayError as error:

@@ -59,24 +59,24 @@ class Verb(Protocol):
 
     name: str
 
-    def decide(self, line: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
+    def decide(self, site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
         """Judge everything that a system has; the batch as a whole may be stopped."""
 
-    def rehearse(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def rehearse(self, site: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove what can be proven without changing anything."""
 
-    def begin(self, line: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
+    def begin(self, site: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
         """Prove, write the intent, and move aside or mark."""
 
-    def pending(self, line: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
+    def pending(self, site: Site, system: str) -> Iterable[tuple[Ledger, Purge]]:
         """List what was begun and is neither finished nor taken back."""
 
-    def finish(self, line: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
+    def finish(self, site: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
         """Take one event the next step: after the grace prove and delete, or take everything back."""
 
 
 def run(
-    line: Site, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
+    site: Site, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
 ) -> list[Outcome]:
     """Delete what may go of these systems; one that fails, or whose disk hangs, holds up no other.
 
@@ -85,9 +85,9 @@ def run(
     """
     allowed = None if fraction is None else bounded_fraction(fraction)
     acts = {
-        name: partial(_run_system, line, verb, name, fraction=allowed, dry_run=dry_run, now=now) for name in systems
+        name: partial(_run_system, site, verb, name, fraction=allowed, dry_run=dry_run, now=now) for name in systems
     }
-    done = run_apart(f"{verb.name} {line.root}", acts, patience=PATIENCE)
+    done = run_apart(f"{verb.name} {site.root}", acts, patience=PATIENCE)
     return [outcome for name, found in done.items() for outcome in _outcomes(verb, name, found)]
 
 
@@ -100,7 +100,7 @@ def _outcomes(verb: Verb, system: str, found: list[Outcome] | PlatewayError) -> 
 
 
 def _run_system(
-    line: Site,
+    site: Site,
     verb: Verb,
     system: str,
     beat: Callable[[], None],
@@ -109,35 +109,35 @@ def _run_system(
     dry_run: bool,
     now: datetime,
 ) -> list[Outcome]:
-    line, instrument = replace(line, beat=beat), line.instrument(system)
+    site, instrument = replace(site, beat=beat), site.instrument(system)
     policy = instrument.policy if fraction is None else replace(instrument.policy, fraction=fraction)
-    batch = verb.decide(line, instrument, policy, now)
+    batch = verb.decide(site, instrument, policy, now)
     outcomes = [*batch.notes]
     act = verb.rehearse if dry_run else verb.begin
     begun: set[tuple[Ref, str]] = set()
     for decision in batch.decisions:
-        line.beat()
+        site.beat()
         ledger, location = decision.ledger, decision.location
         if decision.verdict.purge:
             begun.add((ledger.ref, location.place))
-            outcomes.append(_guard(line, verb, ledger, partial(act, line, decision, policy, now)))
+            outcomes.append(_guard(site, verb, ledger, partial(act, site, decision, policy, now)))
         else:
             outcomes.append(report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons))
-    for ledger, purge in () if dry_run else verb.pending(line, system):
-        line.beat()
+    for ledger, purge in () if dry_run else verb.pending(site, system):
+        site.beat()
         if not policy.grace or (ledger.ref, purge.place) not in begun:  # else its grace has just begun
-            outcomes.append(_guard(line, verb, ledger, partial(verb.finish, line, ledger, purge, policy, now)))
+            outcomes.append(_guard(site, verb, ledger, partial(verb.finish, site, ledger, purge, policy, now)))
     return outcomes
 
 
-def _guard(line: Site, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
+def _guard(site: Site, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -> Outcome:
     """Turn what one event raises into its outcome; refusals stay in its history."""
     try:
         return act()
     except Postponed as error:
         return report(verb.name, ledger, Result.WAITS, str(error))
     except Refused as error:
-        line.catalog.record_incident(ledger.ref, Incidence.REFUSAL, verb.name, str(error), at=line.catalog.now())
+        site.catalog.record_incident(ledger.ref, Incidence.REFUSAL, verb.name, str(error), at=site.catalog.now())
         return report(verb.name, ledger, Result.REFUSED, *error.reasons)
     except Damaged as error:  # which was recorded where it was found
         return report(verb.name, ledger, Result.DAMAGED, str(error))
@@ -154,13 +154,13 @@ def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
     return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
 
 
-def check_provable(line: Site, ledger: Ledger) -> None:
+def check_provable(site: Site, ledger: Ledger) -> None:
     """Refuse to begin what could not be finished: the copy lies where no copy is proof, or is announced to go.
 
     Raises:
         Refused: with every reason. Transient: it cannot be said now.
     """
-    state = bucket_state(line, ledger)
+    state = bucket_state(site, ledger)
     reasons = [f"{state.location}: {state.doubt}"] if state.doubt else []
     if state.expiring and not retention.on_tape(ledger):
         reasons.append(f"{state.location}: {state.expiring}, and no archive has it")
@@ -169,7 +169,7 @@ def check_provable(line: Site, ledger: Ledger) -> None:
 
 
 def prove_copies(
-    line: Site,
+    site: Site,
     ledger: Ledger,
     policy: Policy,
     *,
@@ -189,36 +189,36 @@ def prove_copies(
     """
     states = []
     if "bucket" in needed:
-        states.append(_proven_object(line, ledger, policy, since=since, beat=beat, now=now))
+        states.append(_proven_object(site, ledger, policy, since=since, beat=beat, now=now))
     if "archive" in needed or (states and states[0].expiring and retention.on_tape(ledger)):
-        states.append(_proven_tape(line, ledger, policy, since=since, beat=beat, now=now))
-    verdict = retention.prove(states, policy, max(now, line.catalog.now()), since=since)
+        states.append(_proven_tape(site, ledger, policy, since=since, beat=beat, now=now))
+    verdict = retention.prove(states, policy, max(now, site.catalog.now()), since=since)
     if not verdict.purge:
         raise Refused(*verdict.reasons)
     return states
 
 
 def _proven_object(
-    line: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+    site: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
 ) -> CopyState:
     """Inspect the bucket copy, and read it unless that was done already."""
-    state = bucket_state(line, ledger)
+    state = bucket_state(site, ledger)
     if (
         policy.proof == "head"
         or state.doubt
         or not retention.prove([replace(state, expiring="")], policy, now, since=since).reasons
     ):
         return state
-    read_object(line, ledger.ref, policy, beat=beat, now=now)
-    return bucket_state(line, line.catalog.ledger(ledger.ref))
+    read_object(site, ledger.ref, policy, beat=beat, now=now)
+    return bucket_state(site, site.catalog.ledger(ledger.ref))
 
 
 def _proven_tape(
-    line: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
+    site: Site, ledger: Ledger, policy: Policy, *, since: datetime, beat: Callable[[], None], now: datetime
 ) -> CopyState:
     """Inspect the copy on tape, and read it unless that was done already; one out of reach is only reported."""
-    state = tape_state(line, ledger)
+    state = tape_state(site, ledger)
     if state.reported or state.doubt or not retention.prove([state], policy, now, since=since).reasons:
         return state
-    copy = read_tape(line, ledger, beat=beat)
-    return tape_state(line, line.catalog.ledger(ledger.ref), copy.place)
+    copy = read_tape(site, ledger, beat=beat)
+    return tape_state(site, site.catalog.ledger(ledger.ref), copy.place)

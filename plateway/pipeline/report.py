@@ -20,28 +20,28 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 NAMED = 5  # stuck events that an alert names
 
 
-def report(line: Site, *, now: datetime | None = None, stuck_after: timedelta | None = None) -> wire.Report:
+def report(site: Site, *, now: datetime | None = None, stuck_after: timedelta | None = None) -> wire.Report:
     """Tell where everything stands now, and what somebody should look at.
 
     ``stuck_after`` goes before what each system's own limit says.
     """
-    now = now or line.catalog.now()
-    figures = {one.system: one for one in line.catalog.figures(now=now)}
-    stuck = _stuck(line, figures, now=now, after=stuck_after)
-    disks = _disks(line, figures)
+    now = now or site.catalog.now()
+    figures = {one.system: one for one in site.catalog.figures(now=now)}
+    stuck = _stuck(site, figures, now=now, after=stuck_after)
+    disks = _disks(site, figures)
     return wire.Report(
         at=now,
         systems=[_told(figures[system]) for system in sorted(figures)],
-        days=days(line, now=now),
+        days=days(site, now=now),
         stuck=stuck,
         disks=disks,
-        alerts=[*_harm(line, now), *alerts(stuck, disks, now=now), *_weak_proof(line, figures)],
+        alerts=[*_harm(site, now), *alerts(stuck, disks, now=now), *_weak_proof(site, figures)],
     )
 
 
-def days(line: Site, *, now: datetime | None = None) -> list[wire.DayReport]:
+def days(site: Site, *, now: datetime | None = None) -> list[wire.DayReport]:
     """Tell what came, was exported and was archived on each of the last 30 days, oldest first."""
-    history = line.catalog.history(days=DAYS, now=now or line.catalog.now())
+    history = site.catalog.history(days=DAYS, now=now or site.catalog.now())
     return [
         wire.DayReport(day=day.day, events=day.events, exports=day.exports, archived=day.archived, waiting=day.waiting)
         for day in history
@@ -86,10 +86,10 @@ def alerts(stuck: Sequence[wire.StuckEvent], disks: Iterable[wire.DiskReport], *
     return found
 
 
-def _harm(line: Site, now: datetime) -> list[wire.Alert]:
+def _harm(site: Site, now: datetime) -> list[wire.Alert]:
     """Report events whose copy is lost or changed, by system: these come first."""
     found: dict[str, list[Ledger]] = {}
-    for ledger in line.catalog.harmed(now=now):
+    for ledger in site.catalog.harmed(now=now):
         found.setdefault(ledger.event.system, []).append(ledger)
     told = []
     for system, ledgers in sorted(found.items()):
@@ -100,9 +100,9 @@ def _harm(line: Site, now: datetime) -> list[wire.Alert]:
     return told
 
 
-def _weak_proof(line: Site, systems: Iterable[str]) -> list[wire.Alert]:
+def _weak_proof(site: Site, systems: Iterable[str]) -> list[wire.Alert]:
     """Report systems that are purged without reading the copies."""
-    weak = [one for one in sorted(systems) if (policy := line.instrument(one).policy).purge and policy.proof == "head"]
+    weak = [one for one in sorted(systems) if (policy := site.instrument(one).policy).purge and policy.proof == "head"]
     text = "purged on a HEAD request, which is weaker than reading the copy (PLATEWAY_PURGE_PROOF=head)"
     return [wire.Alert(about=[f"proof {' '.join(weak)}"], text=f"{', '.join(weak)}: {text}")] if weak else []
 
@@ -127,13 +127,13 @@ def _told(figures: SystemFigures) -> wire.SystemReport:
     return wire.SystemReport(**{name: known[name] for name in wire.SystemReport.model_fields})
 
 
-def _stuck(line: Site, systems: Iterable[str], *, now: datetime, after: timedelta | None) -> list[wire.StuckEvent]:
-    limits = {system: after or line.instrument(system).stuck_after for system in systems}
+def _stuck(site: Site, systems: Iterable[str], *, now: datetime, after: timedelta | None) -> list[wire.StuckEvent]:
+    limits = {system: after or site.instrument(system).stuck_after for system in systems}
     if not limits:
         return []
     return [
         _held_up(ledger, now)
-        for ledger in line.catalog.stuck(before=now - min(limits.values()))
+        for ledger in site.catalog.stuck(before=now - min(limits.values()))
         if now - ledger.event.first_seen >= limits[ledger.event.system]
     ]
 
@@ -150,17 +150,17 @@ def _held_up(ledger: Ledger, now: datetime) -> wire.StuckEvent:
     )
 
 
-def _disks(line: Site, figures: dict[str, SystemFigures]) -> list[wire.DiskReport]:
+def _disks(site: Site, figures: dict[str, SystemFigures]) -> list[wire.DiskReport]:
     """Forecast each disk once; systems that share one fill it together."""
     shared: dict[int | str, list[str]] = {}
-    for system in sorted(figures.keys() | set(_listed(line.root))):
-        device = _device(line.instrument(system).root)
+    for system in sorted(figures.keys() | set(_listed(site.root))):
+        device = _device(site.instrument(system).root)
         if device is not None or not _retired(figures.get(system)):
             shared.setdefault(system if device is None else device, []).append(system)
     return [
         forecast(
             systems,
-            free=folder.free(line.instrument(systems[0]).root) if isinstance(disk, int) else None,
+            free=folder.free(site.instrument(systems[0]).root) if isinstance(disk, int) else None,
             rate=sum(figures[one].bytes_last_day for one in systems if one in figures),
             safe=sum(figures[one].safe_to_purge for one in systems if one in figures),
         )

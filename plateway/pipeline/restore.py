@@ -43,7 +43,7 @@ NEAR = 1 << 20  # files with at most so many bytes between them are read as one
 
 
 def restore(
-    line: Site,
+    site: Site,
     ref: Ref,
     *,
     to: Path | None = None,
@@ -65,20 +65,20 @@ def restore(
     if (to is None) == (not to_bench):
         raise ValueError("either a directory or the bench")
     started = time.monotonic()
-    ledger = line.catalog.ledger(ref)
+    ledger = site.catalog.ledger(ref)
     if to is not None:
-        size, told = _to_directory(line, ledger, to, source=source, beat=beat)
+        size, told = _to_directory(site, ledger, to, source=source, beat=beat)
     else:
-        size, told = _to_bench(line, ledger, source=source, beat=beat)
+        size, told = _to_bench(site, ledger, source=source, beat=beat)
     result = Result.RESTORED if told else Result.RESTORED_ALREADY
     outcome = Outcome(ref, ledger.event.system, "restore", result, key=ledger.event.key, size=size, reasons=told)
     return log_outcome(Outcome(**{**vars(outcome), "seconds": time.monotonic() - started}))
 
 
 def _to_directory(
-    line: Site, ledger: Ledger, to: Path, *, source: Where | None, beat: Callable[[int], None] | None
+    site: Site, ledger: Ledger, to: Path, *, source: Where | None, beat: Callable[[int], None] | None
 ) -> tuple[int, tuple[str, ...]]:
-    search, export = search_copies(line, ledger, source)
+    search, export = search_copies(site, ledger, source)
     manifest = read_manifest(search, export)
     _check(manifest, export)
     folder.make(to)
@@ -253,16 +253,16 @@ def _runs(members: Iterable[Member]) -> Iterator[list[Member]]:
 
 
 def _to_bench(
-    line: Site, ledger: Ledger, *, source: Where | None, beat: Callable[[int], None] | None
+    site: Site, ledger: Ledger, *, source: Where | None, beat: Callable[[int], None] | None
 ) -> tuple[int, tuple[str, ...]]:
     """Put the images back at their path and the event file with them, and take the tombstone back."""
-    event, instrument, purge = ledger.event, line.instrument(ledger.event.system), ledger.purge("raw")
+    event, instrument, purge = ledger.event, site.instrument(ledger.event.system), ledger.purge("raw")
     if not folder.exists(instrument.root, EVENTS):
         raise Unsettled(f"{event.system} shows no directory of event files: is its disk mounted?")
-    check_bench(line, instrument, owned=True)
+    check_bench(site, instrument, owned=True)
     if purge is not None and purge.gone_at is None:
-        return 0, take_back(line, ledger, purge, reason=ON_REQUEST, cause=Restored.REQUESTED).reasons
-    search, export = search_copies(line, ledger, source)
+        return 0, take_back(site, ledger, purge, reason=ON_REQUEST, cause=Restored.REQUESTED).reasons
+    search, export = search_copies(site, ledger, source)
     manifest = read_manifest(search, export)
     _check(manifest, export)
     back, told = f"{TRASH}/{ledger.ref}.back", []
@@ -272,14 +272,14 @@ def _to_bench(
     else:
         landed = partial(_bring, aside=f"{back}/parts", reserve=RESERVE, beat=beat)
         told += landed(search, manifest, instrument.root, f"{back}/images") or ["brought by an earlier attempt"]
-    with leased(line, ledger.ref) as fence:
+    with leased(site, ledger.ref) as fence:
         if told and not folder.exists(instrument.root, event.path):
             _whole(instrument.root, f"{back}/images", manifest)
             folder.move(instrument.root, _brought(back, event, manifest, purge), to=event.path)
-        told += _announce(line, instrument, event, aside=f"{back}/parts")
+        told += _announce(site, instrument, event, aside=f"{back}/parts")
         if purge is not None:
-            line.catalog.note_restored(
-                ledger.ref, "raw", at=line.catalog.now(), reason=ON_REQUEST, cause=Restored.REQUESTED, fence=fence
+            site.catalog.note_restored(
+                ledger.ref, "raw", at=site.catalog.now(), reason=ON_REQUEST, cause=Restored.REQUESTED, fence=fence
             )
     folder.remove(instrument.root, back, names=[f"images/{home(member)}" for member in manifest.members])
     return sum(member.size for member in manifest.members), tuple(told)
@@ -297,21 +297,21 @@ def _whole(root: Path, path: str, manifest: Manifest) -> None:
         raise Unsettled(f"{shown(path)}: changed while the event was restored")
 
 
-def clear_leftover(line: Site, ref: Ref) -> None:
+def clear_leftover(site: Site, ref: Ref) -> None:
     """Remove what a restore to the bench left in the trash when it was cut off: copies of bytes that are proven again.
 
     Raises:
         Refused: the copy they came from is no proof, or there is something else among them. Busy: another worker
         holds the event. Transient: it cannot be said now.
     """
-    ledger = line.catalog.ledger(ref)
-    instrument, back = line.instrument(ledger.event.system), f"{TRASH}/{ref}.back"
-    check_bench(line, instrument, owned=True)
-    with leased(line, ref) as fence:
-        hold, now = Hold(line, ref, fence), line.catalog.now()
+    ledger = site.catalog.ledger(ref)
+    instrument, back = site.instrument(ledger.event.system), f"{TRASH}/{ref}.back"
+    check_bench(site, instrument, owned=True)
+    with leased(site, ref) as fence:
+        hold, now = Hold(site, ref, fence), site.catalog.now()
         needed = ["archive" if ledger.expired else "bucket"]
-        prove_copies(line, ledger, instrument.policy, needed=needed, since=now, beat=hold, now=now)
-        expected = {home(one): one.sha256 for one in read_manifest(*search_copies(line, ledger, None)).members}
+        prove_copies(site, ledger, instrument.policy, needed=needed, since=now, beat=hold, now=now)
+        expected = {home(one): one.sha256 for one in read_manifest(*search_copies(site, ledger, None)).members}
         with folder.enter(instrument.root, back) as leftover:
             files = leftover.files()
             strange = [
@@ -349,9 +349,9 @@ def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -
     return f"{back}/images/{only}" if alone else f"{back}/images"
 
 
-def _announce(line: Site, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
+def _announce(site: Site, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
     """Write the event file again, if it then says what was announced; say what was done, nothing if it is there."""
-    digests = {one.event.digest for one in line.catalog.revisions(event.id)}
+    digests = {one.event.digest for one in site.catalog.revisions(event.id)}
     if folder.exists(instrument.root, f"{EVENTS}/{event.file}"):
         if _digest(read_announcement(instrument, event), instrument) in digests:
             return []

@@ -12,25 +12,25 @@ from plateway.pipeline.context import Site
 
 
 def each(
-    verb: Callable[[Site, Ref], Outcome], line: Site, refs: Iterable[Ref], *, workers: int = 1
+    verb: Callable[[Site, Ref], Outcome], site: Site, refs: Iterable[Ref], *, workers: int = 1
 ) -> Iterator[Outcome]:
     """Run a verb over many events, a few at a time; one that fails becomes an outcome and stops nobody."""
 
     def attempt(ref: Ref) -> Outcome:
         try:
-            return verb(line, ref)
+            return verb(site, ref)
         except PlatewayError as error:
-            return failed(line, ref, name, error)
+            return failed(site, ref, name, error)
 
     name = getattr(verb, "func", verb).__name__
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(attempt, refs)
 
 
-def failed(line: Site, ref: Ref, verb: str, error: PlatewayError) -> Outcome:
+def failed(site: Site, ref: Ref, verb: str, error: PlatewayError) -> Outcome:
     """Tell of a failure as an outcome: ``later`` where waiting may help."""
     try:
-        event = line.catalog.get(ref)
+        event = site.catalog.get(ref)
     except NotFound:
         return Outcome(ref, "", verb, Result.FAILED, reasons=(str(error),))
     result = Result.LATER if isinstance(error, Transient) else Result.FAILED

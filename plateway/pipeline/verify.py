@@ -33,7 +33,7 @@ class Seen(NamedTuple):
     stat: Stat
 
 
-def verify(line: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], None] | None = None) -> Outcome:
+def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], None] | None = None) -> Outcome:
     """Inspect what arrived, by another way than it was sent, and record the evidence or the damage.
 
     Size and ETag are compared with what the sent bytes must have. Where an endpoint's ETag is no MD5 of the parts, or
@@ -44,8 +44,8 @@ def verify(line: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
         NotFound: it was never exported.
         Transient: the bucket cannot be asked right now, or is not mounted; recorded as a setback.
     """
-    started, began = time.monotonic(), line.catalog.now()
-    ledger = line.catalog.ledger(ref)
+    started, began = time.monotonic(), site.catalog.now()
+    ledger = site.catalog.ledger(ref)
     export = ledger.export
     if export is None:
         raise NotFound(f"{ref} is not exported yet")
@@ -53,33 +53,33 @@ def verify(line: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
     if ledger.expired:
         return outcome(Result.EXPIRED, reasons=(EXPIRED,))
     try:
-        line = line.holding(export)
-        check_bucket(line)
-        seen = inspect_object(line.store, export, read_back=read_back, beat=beat)
+        site = site.holding(export)
+        check_bucket(site)
+        seen = inspect_object(site.store, export, read_back=read_back, beat=beat)
     except Damaged as error:
-        record_damage(line, export, error)
+        record_damage(site, export, error)
         return log_outcome(outcome(Result.DAMAGED, reasons=(str(error),), seconds=time.monotonic() - started))
     except PlatewayError as error:
-        set_back(line, ref, "verify", error, began=began)
+        set_back(site, ref, "verify", error, began=began)
         raise
-    line.catalog.note_evidence(
+    site.catalog.note_evidence(
         ref,
         kind=seen.kind,
-        at=line.catalog.now(),
+        at=site.catalog.now(),
         seen_etag=seen.stat.etag,
         seen_modified=seen.stat.modified,
         seen_version=seen.stat.version,
         sha256=export.sha256,
         uploaded_at=export.uploaded_at,
         read_back=seen.kind == "read-back",
-        endpoint=line.endpoint,
+        endpoint=site.endpoint,
     )
     return log_outcome(outcome(Result.VERIFIED, reasons=(seen.kind,), seconds=time.monotonic() - started))
 
 
-def sample(line: Site, budget: int, *, now: datetime | None = None) -> list[Ref]:
+def sample(site: Site, budget: int, *, now: datetime | None = None) -> list[Ref]:
     """Choose the exports whose turn it is to be read back: longest unread first, within a budget of bytes per day."""
-    return line.catalog.sample(budget=budget, now=now or line.catalog.now())
+    return site.catalog.sample(budget=budget, now=now or site.catalog.now())
 
 
 def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Callable[[], None] | None = None) -> Seen:
@@ -155,19 +155,19 @@ def as_seen(export: Export) -> Stat | None:
     return Stat(export.key, export.size, export.seen_etag, export.seen_modified, version=export.seen_version)
 
 
-def record_damage(line: Site, export: Export, error: Damaged) -> None:
+def record_damage(site: Site, export: Export, error: Damaged) -> None:
     """Record in the catalogue, and in the event's history, what is wrong with an export."""
-    line.catalog.note_damage(
+    site.catalog.note_damage(
         Ref(export.event_id, export.revision),
         damage=str(error),
         kind=error.damage,
-        at=line.catalog.now(),
+        at=site.catalog.now(),
         sha256=export.sha256,
         uploaded_at=export.uploaded_at,
     )
 
 
-def manifest_of(line: Site, ledger: Ledger) -> bundle.Manifest:
+def manifest_of(site: Site, ledger: Ledger) -> bundle.Manifest:
     """Read the manifest from inside the object, which must be the one that was verified.
 
     Raises:
@@ -177,29 +177,29 @@ def manifest_of(line: Site, ledger: Ledger) -> bundle.Manifest:
     assert export is not None
     if ledger.expired:
         raise Refused(EXPIRED)
-    line = line.holding(export)
-    check_bucket(line)
+    site = site.holding(export)
+    check_bucket(site)
     try:
-        found = line.store.stat(export.key)
+        found = site.store.stat(export.key)
         if found is None:
             raise Damaged(f"lost: nothing at {export.key}", damage=Damage.LOST)
         if (found.size, found.etag) != (export.size, export.seen_etag):
             other = f"{export.key} is not the object that was verified"
-            raise Damaged(f"changed: {per_file.faults(line.store, export.key) or other}")
-        return read_manifest(line, export)
+            raise Damaged(f"changed: {per_file.faults(site.store, export.key) or other}")
+        return read_manifest(site, export)
     except Damaged as error:
-        record_damage(line, export, error)
+        record_damage(site, export, error)
         raise Damaged(f"bucket copy {error}", damage=error.damage) from error
 
 
-def read_manifest(line: Site, export: Export) -> bundle.Manifest:
+def read_manifest(site: Site, export: Export) -> bundle.Manifest:
     """Read the manifest from inside an object in the bucket that the line is bound to, and record nothing.
 
     Raises:
         NotFound: there is no object. Damaged: it holds another manifest than was sent, or cannot be read.
     """
-    with _accusing_rot(line.store, export.key):
-        content = b"".join(line.store.open(export.key, start=export.manifest_offset, length=export.manifest_size))
+    with _accusing_rot(site.store, export.key):
+        content = b"".join(site.store.open(export.key, start=export.manifest_offset, length=export.manifest_size))
     if hashlib.sha256(content).hexdigest() != export.manifest_sha256:
         raise Damaged(f"changed: {export.key} holds another manifest than was sent")
     return bundle.read_manifest(content)

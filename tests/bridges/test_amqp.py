@@ -102,11 +102,11 @@ def archiver(rabbit: Rabbit) -> Iterator[Archiver]:
 
 
 @contextmanager
-def bridged(line: Site, archiver: Archiver, *, url: str | None = None, **options: Any) -> Iterator[None]:
+def bridged(site: Site, archiver: Archiver, *, url: str | None = None, **options: Any) -> Iterator[None]:
     """Run the bridge meanwhile; it must end when it is told to."""
     stop = threading.Event()
     told = {"exchange": archiver.exchange, "queue": archiver.queue, "stop": stop, **options}
-    thread = threading.Thread(target=amqp.run, args=(line, url or archiver.url), kwargs=told, daemon=True)
+    thread = threading.Thread(target=amqp.run, args=(site, url or archiver.url), kwargs=told, daemon=True)
     thread.start()
     try:
         wait_until(lambda: archiver.bound() or not thread.is_alive())
@@ -117,70 +117,70 @@ def bridged(line: Site, archiver: Archiver, *, url: str | None = None, **options
     assert not thread.is_alive()
 
 
-def kept(line: Site, *contents: bytes) -> bool:
+def kept(site: Site, *contents: bytes) -> bool:
     """Whether the catalogue has these manifests, byte for byte."""
-    return {row.content for row in line.catalog.manifests()} >= set(contents)
+    return {row.content for row in site.catalog.manifests()} >= set(contents)
 
 
 def test_a_manifest_is_durable_and_acknowledged(lab: Lab, archiver: Archiver) -> None:
     """What the archiver publishes is in the catalogue, with the door it came through, and the queue is empty."""
-    line, one, empty = lab.line, manifest(TAPE), manifest()
-    with bridged(line, archiver):
+    site, one, empty = lab.site, manifest(TAPE), manifest()
+    with bridged(site, archiver):
         archiver.publish(one, empty)
-        wait_until(lambda: kept(line, one, empty))
+        wait_until(lambda: kept(site, one, empty))
     assert archiver.waiting() == 0
-    assert {row.door for row in line.catalog.manifests()} == {"amqp"}
+    assert {row.door for row in site.catalog.manifests()} == {"amqp"}
 
 
 def test_the_same_message_again_is_known(lab: Lab, archiver: Archiver) -> None:
     """Redelivery adds nothing, and is acknowledged."""
-    line, one = lab.line, manifest(TAPE)
-    with bridged(line, archiver):
+    site, one = lab.site, manifest(TAPE)
+    with bridged(site, archiver):
         archiver.publish(one, one, one)
-        wait_until(lambda: kept(line, one))
-    with bridged(line, archiver):
+        wait_until(lambda: kept(site, one))
+    with bridged(site, archiver):
         archiver.publish(one, last := manifest())
-        wait_until(lambda: kept(line, last))
+        wait_until(lambda: kept(site, last))
     assert archiver.waiting() == 0
-    assert len(line.catalog.manifests()) == 2
+    assert len(site.catalog.manifests()) == 2
 
 
 def test_a_poison_message_stops_nobody(lab: Lab, archiver: Archiver) -> None:
     """D12: what is no manifest is quarantined with its reason, and the messages after it come through."""
-    line, good = lab.line, manifest(TAPE)
+    site, good = lab.site, manifest(TAPE)
     poison = [b"", b"\xff\xfe", b"{", b"[]", b"null", b'{"job_id": "x"}', b"[" * 10_000]
-    with bridged(line, archiver, prefetch=2):
+    with bridged(site, archiver, prefetch=2):
         archiver.publish(*poison, good)
-        wait_until(lambda: kept(line, good, *poison))
+        wait_until(lambda: kept(site, good, *poison))
     assert archiver.waiting() == 0
-    refused = {row.content: row.reason for row in line.catalog.manifests(refused=True)}
+    refused = {row.content: row.reason for row in site.catalog.manifests(refused=True)}
     assert refused.keys() == set(poison)
     assert all(refused.values())
 
 
 def test_messages_wait_while_the_bridge_is_down(lab: Lab, archiver: Archiver) -> None:
     """The queue is durable and bound as long as the exchange lives: what came meanwhile is taken at the next start."""
-    line, late = lab.line, [manifest(TAPE) for _ in range(20)]
-    with bridged(line, archiver):
+    site, late = lab.site, [manifest(TAPE) for _ in range(20)]
+    with bridged(site, archiver):
         pass
     archiver.publish(*late)
     assert archiver.waiting() == 20
-    with bridged(line, archiver, prefetch=3):
-        wait_until(lambda: kept(line, *late))
+    with bridged(site, archiver, prefetch=3):
+        wait_until(lambda: kept(site, *late))
     assert archiver.waiting() == 0
 
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_what_dlm_declared_is_taken_as_it_is(lab: Lab, archiver: Archiver, *, durable: bool) -> None:
     """An exchange that is there already, durable or not, is consumed; and DLM can still declare its own after us."""
-    line, one = lab.line, manifest(TAPE)
+    site, one = lab.site, manifest(TAPE)
     with archiver.channel() as channel:
         channel.exchange_declare(archiver.exchange, "fanout", durable=durable)
         channel.queue_declare(archiver.queue, durable=True)
         channel.queue_bind(archiver.queue, archiver.exchange)
         channel.basic_publish(archiver.exchange, "", one)
-    with bridged(line, archiver):
-        wait_until(lambda: kept(line, one))
+    with bridged(site, archiver):
+        wait_until(lambda: kept(site, one))
     assert archiver.waiting() == 0
 
 
@@ -189,12 +189,12 @@ def test_what_is_of_another_kind_is_told(lab: Lab, archiver: Archiver) -> None:
     with archiver.channel() as channel:
         channel.exchange_declare(archiver.exchange, "topic")
     with pytest.raises(Misconfigured, match=rf"exchange {archiver.exchange}: .*'type'"):
-        amqp.run(lab.line, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
+        amqp.run(lab.site, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
     with archiver.channel() as channel:
         channel.exchange_delete(archiver.exchange)
         channel.queue_declare(archiver.queue, durable=False)
     with pytest.raises(Misconfigured, match=rf"queue {archiver.queue}: .*'durable'"):
-        amqp.run(lab.line, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
+        amqp.run(lab.site, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
 
 
 def test_what_waiting_does_not_help_is_told(lab: Lab, rabbit: Rabbit) -> None:
@@ -208,7 +208,7 @@ def test_what_waiting_does_not_help_is_told(lab: Lab, rabbit: Rabbit) -> None:
         ("canary", Misconfigured),
     ):
         with pytest.raises(error) as raised:
-            amqp.run(lab.line, url)
+            amqp.run(lab.site, url)
         told.append(str(raised.value))
     assert "canary" not in " ".join(told)
 
@@ -222,13 +222,13 @@ def test_a_missing_extra_is_named() -> None:
 
 def test_a_queue_that_is_deleted_is_made_anew(lab: Lab, archiver: Archiver) -> None:
     """Somebody's delete of our queue ends no bridge."""
-    line, one = lab.line, manifest(TAPE)
-    with bridged(line, archiver):
+    site, one = lab.site, manifest(TAPE)
+    with bridged(site, archiver):
         with archiver.channel() as channel:
             channel.queue_delete(archiver.queue)
         wait_until(archiver.bound)
         archiver.publish(one)
-        wait_until(lambda: kept(line, one))
+        wait_until(lambda: kept(site, one))
 
 
 def die(database: str, bucket: Path, archiver: Archiver) -> None:
@@ -238,14 +238,14 @@ def die(database: str, bucket: Path, archiver: Archiver) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     BlockingChannel.basic_ack = killed  # type: ignore[method-assign,assignment]
-    line = Site(Catalog(database), open_store(bucket.as_uri()), bucket, settings.load().instrument, owner="test")
-    amqp.run(line, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
+    site = Site(Catalog(database), open_store(bucket.as_uri()), bucket, settings.load().instrument, owner="test")
+    amqp.run(site, archiver.url, exchange=archiver.exchange, queue=archiver.queue)
 
 
 def test_killed_before_the_acknowledgement(lab: Lab, archiver: Archiver) -> None:
     """Kill -9 between the durable manifest and its acknowledgement: it comes again, and is known."""
-    line, one, two = lab.line, manifest(TAPE), manifest()
-    with bridged(line, archiver):
+    site, one, two = lab.site, manifest(TAPE), manifest()
+    with bridged(site, archiver):
         pass
     archiver.publish(one, two)
     database = f"sqlite:///{lab.home / 'catalogue.db'}"
@@ -253,12 +253,12 @@ def test_killed_before_the_acknowledgement(lab: Lab, archiver: Archiver) -> None
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    assert kept(line, one)
+    assert kept(site, one)
     wait_until(lambda: archiver.waiting() == 2)
-    with bridged(line, archiver):
-        wait_until(lambda: kept(line, one, two))
+    with bridged(site, archiver):
+        wait_until(lambda: kept(site, one, two))
     assert archiver.waiting() == 0
-    assert len(line.catalog.manifests()) == 2
+    assert len(site.catalog.manifests()) == 2
 
 
 def test_a_signal_ends_it_cleanly(lab: Lab, archiver: Archiver) -> None:
@@ -272,7 +272,7 @@ def test_a_signal_ends_it_cleanly(lab: Lab, archiver: Archiver) -> None:
     with subprocess.Popen(command, env=told) as process:
         wait_until(archiver.bound)
         archiver.publish(one := manifest(TAPE))
-        wait_until(lambda: kept(lab.line, one))
+        wait_until(lambda: kept(lab.site, one))
         process.terminate()
         assert process.wait(60) == 0
     assert archiver.waiting() == 0
@@ -303,13 +303,13 @@ def test_a_catalogue_that_is_down_is_waited_for(
     catalog = Catalog(postgres_url)
     catalog.upgrade()
     (tmp_path / "bucket").mkdir()
-    line = Site(catalog, open_store((tmp_path / "bucket").as_uri()), tmp_path, settings.load().instrument, owner="test")
+    site = Site(catalog, open_store((tmp_path / "bucket").as_uri()), tmp_path, settings.load().instrument, owner="test")
     sent = [manifest(TAPE) for _ in range(6)]
-    with bridged(line, archiver, prefetch=4):
+    with bridged(site, archiver, prefetch=4):
         with down(str(make_url(postgres_url).render_as_string(hide_password=False))):
             archiver.publish(*sent)
             wait_until(lambda: len([one for one in caplog.messages if "kept for later" in one]) >= 5)
-        wait_until(lambda: kept(line, *sent))
+        wait_until(lambda: kept(site, *sent))
     assert archiver.waiting() == 0
     assert len(catalog.manifests()) == len(sent)
     catalog.close()
@@ -353,26 +353,26 @@ class Proxy:
 
 def test_a_connection_that_fell_silent_is_made_anew(lab: Lab, rabbit: Rabbit, archiver: Archiver) -> None:
     """A half-open connection is found by its missing heartbeats; what was sent into it comes again."""
-    line, one, two = lab.line, manifest(TAPE), manifest()
+    site, one, two = lab.site, manifest(TAPE), manifest()
     proxy = Proxy(rabbit.port)
     url = rabbit.url.replace(f":{rabbit.port}", f":{proxy.port}")
-    with bridged(line, archiver, url=url, heartbeat=1):
+    with bridged(site, archiver, url=url, heartbeat=1):
         archiver.publish(one)
-        wait_until(lambda: kept(line, one))
+        wait_until(lambda: kept(site, one))
         proxy.freeze()
         archiver.publish(two)
-        wait_until(lambda: kept(line, two))
+        wait_until(lambda: kept(site, two))
     proxy.close()
 
 
 def test_a_restart_of_the_broker_is_survived(lab: Lab, rabbit: Rabbit, archiver: Archiver) -> None:
     """The bridge waits for a broker that was killed, and makes exchange and binding anew, which the broker forgot."""
-    line, before, after = lab.line, manifest(TAPE), manifest()
-    with bridged(line, archiver):
+    site, before, after = lab.site, manifest(TAPE), manifest()
+    with bridged(site, archiver):
         archiver.publish(before)
-        wait_until(lambda: kept(line, before))
+        wait_until(lambda: kept(site, before))
         rabbit.kill()
         rabbit.start()
         archiver.publish(after)
-        wait_until(lambda: kept(line, after))
+        wait_until(lambda: kept(site, after))
     assert archiver.waiting() == 0

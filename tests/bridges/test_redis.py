@@ -124,7 +124,7 @@ def test_defaults_are_those_of_dlm(lab: Lab, redis_server: RedisServer, streams:
     with bridged(lab, redis_server):
         settled(streams)
     assert event_files(lab) == [f"prince/events/{ref_id}.json"]
-    assert pipeline.register(lab.line).new == (Ref(ref_id, 1),)
+    assert pipeline.register(lab.site).new == (Ref(ref_id, 1),)
 
 
 def test_the_same_entry_again_changes_nothing(lab: Lab, redis_server: RedisServer, streams: client.Redis) -> None:
@@ -148,7 +148,7 @@ def test_other_content_under_the_same_id_overwrites_nothing(
     with bridged(lab, redis_server):
         settled(streams)
     assert len(event_files(lab)) == 2
-    assert sorted(pipeline.register(lab.line).new) == [Ref(ref_id, 1), Ref(ref_id, 2)]
+    assert sorted(pipeline.register(lab.site).new) == [Ref(ref_id, 1), Ref(ref_id, 2)]
     assert lab.catalog.ledger(Ref(ref_id, 2)).event.revision == 2
 
 
@@ -190,7 +190,7 @@ def test_what_is_malformed_is_quarantined_for_what_is_wrong(lab: Lab) -> None:
         fields = wrong if name == "no id" or b"data" in wrong else fields | wrong
         entry = bridge.Entry(STREAM, f"1736427802000-{number}", tuple(fields.items()))
         reasons[bridge.keep(lab.bench, bridge.announcement(entry))] = reason
-    found = {f"{one.system}/events/{one.key}": one.reasons[0] for one in pipeline.register(lab.line).quarantined}
+    found = {f"{one.system}/events/{one.key}": one.reasons[0] for one in pipeline.register(lab.site).quarantined}
     assert found.keys() == reasons.keys()
     assert [path for path, reason in reasons.items() if reason not in found[path]] == []
     assert {path.parent.parent.name for path in lab.home.rglob("*.json")} == {"prince", "aretha", "redis-bridge"}
@@ -203,7 +203,7 @@ def test_a_field_twice_is_not_halved(lab: Lab, redis_server: RedisServer, stream
     streams.execute_command("XADD", STREAM, "*", *pairs, "img_count", "2")  # type: ignore[no-untyped-call]
     with bridged(lab, redis_server):
         settled(streams)
-    (outcome,) = pipeline.register(lab.line).quarantined
+    (outcome,) = pipeline.register(lab.site).quarantined
     assert outcome.reasons == ('"img_count": there twice',)
 
 
@@ -214,7 +214,7 @@ def test_a_malformed_entry_stops_nobody(lab: Lab, redis_server: RedisServer, str
     streams.xadd(STREAM, said(ref_id))
     with bridged(lab, redis_server):
         settled(streams)
-    found = pipeline.register(lab.line)
+    found = pipeline.register(lab.site)
     assert found.new == (Ref(ref_id, 1),)
     assert len(found.quarantined) == 1
 

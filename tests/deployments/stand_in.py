@@ -44,7 +44,7 @@ def up(home: Path, *, deaf: bool) -> None:
     """Run one part until interrupted, and say its number."""
     with claim(home):
         take_over(home, patience=0.5)
-        with Supervisor(home, [stand_in(home, "one", deaf=deaf)], lambda line: None) as parts:
+        with Supervisor(home, [stand_in(home, "one", deaf=deaf)], lambda site: None) as parts:
             print(parts.pids()["one"], flush=True)
             parts.watch()
 

@@ -96,7 +96,7 @@ def test_a_part_that_never_starts_ends_the_attempt(tmp_path: Path) -> None:
     broken = replace(stand_in(tmp_path, "broken"), command=[sys.executable, "-c", "raise SystemExit(7)"])
     with (
         pytest.raises(Unavailable, match=r"Broken ended with 7 while starting, 3 times: see logs/broken\.log"),
-        Supervisor(tmp_path, [stand_in(tmp_path, "one"), broken], lambda line: None),
+        Supervisor(tmp_path, [stand_in(tmp_path, "one"), broken], lambda site: None),
     ):
         pass
     assert "stopped one" in (tmp_path / "book").read_text()
@@ -104,7 +104,7 @@ def test_a_part_that_never_starts_ends_the_attempt(tmp_path: Path) -> None:
 
 def test_a_deaf_part_is_killed(tmp_path: Path) -> None:
     """A part that does not end when asked is killed after its time."""
-    with Supervisor(tmp_path, [stand_in(tmp_path, "one", deaf=True)], lambda line: None) as supervisor:
+    with Supervisor(tmp_path, [stand_in(tmp_path, "one", deaf=True)], lambda site: None) as supervisor:
         process = psutil.Process(supervisor.pids()["one"])
     assert gone(process)
 
@@ -141,7 +141,7 @@ def test_up_on_a_taken_home_exits_with_1(tmp_path: Path) -> None:
 
 def test_parts_do_not_inherit_the_lock(tmp_path: Path) -> None:
     """A part that outlives its supervisor does not hold the home."""
-    with claim(tmp_path), Supervisor(tmp_path, [stand_in(tmp_path, "one")], lambda line: None) as supervisor:
+    with claim(tmp_path), Supervisor(tmp_path, [stand_in(tmp_path, "one")], lambda site: None) as supervisor:
         files = [each.path for each in psutil.Process(supervisor.pids()["one"]).open_files()]
         assert str(tmp_path / LOCK) not in files
 

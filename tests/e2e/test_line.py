@@ -120,11 +120,11 @@ class Demo:
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean()):
                 patch.delenv(name)
-            line = pipeline.open_site(settings.load(home=self.home))
+            site = pipeline.open_site(settings.load(home=self.home))
         try:
-            found = [pipeline.status(line, ledger).model_dump(mode="json") for ledger in line.catalog.ledgers()]
+            found = [pipeline.status(site, ledger).model_dump(mode="json") for ledger in site.catalog.ledgers()]
         finally:
-            line.close()
+            site.close()
         return {one["id"]: one for one in found}
 
     def parts(self) -> dict[str, int]:

@@ -29,9 +29,9 @@ def work(job: dict[str, Any], number: int, start: int) -> None:
     store = Prefixed(open_store(job["bucket"], endpoint), job["prefix"])
     url = f"{job['catalog']}?timeout=60" if job["catalog"].startswith("sqlite") else job["catalog"]
     lab = Lab(Path(job["home"]), store, Clock(), Catalog(url))  # so many wait long for their turn on a slow disk
-    due = pipeline.due(lab.line, "export")
+    due = pipeline.due(lab.site, "export")
     os.read(start, 1)
-    outcomes = [pipeline.as_dict(one) for one in pipeline.each(pipeline.export, lab.line, due)]
+    outcomes = [pipeline.as_dict(one) for one in pipeline.each(pipeline.export, lab.site, due)]
     Path(job["home"], f"told-{number}").write_text(json.dumps(outcomes))
     lab.catalog.close()
 

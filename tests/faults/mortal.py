@@ -264,8 +264,8 @@ def once(lab: Site) -> list[pipeline.Outcome]:
     outcomes = lab.export()
     for hours in (9, 2):
         lab.clock.turn(hours=hours)
-        outcomes += pipeline.purge(lab.line)
-    return outcomes + pipeline.sweep(lab.line)
+        outcomes += pipeline.purge(lab.site)
+    return outcomes + pipeline.sweep(lab.site)
 
 
 def straight(lab: Site) -> Iterator[list[pipeline.Outcome]]:
@@ -292,10 +292,10 @@ def restored(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     lab.settle()
     yield lab.export()
     lab.clock.turn(hours=9)
-    yield pipeline.purge(lab.line)
+    yield pipeline.purge(lab.site)
     lose(lab)
     lab.clock.turn(hours=2)
-    yield pipeline.purge(lab.line)
+    yield pipeline.purge(lab.site)
     yield lab.export()
 
 
@@ -306,18 +306,18 @@ def forced(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     (ledger,) = lab.catalog.ledgers()
     image = min((lab.bench / "prince" / ledger.event.path).rglob("*.tif"))
     image.write_bytes(image.read_bytes()[::-1])
-    yield [pipeline.export(lab.line, ledger.ref, force=True)]
+    yield [pipeline.export(lab.site, ledger.ref, force=True)]
     lab.clock.turn(seconds=9)
     lab.settle()
     yield lab.export()
     again = lab.catalog.newest(ledger.ref.id)
-    yield [pipeline.export(lab.line, again, force=True), pipeline.verify(lab.line, again, read_back=True)]
+    yield [pipeline.export(lab.site, again, force=True), pipeline.verify(lab.site, again, read_back=True)]
 
 
 def slow(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Take so long that the lease is renewed with every chunk."""
     lab.settle()
-    hurried = replace(lab.line, lease=timedelta(0))
+    hurried = replace(lab.site, lease=timedelta(0))
     yield list(pipeline.each(pipeline.export, hurried, pipeline.due(hurried, "export")))
     yield lab.export()
 
@@ -346,7 +346,7 @@ def troubled(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     lab.settle()
     yield lab.export()
     lose(lab)
-    yield [pipeline.verify(lab.line, ref) for ref in [ledger.ref]]
+    yield [pipeline.verify(lab.site, ref) for ref in [ledger.ref]]
 
 
 LIVES: dict[str, Callable[[Site], Iterator[Sequence[pipeline.Outcome]]]] = {

@@ -23,7 +23,7 @@ CHUNK = 1 << 16
 class Message:
     """A request or a reply: its first line, its headers, its body with any chunking removed."""
 
-    line: str
+    start: str
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
     cut: int | None = None  # of a reply: so many bytes of the body are sent, then the connection ends
@@ -34,16 +34,16 @@ class Message:
 
     @property
     def status(self) -> int:
-        return int(self.line.split()[1])
+        return int(self.start.split()[1])
 
     @property
     def path(self) -> str:
-        return urlsplit(self.line.split()[1]).path
+        return urlsplit(self.start.split()[1]).path
 
     @property
     def name(self) -> str:
         """Say which operation of S3 a request is."""
-        method, target, _ = self.line.split()
+        method, target, _ = self.start.split()
         parts = urlsplit(target)
         asked = parse_qs(parts.query, keep_blank_values=True)
         operations = {
@@ -143,7 +143,7 @@ class Proxy:
 def forward(request: Message, server: socket.socket, answering: BinaryIO) -> Message:
     """Ask the server itself."""
     server.sendall(head(request) + request.body)
-    reply = read(answering, bodiless=request.line.startswith("HEAD"))
+    reply = read(answering, bodiless=request.start.startswith("HEAD"))
     if reply is None:
         raise Reset
     return reply
@@ -154,7 +154,7 @@ def head(message: Message) -> bytes:
     lines = [f"{key}: {value}" for key, value in message.headers if key.lower() != "transfer-encoding"]
     if len(lines) < len(message.headers):
         lines.append(f"Content-Length: {len(message.body)}")
-    return ("\r\n".join([message.line, *lines]) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join([message.start, *lines]) + "\r\n\r\n").encode("latin-1")
 
 
 def read(stream: BinaryIO, *, bodiless: bool = False, asks: socket.socket | None = None) -> Message | None:

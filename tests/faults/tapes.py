@@ -64,7 +64,7 @@ def archived(lab: Site, count: int) -> list[Announced]:
     announced = acquired(lab, count)
     exported(lab)
     lab.clock.turn(hours=26)
-    pipeline.archive(lab.line)
+    pipeline.archive(lab.site)
     return announced
 
 
@@ -72,7 +72,7 @@ def purged(lab: Site, count: int) -> list[Announced]:
     """Bring events to tape, and free the bench of them."""
     announced = archived(lab, count)
     for _ in range(2):
-        pipeline.purge(lab.line)
+        pipeline.purge(lab.site)
         lab.clock.turn(hours=2)
     return announced
 
@@ -121,15 +121,15 @@ def arrive(home: Path) -> None:
 
 def written(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Write two tars; then what arrived late into a third."""
-    yield pipeline.archive(lab.line)
+    yield pipeline.archive(lab.site)
     with lab.apart():
         arrive(lab.home)
         exported(lab)
-    yield pipeline.archive(lab.line)
+    yield pipeline.archive(lab.site)
 
 
 def heal_written(lab: Site) -> list[Outcome]:
-    return exported(lab) + pipeline.archive(lab.line)
+    return exported(lab) + pipeline.archive(lab.site)
 
 
 # ----------------------------------------------------------------------------------------------------------- heard of
@@ -143,8 +143,8 @@ def before_received(lab: Site) -> list[Announced]:
     announced = acquired(lab, 2)
     lab.settle()
     first, second = lab.catalog.ledgers()
-    pipeline.export(lab.line, first.ref)
-    pipeline.verify(lab.line, first.ref)
+    pipeline.export(lab.site, first.ref)
+    pipeline.verify(lab.site, first.ref)
     forgetting(lab, lab.export)
     bundles = {one.key: b"".join(lab.store.open(one.key)) for one in lab.store.list() if not is_marker(one.key)}
     key, other = first.event.key, second.event.key
@@ -185,17 +185,17 @@ def tar(path: Path, members: Mapping[str, bytes]) -> None:
 
 def received(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Take in all manifests, settle what fits; later what has been exported meanwhile; then read it all back."""
-    yield pipeline.collect(lab.line, inbox=lab.inbox)
-    yield pipeline.settle(lab.line)
+    yield pipeline.collect(lab.site, inbox=lab.inbox)
+    yield pipeline.settle(lab.site)
     with lab.apart():
         lab.export()
-    yield pipeline.settle(lab.line)
-    yield pipeline.read_archive(lab.line, budget=BUDGET)
+    yield pipeline.settle(lab.site)
+    yield pipeline.read_archive(lab.site, budget=BUDGET)
 
 
 def heal_received(lab: Site) -> list[Outcome]:
-    done = pipeline.collect(lab.line, inbox=lab.inbox) + lab.export() + pipeline.settle(lab.line)
-    return done + pipeline.read_archive(lab.line, budget=BUDGET)
+    done = pipeline.collect(lab.site, inbox=lab.inbox) + lab.export() + pipeline.settle(lab.site)
+    return done + pipeline.read_archive(lab.site, budget=BUDGET)
 
 
 def before_polled(lab: Site) -> list[Announced]:
@@ -212,12 +212,12 @@ def before_polled(lab: Site) -> list[Announced]:
 def polled(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Ask the server, settle what it told; ask once more."""
     for _ in range(2):
-        yield pipeline.collect(lab.line, poll=Poll(lab.poll)) if lab.poll else []
-        yield pipeline.settle(lab.line)
+        yield pipeline.collect(lab.site, poll=Poll(lab.poll)) if lab.poll else []
+        yield pipeline.settle(lab.site)
 
 
 def heal_polled(lab: Site) -> list[Outcome]:
-    return pipeline.collect(lab.line, poll=Poll(lab.poll)) + pipeline.settle(lab.line)
+    return pipeline.collect(lab.site, poll=Poll(lab.poll)) + pipeline.settle(lab.site)
 
 
 # ----------------------------------------------------------------------------------------------------------- relied on
@@ -233,20 +233,20 @@ def before_expired(lab: Site) -> list[Announced]:
 def expired(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Mark the bucket copies; take that back, because the policy says something else; mark again and delete."""
     policy = lab.policy
-    yield pipeline.expire(lab.line)
+    yield pipeline.expire(lab.site)
     lab.clock.turn(hours=2)
     lab.policy = replace(policy, bucket_lifespan=None)
-    yield pipeline.expire(lab.line)
+    yield pipeline.expire(lab.site)
     lab.policy = policy
-    yield pipeline.expire(lab.line)
+    yield pipeline.expire(lab.site)
     lab.clock.turn(hours=2)
-    yield pipeline.expire(lab.line)
+    yield pipeline.expire(lab.site)
 
 
 def heal_expired(lab: Site) -> list[Outcome]:
-    done = pipeline.expire(lab.line)
+    done = pipeline.expire(lab.site)
     lab.clock.turn(hours=2)
-    return done + pipeline.expire(lab.line)
+    return done + pipeline.expire(lab.site)
 
 
 # ----------------------------------------------------------------------------------------------------------- read from
@@ -259,8 +259,8 @@ def before_fetched(lab: Site) -> list[Announced]:
 def fetched(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Bring an event back from tape into a directory, then to the bench."""
     (ledger,) = lab.catalog.ledgers()
-    yield [pipeline.restore(lab.line, ledger.ref, to=lab.home / "out", source="archive")]
-    yield [pipeline.restore(lab.line, ledger.ref, to_bench=True)]
+    yield [pipeline.restore(lab.site, ledger.ref, to=lab.home / "out", source="archive")]
+    yield [pipeline.restore(lab.site, ledger.ref, to_bench=True)]
 
 
 def heal_fetched(lab: Site) -> list[Outcome]:
@@ -299,9 +299,9 @@ def to_trash(announced: Announced, ledger: Ledger) -> None:
 
 def reconciled(lab: Site) -> Iterator[Sequence[Outcome]]:
     """Find everything, repair it; a day later what must be seen twice."""
-    yield pipeline.reconcile(lab.line, repair=True).outcomes
+    yield pipeline.reconcile(lab.site, repair=True).outcomes
     lab.clock.turn(hours=25)
-    yield pipeline.reconcile(lab.line, repair=True).outcomes
+    yield pipeline.reconcile(lab.site, repair=True).outcomes
 
 
 def heal_reconciled(lab: Site) -> list[Outcome]:

@@ -95,12 +95,12 @@ class Site(Lab):
         return Instrument(name=system, root=self.bench / system, policy=self.policy, staging=staging, layout=layout)
 
     @property
-    def line(self) -> Line:
+    def site(self) -> Line:
         facts: dict[str, Any] = {"owner": "test", "places": self.places}
         archive = self.archive if self.reachable else None
-        line = Line(self.catalog, self.store, self.bench, self.instrument, archive=archive, **facts)
-        self.places = line.places
-        return line
+        site = Line(self.catalog, self.store, self.bench, self.instrument, archive=archive, **facts)
+        self.places = site.places
+        return site
 
 
 def found_site(home: Path, disks: Path, store: Store, clock: Clock, **changes: Any) -> Site:
@@ -174,14 +174,14 @@ class Adversary(RuleBasedStateMachine):
                 self.mount(place, 0)
         self.every_file_has_a_copy_after_an_attack()
         self.site.places, self.site.reachable = None, True
-        for name in named(self.site.line):
+        for name in named(self.site.site):
             with suppress(PlatewayError):  # a disk that never was used
-                adopt_place(self.site.line, name)
+                adopt_place(self.site.site, name)
         self.clock.now = max(self.clock.now, self.latest) + timedelta(days=2)
-        line = self.site.line
+        site = self.site.site
         told = [one for ref in self.exported() for one in self.attempt(lambda ref=ref: self.verify(self.site, ref))]  # type: ignore[misc]
-        told += self.attempt(lambda: pipeline.read_archive(line, budget=1 << 40))
-        found = pipeline.reconcile(line)
+        told += self.attempt(lambda: pipeline.read_archive(site, budget=1 << 40))
+        found = pipeline.reconcile(site)
         damaged = {one.ref for one in told if one.result == "damaged"} | {one.ref for one in found.findings}
         for ref, ledger in self.exported().items():
             assert ledger.export is not None
@@ -212,7 +212,7 @@ class Adversary(RuleBasedStateMachine):
         return outcomes
 
     def verify(self, site: Site, ref: Ref, *, read_back: bool = True) -> list[Outcome]:
-        return [pipeline.verify(site.line, ref, read_back=read_back)]
+        return [pipeline.verify(site.site, ref, read_back=read_back)]
 
     def pick(self, number: int, site: Site | None = None) -> Ledger | None:
         ledgers = (site or self.site).catalog.ledgers()
@@ -255,34 +255,34 @@ class Adversary(RuleBasedStateMachine):
 
     @rule()
     def archive(self) -> None:
-        self.attempt(lambda: pipeline.archive(self.site.line))
+        self.attempt(lambda: pipeline.archive(self.site.site))
 
     @rule()
     def read_archive(self) -> None:
-        self.attempt(lambda: pipeline.read_archive(self.site.line, budget=1 << 20))
+        self.attempt(lambda: pipeline.read_archive(self.site.site, budget=1 << 20))
 
     @rule(hours=st.sampled_from([0, 2]))
     def purge(self, hours: int) -> None:
-        self.attempt(lambda: pipeline.purge(self.site.line))
+        self.attempt(lambda: pipeline.purge(self.site.site))
         self.clock.turn(hours=hours)
-        self.attempt(lambda: pipeline.purge(self.site.line))
+        self.attempt(lambda: pipeline.purge(self.site.site))
 
     @rule(hours=st.sampled_from([0, 2]))
     def expire(self, hours: int) -> None:
-        self.attempt(lambda: pipeline.expire(self.site.line))
+        self.attempt(lambda: pipeline.expire(self.site.site))
         self.clock.turn(hours=hours)
-        self.attempt(lambda: pipeline.expire(self.site.line))
+        self.attempt(lambda: pipeline.expire(self.site.site))
 
     @rule(repair=st.booleans())
     def reconcile(self, repair: bool) -> None:
-        self.attempt(lambda: pipeline.reconcile(self.site.line, repair=repair).outcomes)
+        self.attempt(lambda: pipeline.reconcile(self.site.site, repair=repair).outcomes)
         self.note_sound()
 
     @rule(number=PICK, to_bench=st.booleans())
     def restore(self, number: int, to_bench: bool) -> None:
         if ledger := self.pick(number):
             where: dict[str, Any] = {"to_bench": True} if to_bench else {"to": self.home / "out"}
-            self.attempt(lambda: [pipeline.restore(self.site.line, ledger.ref, **where)])
+            self.attempt(lambda: [pipeline.restore(self.site.site, ledger.ref, **where)])
             shutil.rmtree(self.home / "out", ignore_errors=True)
 
     @rule()
@@ -292,7 +292,7 @@ class Adversary(RuleBasedStateMachine):
         self.export()
         self.clock.turn(hours=25)
         for act in (pipeline.archive, pipeline.purge, pipeline.purge, pipeline.expire, pipeline.expire):
-            self.attempt(lambda act=act: act(self.site.line))  # type: ignore[misc]
+            self.attempt(lambda act=act: act(self.site.site))  # type: ignore[misc]
             self.clock.turn(hours=2)
 
     @rule(system=st.sampled_from(SYSTEMS), policy=st.sampled_from(POLICIES))
@@ -312,22 +312,22 @@ class Adversary(RuleBasedStateMachine):
         self.attempt(self.other.export)
         self.clock.turn(hours=25)
         for act in (pipeline.archive, pipeline.purge, pipeline.expire):
-            self.attempt(lambda act=act: act(self.other.line))  # type: ignore[misc]
+            self.attempt(lambda act=act: act(self.other.site))  # type: ignore[misc]
 
     @rule(hours=st.sampled_from([0, 2]))
     def neighbour_deletes(self, hours: int) -> None:
         self.clock.turn(hours=hours)
-        self.attempt(lambda: pipeline.purge(self.other.line))
-        self.attempt(lambda: pipeline.expire(self.other.line))
-        self.attempt(lambda: pipeline.reconcile(self.other.line, repair=True).outcomes)
+        self.attempt(lambda: pipeline.purge(self.other.site))
+        self.attempt(lambda: pipeline.expire(self.other.site))
+        self.attempt(lambda: pipeline.reconcile(self.other.site, repair=True).outcomes)
 
     @rule(number=PICK, neighbour=st.booleans())
     def adopt(self, number: int, neighbour: bool) -> None:
         """An operator takes a place over."""
         site = self.other if neighbour else self.site
         with suppress(PlatewayError):
-            names = sorted(named(site.line))
-            adopt_place(site.line, names[number % len(names)])
+            names = sorted(named(site.site))
+            adopt_place(site.site, names[number % len(names)])
 
     # ------------------------------------------------------------------------------------------------------- settings
 
@@ -374,8 +374,8 @@ class Adversary(RuleBasedStateMachine):
         path = f"images/nowhere-{self.count}.tar"
         entry = Entry(path, f"{export.bucket}/{export.key}", f"./{Path(export.key).name}", *facts)
         content = dump(f"forged-{self.count}", self.clock().date(), entries=[entry])
-        self.attempt(lambda: [pipeline.receive(self.site.line, content, door="inbox", name=f"{self.count}.json")])
-        self.attempt(lambda: pipeline.settle(self.site.line))
+        self.attempt(lambda: [pipeline.receive(self.site.site, content, door="inbox", name=f"{self.count}.json")])
+        self.attempt(lambda: pipeline.settle(self.site.site))
 
     # ------------------------------------------------------------------------------------------------------ the bytes
 

@@ -65,8 +65,8 @@ class Shelf:
         """Leave the copies on tape as the only ones."""
         self.lab.policy = EXPIRING
         self.lab.clock.turn(days=1)
-        pipeline.archive(self.lab.line)
-        outcomes = pipeline.expire(self.lab.line)
+        pipeline.archive(self.lab.site)
+        outcomes = pipeline.expire(self.lab.site)
         assert [one.result for one in outcomes] == ["marked"] * 3 + ["expired"] * 3
 
     def counts(self, path: Path) -> bool:
@@ -95,10 +95,10 @@ class Shelf:
         """Read every copy whole, as verification and the reading of tape do; return those that are accused."""
         self.lab.clock.turn(days=2)
         if self.tape:
-            outcomes = pipeline.read_archive(self.lab.line, budget=1 << 40)
+            outcomes = pipeline.read_archive(self.lab.site, budget=1 << 40)
         else:
             refs = [ledger.ref for ledger in self.lab.catalog.ledgers()]
-            outcomes = [pipeline.verify(self.lab.line, ref, read_back=True) for ref in refs]
+            outcomes = [pipeline.verify(self.lab.site, ref, read_back=True) for ref in refs]
         told = {one.ref: one.result for one in outcomes if one.ref is not None}
         assert len(told) == 3 and set(told.values()) <= {"damaged", "verified"}, outcomes
         for ref, result in told.items():

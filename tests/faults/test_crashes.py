@@ -304,11 +304,11 @@ class Theatre:
 
     def mark(self, case: Case, lab: tapes.Site) -> list[tuple[str, bytes, Mapping[str, str]]]:
         """Use every place once, so that only the first case dies of that; return the marker in the bucket."""
-        instrument = lab.line.instrument(case.system)
-        check_bench(lab.line, instrument, owned=True)
+        instrument = lab.site.instrument(case.system)
+        check_bench(lab.site, instrument, owned=True)
         for kind in ("trash", "staging") if case.staging else ("trash",):
-            check_aside(lab.line, instrument, kind)
-        check_bucket(lab.line)
+            check_aside(lab.site, instrument, kind)
+        check_bucket(lab.site)
         return [(one.key, b"".join(lab.store.open(one.key)), {}) for one in lab.store.list()]
 
     def before(self, case: Case, lab: tapes.Site) -> Bench:

@@ -26,7 +26,7 @@ from plateway.bench import RESERVE
 from plateway.catalog import Catalog
 from plateway.errors import PlatewayError
 from plateway.events import Ref
-from plateway.pipeline import verify
+from plateway.pipeline.verify import manifest_of
 from plateway.simulator import Announced
 from plateway.store import open_store
 from tests.databases import furnish
@@ -181,7 +181,7 @@ def test_a_staging_disk_without_room_is_not_begun_with(lab: Lab, monkeypatch: py
     assert setback
     assert "reserve" in setback.reason
     lab.clock.turn(hours=9)
-    assert all(one.result == "refused" for one in pipeline.purge(lab.line))
+    assert all(one.result == "refused" for one in pipeline.purge(lab.site))
     assert all((first.images / name).exists() for name in first.files)
 
 
@@ -249,14 +249,14 @@ def test_a_change_at_any_moment_never_gives_a_wrong_export(
         thread = threading.Timer(dice.random() * 0.02, change, (image, dice))
         thread.start()
         with suppress(PlatewayError):
-            pipeline.export(lab.line, ref)
+            pipeline.export(lab.site, ref)
         thread.join()
         export = lab.ledger(ref).export
         if export is None:
             assert lab.ledger(ref).setback("export")
             continue
-        assert pipeline.verify(lab.line, ref, read_back=True).result == "verified"
-        member = next(m for m in verify.manifest_of(lab.line, lab.ledger(ref)).members if m.name in str(image))
+        assert pipeline.verify(lab.site, ref, read_back=True).result == "verified"
+        member = next(m for m in manifest_of(lab.site, lab.ledger(ref)).members if m.name in str(image))
         kept = b"".join(lab.store.open(export.key, start=member.offset, length=member.size))
         assert kept == before or kept == image.read_bytes()
         lab.clock.turn(seconds=1)

@@ -65,10 +65,10 @@ def overwrite(world: World, content: bytes, *, key: str | None = None) -> None:
 def purge(world: World, *, twice: bool = False) -> None:
     """Move the images aside; twice: and remove them."""
     world.lab.clock.turn(hours=9)
-    pipeline.purge(world.lab.line)
+    pipeline.purge(world.lab.site)
     if twice:
         world.lab.clock.turn(hours=2)
-        pipeline.purge(world.lab.line)
+        pipeline.purge(world.lab.site)
 
 
 def test_a_sound_world_violates_nothing(world: World) -> None:
@@ -228,7 +228,7 @@ def taped(world: World) -> World:
     (world.lab.home / "tape").mkdir()
     world.lab.archive = open_archive((world.lab.home / "tape").as_uri())
     world.lab.clock.turn(hours=26)
-    pipeline.archive(world.lab.line)
+    pipeline.archive(world.lab.site)
     return world
 
 
@@ -244,7 +244,7 @@ def expired(taped: World) -> World:
     for _ in range(3):
         purge(taped, twice=True)
     for _ in range(2):
-        pipeline.expire(taped.lab.line)
+        pipeline.expire(taped.lab.site)
         taped.lab.clock.turn(hours=2)
     assert [one for one in taped.lab.store.list() if not is_marker(one.key)] == []
     return taped
@@ -253,7 +253,7 @@ def expired(taped: World) -> World:
 def test_a_sound_tape_violates_nothing(expired: World) -> None:
     """On tape only, by a tombstone; and restored."""
     assert check(replace(expired, rest=Rest())) == []
-    pipeline.restore(expired.lab.line, only(expired)[0], to=expired.lab.home / "out")
+    pipeline.restore(expired.lab.site, only(expired)[0], to=expired.lab.home / "out")
     assert check(replace(expired, rest=Rest())) == []
 
 
@@ -320,7 +320,7 @@ def test_half_a_file_on_tape_is_found(taped: World, what: str) -> None:
 
 def test_half_a_restored_file_is_found(taped: World) -> None:
     """I6: under its own name; aside it may be."""
-    pipeline.restore(taped.lab.line, only(taped)[0], to=taped.lab.home / "out")
+    pipeline.restore(taped.lab.site, only(taped)[0], to=taped.lab.home / "out")
     image = next((taped.lab.home / "out").rglob("*.tif"))
     image.write_bytes(image.read_bytes()[:100])
     assert violated(taped) == {"I6"}

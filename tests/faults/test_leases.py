@@ -136,10 +136,10 @@ def test_a_holder_that_wakes_late_cannot_free_the_lease_of_another(lab: Lab) -> 
     """Its release and its renewal name the old fence."""
     lab.acquire()
     (ref,) = lab.settle().sealed
-    line = lab.line
-    with pytest.raises(Busy), leased(line, ref) as old:
+    site = lab.site
+    with pytest.raises(Busy), leased(site, ref) as old:
         lab.clock.turn(minutes=20)
-        new = lab.catalog.lease(ref, owner="another", ttl=line.lease, now=lab.clock())
-        lab.catalog.renew(ref, fence=old, ttl=line.lease, now=lab.clock())
+        new = lab.catalog.lease(ref, owner="another", ttl=site.lease, now=lab.clock())
+        lab.catalog.renew(ref, fence=old, ttl=site.lease, now=lab.clock())
     assert new > old
     assert lab.ledger(ref).held(lab.clock())

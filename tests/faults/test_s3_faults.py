@@ -81,13 +81,13 @@ def mistag(request: Message, forward: Forward) -> Message:
 
 def deny_inside(request: Message, forward: Forward) -> Message:
     """Say 200, and in the body that it failed; nothing was done."""
-    return replace(error(200, "InternalError"), line="HTTP/1.1 200 OK")
+    return replace(error(200, "InternalError"), start="HTTP/1.1 200 OK")
 
 
 def fail_inside(request: Message, forward: Forward) -> Message:
     """Do what is asked, say 200, and in the body that it failed."""
     forward(request)
-    return replace(error(200, "InternalError"), line="HTTP/1.1 200 OK")
+    return replace(error(200, "InternalError"), start="HTTP/1.1 200 OK")
 
 
 def truncate(request: Message, forward: Forward) -> Message:
@@ -182,8 +182,8 @@ class Trial:
         """Run one verb; return its result, or the error's name."""
         try:
             if verb == "export":
-                return pipeline.export(self.lab.line, self.ref).result
-            return pipeline.verify(self.lab.line, self.ref, read_back=verb == "read-back").result
+                return pipeline.export(self.lab.site, self.ref).result
+            return pipeline.verify(self.lab.site, self.ref, read_back=verb == "read-back").result
         except PlatewayError as error:
             return type(error).__name__
 
@@ -251,7 +251,7 @@ def end(trial: Trial) -> Iterator[str]:
     result = trial.go("read-back")
     if result != "verified":
         yield f"the rerun ends with {result}: {trial.lab.ledger(trial.ref).state(trial.lab.clock())}"
-    pipeline.sweep(trial.lab.line, now=datetime.now(UTC) + timedelta(days=1))
+    pipeline.sweep(trial.lab.site, now=datetime.now(UTC) + timedelta(days=1))
     yield from map(str, check(trial.world()))
     objects = [one for one in trial.honest.list() if not is_marker(one.key)]
     uploads = list(trial.honest.uploads())

@@ -58,7 +58,7 @@ def opened(home: Path, clock: Clock) -> Iterator[Site]:
     url = f"sqlite:///{home}/catalogue.db"
     lab = Lab(home, Lasting(), clock, Catalog(url, clock=clock))
     lab.catalog.upgrade()
-    parts = Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, line=lambda: lab.line)
+    parts = Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, site=lambda: lab.site)
     with running(parts) as gateway, gateway.client() as http:
         yield Site(lab, gateway, http)
     lab.catalog.close()
@@ -90,7 +90,7 @@ def test_a_page_tells_where_events_stand(filled: Site) -> None:
     """A hundred, the newest first, each as the command line tells it."""
     told = filled.get("/api/1/events")
     newest = filled.lab.catalog.search(limit=100)
-    wanted = [pipeline.status(filled.lab.line, one).model_dump(mode="json") for one in newest]
+    wanted = [pipeline.status(filled.lab.site, one).model_dump(mode="json") for one in newest]
     assert told["events"] == wanted
     assert told["next_cursor"]
     assert list(told["events"][0]) == list(wire.EventStatus.model_fields)
@@ -196,11 +196,11 @@ def test_the_whole_ledger(site: Site) -> None:
         "date": "2026-05-04",
         "archives": [{"path": "images/a.tar", "src_keys": [f"memory/{event.key}"]}],
     }
-    pipeline.receive(lab.line, json.dumps(content).encode(), door="test", name="manifest.json")
-    pipeline.settle(lab.line)
+    pipeline.receive(lab.site, json.dumps(content).encode(), door="test", name="manifest.json")
+    pipeline.settle(lab.site)
     reported = lab.ledger(ref).archives[0].reported_at
     purged = lab.clock.turn(hours=8)
-    assert {one.result for one in pipeline.purge(lab.line)} == {"trashed"}
+    assert {one.result for one in pipeline.purge(lab.site)} == {"trashed"}
     told = site.get(f"/api/1/events/{ref.id}")
     assert list(told) == list(wire.EventDetail.model_fields)
     assert (told["id"], told["state"], told["evidence"]) == (str(ref.id), "purged", export.evidence)
@@ -229,7 +229,7 @@ def test_why_it_waits(site: Site) -> None:
     """What is not there yet, what failed and when it is tried again, what a person has to look at."""
     lab, catalog = site.lab, site.lab.catalog
     waits = Ref(lab.acquire(fault="missing-image", images=12).id, 1)
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     fails = facts.add(catalog, 7)
     lab.clock.now = facts.NOW
     catalog.set_back(fails, "export", reason="no answer", now=facts.NOW)

@@ -95,7 +95,7 @@ def hang(known: Site, tmp_path: Path) -> Iterator[Hang]:
                     released.wait()
                 return known.lab.instrument(system)
 
-            def line() -> Line:
+            def site() -> Line:
                 store: Store = open_store(place, endpoint)
                 catalog = Catalog(f"sqlite:///{known.lab.home}/catalogue.db")
                 return Line(catalog, store, known.lab.bench, instrument, owner="hung")
@@ -105,7 +105,7 @@ def hang(known: Site, tmp_path: Path) -> Iterator[Hang]:
                 tokens=tmp_path / "tokens.json",
                 objects="s3://objects" if s3 else None,
                 endpoint=endpoint,
-                line=line,
+                site=site,
                 open=True,
                 limits=GENEROUS,
             )

@@ -102,7 +102,7 @@ def announce(lab: Lab, files: dict[str, bytes], *, experiment: str = "x") -> Ref
     (root / "events").mkdir(exist_ok=True)
     (root / "events" / f"{id_}.json").write_text(json.dumps(said))
     (ref,) = lab.settle().sealed
-    assert [verb(lab.line, ref).result for verb in (pipeline.export, pipeline.verify)] == ["exported", "verified"]
+    assert [verb(lab.site, ref).result for verb in (pipeline.export, pipeline.verify)] == ["exported", "verified"]
     return ref
 
 
@@ -120,7 +120,7 @@ def placed(
     archive = open_archive((home / "tape").as_uri())
     lab = Lab(home, store, clock, catalog, archive=archive, options={"layout": layout})
     whole = {"home": home, "tokens": home / "tokens.json", "limits": GENEROUS, **parts}
-    with running(Parts(line=lambda: replace(lab.line, store=Turned(lab)), **whole)) as one, one.client() as client:
+    with running(Parts(site=lambda: replace(lab.site, store=Turned(lab)), **whole)) as one, one.client() as client:
         yield Place(lab, one, client)
 
 
@@ -334,7 +334,7 @@ def test_an_event_that_is_not_exported_has_no_images(own: Place) -> None:
 def test_an_open_gateway_asks_nobody(own: Place, tmp_path: Path) -> None:
     """Where events are open to all, so are their images; elsewhere nothing comes without a token."""
     ref = announce(own.lab, {"a.tif": tiff(1)})
-    parts = replace(own.gateway.parts, home=tmp_path, line=lambda: own.lab.line, open=True)
+    parts = replace(own.gateway.parts, home=tmp_path, site=lambda: own.lab.site, open=True)
     paths = [f"/api/1/events/{ref}/{rest}" for rest in ("images", "images/a.tif", "images/a.tif/thumbnail", "bundle")]
     with running(parts) as free:
         for path in paths:
@@ -351,7 +351,7 @@ def taped(place: Place, ref: Ref) -> None:
 
 
 def offset(place: Place, ref: Ref, name: str) -> int:
-    manifest = read.contents(place.lab.line, place.lab.ledger(ref))
+    manifest = read.contents(place.lab.site, place.lab.ledger(ref))
     return read.named(manifest, name).offset
 
 
@@ -429,7 +429,7 @@ def test_what_expired_comes_from_tape(own: Place) -> None:
     bundle = b"".join(own.lab.store.open(own.lab.ledger(ref).event.key))
     for one in (ref, gone):
         own.lab.store.delete(own.lab.ledger(one).event.key)
-        pipeline.verify(own.lab.line, one)
+        pipeline.verify(own.lab.site, one)
     assert own.get(ref, "images/a.tif").content == tiff(1)
     assert own.get(ref, "bundle").content == bundle
     answer = own.get(gone, "images/a.tif")

@@ -14,7 +14,7 @@ import pytest
 
 from plateway import __version__, settings
 from plateway.endpoint import Endpoint
-from plateway.gateway import site
+from plateway.gateway import opening
 from tests.gateway.conftest import Start, running
 from tests.gateway.test_threats_keys import Line
 
@@ -30,13 +30,13 @@ def test_o5_dots_are_refused_and_never_followed(start: Start) -> None:
     """O5: ``a/../b`` is not stored as ``b``, nor ``a/./b`` as ``a/b``, however it is written; it is refused aloud."""
     gateway = start()
     gateway.client().close()
-    line = Line(gateway)
+    site = Line(gateway)
     for target in (b"a/../b", b"a/%2e%2e/b", b"a%2f..%2fb", b"a/./b", b"a/%2e/b", b"..", b".", b"a/..", b"%2e%2e"):
-        status, told = line.ask(b"PUT", b"/objects/" + target, b"1")
+        status, told = site.ask(b"PUT", b"/objects/" + target, b"1")
         assert status == 400 and b"no segments . or .." in told, target
-    assert b'"keys":[]' in line.ask(b"GET", b"/objects")[1]
-    assert line.ask(b"PUT", b"/objects/a/..b/.c/d..", b"1")[0] == 200
-    line.close()
+    assert b'"keys":[]' in site.ask(b"GET", b"/objects")[1]
+    assert site.ask(b"PUT", b"/objects/a/..b/.c/d..", b"1")[0] == 200
+    site.close()
 
 
 def test_o14_health_readiness_and_version(start: Start, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_o15_credentials_are_settings(
         "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key.get_secret_value(),
     }.items():
         monkeypatch.setenv(name, value)
-    parts = site.parts(settings.load())
+    parts = opening.parts(settings.load())
     with running(parts) as gateway, gateway.client() as http:
         assert http.put("/objects/a", content=b"1").status_code == 200
         assert http.get("/objects/a").content == b"1"

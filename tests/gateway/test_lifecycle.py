@@ -81,13 +81,13 @@ def site(home: Path, store: Store, *, tape: bool = False, **parts: Any) -> Itera
     lab.settle()
     lab.export()
     lab.acquire(fault="missing-image")
-    pipeline.register(lab.line)
+    pipeline.register(lab.site)
     if tape:
         archived(lab, "images/first.tar", refs[1], refs[3])
         archived(lab, "videos/second.tar", refs[4], hours=0.5)
     whole = {"home": home, "tokens": home / "tokens.json", "limits": GENEROUS, **parts}
-    line = replace(lab.line, catalog=Catalog(url))
-    with running(Parts(line=lambda: line, **whole)) as gateway, gateway.client() as http:
+    site = replace(lab.site, catalog=Catalog(url))
+    with running(Parts(site=lambda: site, **whole)) as gateway, gateway.client() as http:
         yield Site(gateway, lab, http, tuple(refs))
     lab.catalog.close()
 
@@ -107,8 +107,8 @@ def archived(lab: Lab, path: str, *refs: Ref, hours: float = 0) -> None:
     keys = [f"{lab.store.name}/{lab.catalog.get(ref).key}" for ref in refs]
     content = json.dumps({"job_id": str(uuid4()), "date": "2026-05-04", "archives": [{"path": path, "src_keys": keys}]})
     lab.clock.turn(hours=hours)
-    assert pipeline.receive(lab.line, content.encode(), door="test", name="manifest.json").result == "received"
-    assert {one.result for one in pipeline.settle(lab.line)} == {"archived"}
+    assert pipeline.receive(lab.site, content.encode(), door="test", name="manifest.json").result == "received"
+    assert {one.result for one in pipeline.settle(lab.site)} == {"archived"}
 
 
 # ------------------------------------------------------------------------------------------------------------- exports
@@ -267,9 +267,9 @@ def test_a_store_without_links_has_none(open_place: Site) -> None:
 
 def test_an_export_elsewhere_has_no_link(tmp_path: Path, place: Site, endpoint: Endpoint) -> None:
     """The settings name another bucket now: a link would lead to nothing, or to something else."""
-    line = replace(place.lab.line, catalog=Catalog(f"sqlite:///{place.lab.home}/catalogue.db"))
-    other = replace(line, store=open_store("s3://another-bucket", endpoint))
-    parts = Parts(home=tmp_path, tokens=tmp_path / "t.json", line=lambda: other, limits=GENEROUS)
+    site = replace(place.lab.site, catalog=Catalog(f"sqlite:///{place.lab.home}/catalogue.db"))
+    other = replace(site, store=open_store("s3://another-bucket", endpoint))
+    parts = Parts(home=tmp_path, tokens=tmp_path / "t.json", site=lambda: other, limits=GENEROUS)
     with running(parts) as gateway, gateway.client() as http:
         assert [one["url"] for one in http.get("/api/1/exports").json()["data"]] == [None] * 3
 

@@ -71,8 +71,8 @@ def gateway(lab: Lab, tmp_path: Path) -> Iterator[Gateway]:
 
 def parts(lab: Lab, home: Path, **other: Any) -> Parts:
     """Say what a gateway consists of."""
-    line = replace(lab.line, catalog=Catalog(f"sqlite:///{lab.home}/catalogue.db", clock=lab.clock))
-    return Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, line=lambda: line, **other)
+    site = replace(lab.site, catalog=Catalog(f"sqlite:///{lab.home}/catalogue.db", clock=lab.clock))
+    return Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, site=lambda: site, **other)
 
 
 def test_figures_of_events(gateway: Gateway, lab: Lab) -> None:
@@ -179,7 +179,7 @@ def test_who_may_ask(gateway: Gateway) -> None:
 def test_a_catalogue_that_does_not_answer(tmp_path: Path) -> None:
     """Is told as such, beside the requests."""
     lab = Lab(tmp_path, Memory(), Clock(), Catalog("sqlite://"))
-    whole = Parts(home=tmp_path, tokens=tmp_path / "t.json", limits=GENEROUS, line=lambda: lab.line)
+    whole = Parts(home=tmp_path, tokens=tmp_path / "t.json", limits=GENEROUS, site=lambda: lab.site)
     with running(whole) as gateway, gateway.client() as http:
         http.get("/health")
         told = scraped(http)

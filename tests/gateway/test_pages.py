@@ -98,9 +98,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         lab.settle()
         lab.export()
         lab.clock.turn(days=1)
-        assert {outcome.result for outcome in pipeline.archive(lab.line)} == {"written", "archived"}
+        assert {outcome.result for outcome in pipeline.archive(lab.site)} == {"written", "archived"}
         with_policy(lab)
-        assert "trashed" in {outcome.result for outcome in pipeline.purge(lab.line, fraction=1.0)}
+        assert "trashed" in {outcome.result for outcome in pipeline.purge(lab.site, fraction=1.0)}
         video, evil = take(lab, 1, kind="video"), take(lab, 2, kind="overview", experiment_id=EVIL, img_count=3)
         take(lab, 3, experiment_id="<script>alert(1)</script>")
         lab.settle()
@@ -108,8 +108,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         waiting = lab.acquire("prince", fault="missing-image")
         lab.acquire("aretha", fault="garbage-json")
         lab.settle()
-        line, tokens = one.gateway.parts.line, home / "tokens.json"
-        guarded = Parts(home=home / "guarded", tokens=tokens, limits=GENEROUS, line=line, prefect_ui=PREFECT)
+        line, tokens = one.gateway.parts.site, home / "tokens.json"
+        guarded = Parts(home=home / "guarded", tokens=tokens, limits=GENEROUS, site=line, prefect_ui=PREFECT)
         with running(guarded) as gateway:
             yield World(one, gateway, stitch, video, evil, waiting)
 
@@ -221,7 +221,7 @@ def test_paging_shows_everything_once(tmp_path: Path, start: Start) -> None:
     catalog.upgrade()
     fill(catalog, events=3 * find.LENGTH - 1)
     ids = [str(ledger.ref) for ledger in catalog.ledgers()][::-1]
-    gateway = start(objects=None, open=True, line=lambda: line_of(url, tmp_path))
+    gateway = start(objects=None, open=True, site=lambda: line_of(url, tmp_path))
 
     def walk(path: str, rel: str) -> Iterator[list[str]]:
         while path:
@@ -244,7 +244,7 @@ def line_of(url: str, home: Path) -> Line:
     """A line over a catalogue, with a bucket that is empty."""
     (home / "empty").mkdir(exist_ok=True)
     lab = Lab(home, open_store((home / "empty").as_uri()), lambda: DAWN, Catalog(url))  # type: ignore[arg-type]
-    return lab.line
+    return lab.site
 
 
 # --------------------------------------------------------------------------------------------------------- what is told
@@ -524,7 +524,7 @@ def test_bad_tokens_are_told(people: httpx.Client, world: World) -> None:
 def test_guessing_is_slow(world: World, start: Start) -> None:
     """Too many bad tokens in the form, or in the cookie, are answered with when to try again."""
     limits = type(GENEROUS)(token=GENEROUS.token, address=GENEROUS.address, failed=Rate(3))
-    gateway = start(objects=None, line=world.open.parts.line, limits=limits)
+    gateway = start(objects=None, site=world.open.parts.site, limits=limits)
     with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN) as people:
         for _ in range(5):
             assert people.get("/").status_code == 303  # having none is no guess
@@ -549,7 +549,7 @@ def test_forms_of_other_sites_are_not_ours(people: httpx.Client, world: World) -
 
 def test_a_read_only_gateway_lets_people_in(world: World, start: Start) -> None:
     """Logging in changes nothing here, so it is possible where nothing may be changed."""
-    gateway = start(objects=None, line=world.open.parts.line, read_only=True)
+    gateway = start(objects=None, site=world.open.parts.site, read_only=True)
     secret = gateway.token("reader", "read")
     with httpx.Client(base_url=gateway.url, trust_env=False, verify=PLAIN) as people:
         assert people.post("/login", data={"token": secret}).status_code == 303

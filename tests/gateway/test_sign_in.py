@@ -15,7 +15,7 @@ import pytest
 
 from plateway import settings, tokens
 from plateway.catalog import Catalog
-from plateway.gateway import site
+from plateway.gateway import opening
 from plateway.gateway.access import read
 from plateway.gateway.auth import COOKIE
 from plateway.local.seaweed import PLAIN
@@ -32,7 +32,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway
     with closing(Catalog(config.catalog_url)) as catalog:
         config.home.mkdir()
         catalog.upgrade()
-    with running(site.parts(config)) as one:
+    with running(opening.parts(config)) as one:
         yield one
 
 
@@ -86,7 +86,7 @@ def test_a_session_reaches_no_object_and_changes_nothing(tmp_path: Path) -> None
     config = settings.load(home=tmp_path, bucket_url="memory://sign-in-2", objects_url="memory://sign-in-objects")
     with closing(Catalog(config.catalog_url)) as catalog:
         catalog.upgrade()
-    with running(site.parts(config)) as gateway, browser(gateway) as one:
+    with running(opening.parts(config)) as gateway, browser(gateway) as one:
         one.get(link(gateway))
         assert one.get("/api/1/exports").status_code == 200
         assert one.get("/objects").status_code == 401

@@ -17,7 +17,13 @@ from fastapi import FastAPI
 from plateway import settings
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, Refused
-from plateway.gateway import Rate, auth, create_app, reference, site
+from plateway.gateway import (
+    Rate,
+    auth,
+    create_app,
+    opening,
+    reference,
+)
 from plateway.gateway.app import overlap
 from plateway.local.seaweed import PLAIN
 from plateway.settings import RUNTIME, Settings
@@ -42,14 +48,14 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
 
 def test_settings_become_parts(known: Known) -> None:
     """Each setting of the gateway has its place; what is not set is as told."""
-    default = site.parts(known())
+    default = opening.parts(known())
     assert (default.objects, default.read_only, default.links) == (None, False, timedelta(minutes=15))
     assert default.tokens == default.home / "tokens.json"
     assert default.log == default.home / "gateway" / "access.log"
-    limits = site.parts(known(token_rate=1, address_rate=2, failed_rate=3, max_object="4KiB")).limits
+    limits = opening.parts(known(token_rate=1, address_rate=2, failed_rate=3, max_object="4KiB")).limits
     assert (limits.token, limits.address, limits.failed) == (Rate(1), Rate(2), Rate(3))
     assert limits.object_size == 4096
-    named = site.parts(
+    named = opening.parts(
         known(
             objects_url="memory://objects",
             tokens_file="t.json",
@@ -85,7 +91,7 @@ def test_settings_become_parts(known: Known) -> None:
 )
 def test_who_may_look(known: Known, host: str, flags: dict[str, object], *, open_: bool) -> None:
     """Events are open where a setting says so, and nowhere else; loopback is no reason."""
-    assert site.parts(known(serve_host=host, **flags)).open is open_
+    assert opening.parts(known(serve_host=host, **flags)).open is open_
 
 
 @pytest.mark.parametrize(
@@ -116,17 +122,17 @@ def test_names_of_loopback(host: str, *, ours: bool) -> None:
 
 def test_parts_go_to_workers(known: Known) -> None:
     """Another process gets the same line out of them; no secret shows."""
-    parts = site.parts(known(access_key_id="a", secret_access_key=SECRET, database_url="sqlite:///x.db"))
+    parts = opening.parts(known(access_key_id="a", secret_access_key=SECRET, database_url="sqlite:///x.db"))
     assert SECRET not in repr(parts)
     again = pickle.loads(pickle.dumps(parts))
-    assert again.line is not None
-    with closing(again.line()) as line:
+    assert again.site is not None
+    with closing(again.site()) as line:
         assert line.store.name == "site"
 
 
 def test_the_events_are_never_written(known: Known) -> None:
     """The line that the gateway opens refuses every change of the bucket, whatever the mode."""
-    with closing(site.reader(known())) as line:
+    with closing(opening.reader(known())) as line:
         with pytest.raises(Refused, match="read-only"):
             line.store.put("k", [b"1"], size=1, part_size=1, metadata={})
         with pytest.raises(Refused, match="read-only"):
@@ -138,10 +144,10 @@ def test_prefect_is_where_up_left_it(known: Known) -> None:
     config = known()
     assert config.prefect_ui is None
     (config.home / RUNTIME).write_text('{"settings": {}, "prefect_ui": "http://127.0.0.1:4200"}')
-    assert site.parts(config).prefect_ui == "http://127.0.0.1:4200"
-    assert site.parts(known(serve_host="0.0.0.0")).prefect_ui is None
+    assert opening.parts(config).prefect_ui == "http://127.0.0.1:4200"
+    assert opening.parts(known(serve_host="0.0.0.0")).prefect_ui is None
     (config.home / RUNTIME).write_text("[")
-    assert site.parts(config).prefect_ui is None
+    assert opening.parts(config).prefect_ui is None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,7 @@ def test_links_do_not_hide_a_place(known: Known, tmp_path: Path) -> None:
     config.root.mkdir()
     (tmp_path / "aside").symlink_to(config.root)
     with pytest.raises(Misconfigured, match="apart from the bench"):
-        site.parts(known(objects_url=(tmp_path / "aside").as_uri()))
+        opening.parts(known(objects_url=(tmp_path / "aside").as_uri()))
 
 
 def test_the_api_has_a_page(start: Start) -> None:
@@ -237,10 +243,10 @@ def test_only_what_comes_straight_is_shown_events(known: Known, headers: dict[st
     config = known(open_access=True)
     with closing(Catalog(config.catalog_url)) as catalog:
         catalog.upgrade()
-    answer = asyncio.run(asked(create_app(site.parts(config)), "/api/1/daily-stats", **headers))
+    answer = asyncio.run(asked(create_app(opening.parts(config)), "/api/1/daily-stats", **headers))
     assert answer.status_code == status
     if headers == {"host": "evil.example"}:
-        to_all = create_app(site.parts(known(open_access=True, serve_host="0.0.0.0")))
+        to_all = create_app(opening.parts(known(open_access=True, serve_host="0.0.0.0")))
         assert asyncio.run(asked(to_all, "/api/1/daily-stats", **headers)).status_code == 200
 
 

@@ -49,7 +49,7 @@ def routes(place: Site) -> Mapping[str, Mapping[str, tuple[str, ...] | None]]:
     app = create_app(place.gateway.parts)
     for method, path, scopes in auth.declared(app):
         found.setdefault(path, {})[method] = scopes
-    app.state.line.close()
+    app.state.site.close()
     return found
 
 

@@ -68,9 +68,9 @@ class Line:
         self._socket.sendall(head % (method, target, secret, len(body)) + body)
         status = int(self._file.readline().split()[1])
         size, ends = 0, False
-        while (line := self._file.readline().strip().lower()) != b"":
-            size = int(line[15:]) if line.startswith(b"content-length:") else size
-            ends = ends or line == b"connection: close"
+        while (site := self._file.readline().strip().lower()) != b"":
+            size = int(site[15:]) if site.startswith(b"content-length:") else size
+            ends = ends or site == b"connection: close"
         content = self._file.read(size) if method != b"HEAD" else b""
         if ends:
             self.close()

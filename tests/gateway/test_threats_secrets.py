@@ -43,7 +43,7 @@ def requests(site: Site) -> Iterator[tuple[str, str]]:
     for method, path, _ in auth.declared(app):
         if method in {"GET", "HEAD"}:
             yield method, paths(site, path)
-    app.state.line.close()
+    app.state.site.close()
     wrong = ("/objects/..%2Fx", "/objects?cursor=x", "/api/1/exports?limit=-1", "/api/1/events?cursor=x", "/nothing")
     yield from (("GET", path) for path in wrong)
     yield from (("PUT", path) for path in ("/objects/mine/a", "/objects/mine%00", "/objects/mine/a/b"))
@@ -122,7 +122,7 @@ def test_secrets_are_not_told_when_everything_fails(
     """Without a database, and with a key that S3 refuses: errors name neither, nor where anything is."""
     wrong = Endpoint(url=endpoint.url, access_key_id="nobody", secret_access_key=SecretStr(SECRET))
 
-    def line() -> Line:
+    def site() -> Line:
         database = f"postgresql+psycopg://plateway:{PASSWORD}@127.0.0.1:9/plateway?connect_timeout=2"
         events = store.open_store(f"s3://{bucket}/events", wrong)
         return Line(Catalog(database), events, tmp_path, lambda _: None, owner="gateway")  # type: ignore[arg-type,return-value]  # nobody asks
@@ -133,7 +133,7 @@ def test_secrets_are_not_told_when_everything_fails(
         objects=f"s3://{bucket}/objects",
         endpoint=wrong,
         limits=GENEROUS,
-        line=line,
+        site=site,
     )
     secrets = {
         "password": PASSWORD,

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from plateway.gateway.pages import dashboard, event, find, login, site
+from plateway.gateway.pages import (
+    dashboard,
+    event,
+    find,
+    login,
+    rendering,
+)
 from plateway.pipeline import Site
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application these routes."""
-    site.install(app)
+    rendering.install(app)
     login.install(app)
-    find.install(app, line)
-    event.install(app, line)
-    dashboard.install(app, line)
+    find.install(app, site)
+    event.install(app, site)
+    dashboard.install(app, site)

@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request, Response
 from plateway import pipeline
 from plateway.gateway import auth
 from plateway.gateway.errors import Problem
-from plateway.gateway.pages import plots, site
+from plateway.gateway.pages import plots, rendering
 from plateway.gateway.probes import run
 from plateway.ledger import DailyRow, Ledger, Overview, SystemOverview
 from plateway.pipeline import Site
@@ -110,10 +110,10 @@ class Kept(Generic[T]):
         return made
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application the dashboard."""
-    kept = Kept(partial(gather, line), seconds=FRESH)
-    reports = Kept(lambda _: pipeline.report(line), seconds=REPORTED)
+    kept = Kept(partial(gather, site), seconds=FRESH)
+    reports = Kept(lambda _: pipeline.report(site), seconds=REPORTED)
 
     def dashboard(request: Request, seen: Annotated[str, auth.READER]) -> Response:
         figures = kept.get(seen, patience=PATIENCE)
@@ -125,7 +125,7 @@ def install(app: FastAPI, line: Site) -> None:
             ("On tape", "s-archived", [(day.date, "bundles", day.archives) for day in figures.daily]),
         ]
         systems = plots.colours(sorted({name for _, name, _ in figures.overview.days}))
-        return site.render(
+        return rendering.render(
             request,
             "dashboard.html",
             figures=figures,
@@ -143,19 +143,19 @@ def install(app: FastAPI, line: Site) -> None:
             prefect_runs=list(links(request.app.state.parts.prefect_ui)),
         )
 
-    site.add(app, "/dashboard", dashboard)
+    rendering.add(app, "/dashboard", dashboard)
 
 
-def gather(line: Site, prefix: str) -> Figures:
+def gather(site: Site, prefix: str) -> Figures:
     """Ask the catalogue; only who may see all is told of what belongs to no key."""
-    now = line.catalog.now()
-    waits = line.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)
+    now = site.catalog.now()
+    waits = site.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)
     return Figures(
         at=now,
-        overview=line.catalog.overview(prefix=prefix, days=DAYS, now=now),
-        daily=tuple(line.catalog.daily(days=DAYS, prefix=prefix)),
+        overview=site.catalog.overview(prefix=prefix, days=DAYS, now=now),
+        daily=tuple(site.catalog.daily(days=DAYS, prefix=prefix)),
         waits=tuple(one for one in waits if one.event.key.startswith(prefix)),
-        quarantine=() if prefix else tuple(line.catalog.quarantined()),
+        quarantine=() if prefix else tuple(site.catalog.quarantined()),
     )
 
 
@@ -171,7 +171,7 @@ def shares(system: SystemOverview) -> list[tuple[str, int, float, float]]:
 
 
 def links(prefect: str | None) -> Iterator[tuple[str, str]]:
-    """Name the pages of the Prefect UI that tell how the line runs."""
+    """Name the pages of the Prefect UI that tell how the site runs."""
     if prefect:
         base = prefect.rstrip("/")
         yield "Runs", f"{base}/runs"

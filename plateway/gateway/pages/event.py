@@ -16,7 +16,7 @@ from plateway.events import Ref
 from plateway.gateway import auth, errors, events, images, pictures
 from plateway.gateway.access import note
 from plateway.gateway.images import Gallery
-from plateway.gateway.pages import site, timeline
+from plateway.gateway.pages import rendering, timeline
 from plateway.gateway.pictures import Grid
 from plateway.gateway.probes import SECONDS
 from plateway.ledger import Cursor, Ledger
@@ -53,17 +53,17 @@ class Sheet:
     later: str | None
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application the pages of events."""
 
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
-        ledger, now = gallery.ledger(id, seen), line.catalog.now()
+        ledger, now = gallery.ledger(id, seen), site.catalog.now()
         note(request.scope).key = ledger.event.key
-        bench = events.start_bench(line, ledger, probes=app.state.probes)
+        bench = events.start_bench(site, ledger, probes=app.state.probes)
         members, problem = _members(gallery, ledger)
-        earlier, later = around(line, ledger, seen)
-        return site.render(
+        earlier, later = around(site, ledger, seen)
+        return rendering.render(
             request,
             "event.html",
             ledger=ledger,
@@ -75,11 +75,11 @@ def install(app: FastAPI, line: Site) -> None:
             earlier=earlier[-1:],
             later=later[:1],
             places=timeline.places(ledger, present=events.presence(bench)),
-            history=timeline.history(line, ledger, now),
+            history=timeline.history(site, ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
             bundle=images.bundle_url(ledger.ref) if members else None,
             others=[
-                one for one in line.catalog.revisions(ledger.event.id) if one.ref != ledger.ref and _within(one, seen)
+                one for one in site.catalog.revisions(ledger.event.id) if one.ref != ledger.ref and _within(one, seen)
             ],
         )
 
@@ -91,7 +91,7 @@ def install(app: FastAPI, line: Site) -> None:
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:
             raise NotFound("the event has no image of this name")
-        return site.render(
+        return rendering.render(
             request,
             "image.html",
             ledger=ledger,
@@ -114,18 +114,18 @@ def install(app: FastAPI, line: Site) -> None:
         kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
         return Response(None, 307, kept)
 
-    site.add(app, "/events/{id}/images/{name:path}", image)
-    site.add(app, "/events/{id}/cover", cover)
-    site.add(app, "/events/{id}", event)
+    rendering.add(app, "/events/{id}/images/{name:path}", image)
+    rendering.add(app, "/events/{id}/cover", cover)
+    rendering.add(app, "/events/{id}", event)
 
 
-def around(line: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
+def around(site: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
     """Find what was taken of the same plate in the same way shortly before and after, both in the order of time."""
     event, here = ledger.event, Cursor.after(ledger)
     alike = {"system": event.system, "kind": event.kind, "experiment": event.experiment, "plate": event.plate}
     asked: dict[str, Any] = {**alike, "prefix": seen, "limit": AROUND}
-    earlier = line.catalog.search(after=here, newest=True, **asked)
-    later = line.catalog.search(after=here, newest=False, **asked)
+    earlier = site.catalog.search(after=here, newest=True, **asked)
+    later = site.catalog.search(after=here, newest=False, **asked)
     return earlier[::-1], later
 
 
@@ -139,8 +139,8 @@ def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
         others = [one for one in found if one.name not in placed]
         return Sheet(len(found), 1, _rows(grid, found), tuple(others[:SHEET]), files, None, None)
     at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
-    earlier = site.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
-    later = site.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
+    earlier = rendering.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
+    later = rendering.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
     return Sheet(len(found), at + 1, (), tuple(found[at : at + SHEET]), files, earlier, later)
 
 
@@ -180,7 +180,7 @@ def _picture(ref: Ref, member: Member, *, levels: images.Levels = "own") -> Pict
         name=name,
         size=member.size,
         sha256=member.sha256,
-        page=f"/events/{ref}/images/{site.quoted(name)}",
+        page=f"/events/{ref}/images/{rendering.quoted(name)}",
         thumbnail=images.thumbnail_url(ref, name, levels=levels) if pictures.media(name) else None,
         image=images.image_url(ref, name),
     )

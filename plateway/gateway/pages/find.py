@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from plateway.errors import Rejected
 from plateway.events import LARGEST, Kind
 from plateway.gateway import auth
-from plateway.gateway.pages import plots, site
+from plateway.gateway.pages import plots, rendering
 from plateway.ledger import Cursor, Ledger
 from plateway.pipeline import Site
 
@@ -48,11 +48,11 @@ class Wanted:
 
     def address(self, **more: Any) -> str:
         """Say where that is found."""
-        return site.address("/", **self.said | more)
+        return rendering.address("/", **self.said | more)
 
     def without(self, name: str) -> str:
         """Say where the same is found without one of its words."""
-        return site.address("/", **{other: value for other, value in self.said.items() if other != name})
+        return rendering.address("/", **{other: value for other, value in self.said.items() if other != name})
 
 
 class Listed(NamedTuple):
@@ -63,16 +63,16 @@ class Listed(NamedTuple):
     older: str | None
 
 
-def install(app: FastAPI, line: Site) -> None:
+def install(app: FastAPI, site: Site) -> None:
     """Give an application the first page."""
 
     def find(request: Request, seen: Annotated[str, auth.READER]) -> Response:
-        now, said = line.catalog.now(), request.query_params
-        systems = line.catalog.systems() if not seen else []
+        now, said = site.catalog.now(), request.query_params
+        systems = site.catalog.systems() if not seen else []
         wanted = read(said, today=now.date(), systems=systems)
-        listed = look(line, wanted, seen, after=said.get("after"), before=said.get("before"))
+        listed = look(site, wanted, seen, after=said.get("after"), before=said.get("before"))
         days = groupby(listed.ledgers, key=lambda ledger: ledger.event.timestamp.date())
-        return site.render(
+        return rendering.render(
             request,
             "find.html",
             wanted=wanted,
@@ -85,10 +85,10 @@ def install(app: FastAPI, line: Site) -> None:
             timeline=plots.timeline(listed.ledgers, now=now),
         )
 
-    site.add(app, "/", find)
+    rendering.add(app, "/", find)
 
 
-def look(line: Site, wanted: Wanted, seen: str, *, after: str | None, before: str | None) -> Listed:
+def look(site: Site, wanted: Wanted, seen: str, *, after: str | None, before: str | None) -> Listed:
     """Fetch the page of events after (older than), or before, a place in the list.
 
     Raises:
@@ -98,10 +98,10 @@ def look(line: Site, wanted: Wanted, seen: str, *, after: str | None, before: st
     asked: dict[str, Any] = {name: value for name, value in asdict(wanted).items() if name != "day"}
     asked |= {"since": since, "until": since and since + timedelta(days=1), "prefix": seen, "limit": LENGTH + 1}
     if before:
-        found = line.catalog.search(after=Cursor.parse(before), newest=False, **asked)
+        found = site.catalog.search(after=Cursor.parse(before), newest=False, **asked)
         more, page = len(found) > LENGTH, found[LENGTH - 1 :: -1] if len(found) > LENGTH else found[::-1]
         return Listed(page, _place(wanted, "before", page[:1] if more else []), _place(wanted, "after", page[-1:]))
-    found = line.catalog.search(after=Cursor.parse(after) if after else None, **asked)
+    found = site.catalog.search(after=Cursor.parse(after) if after else None, **asked)
     page = found[:LENGTH]
     newer = _place(wanted, "before", page[:1] if after else [])
     return Listed(page, newer, _place(wanted, "after", page[-1:] if len(found) > LENGTH else []))

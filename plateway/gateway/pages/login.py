@@ -16,7 +16,7 @@ from plateway.errors import NotFound
 from plateway.gateway import auth
 from plateway.gateway.access import note
 from plateway.gateway.errors import Problem
-from plateway.gateway.pages import site
+from plateway.gateway.pages import rendering
 from plateway.tokens import Token
 
 LONGEST = 4096  # bytes of the form
@@ -40,7 +40,7 @@ async def form(
         return await _sign_in(request, code, local(to))
     if guard.opens(request) or (again and auth.COOKIE in request.cookies):
         return _go(local(to))
-    return site.render(request, "login.html", to=local(to), problem=None)
+    return rendering.render(request, "login.html", to=local(to), problem=None)
 
 
 async def login(request: Request) -> Response:
@@ -53,7 +53,7 @@ async def login(request: Request) -> Response:
     except Problem as problem:
         why = {401: "This token is not known, or its time is over.", 403: "This token may not read."}
         text = why.get(problem.status, f"{problem.message}. Try again in a minute.")
-        response = site.render(request, "login.html", status=problem.status, to=to, problem=text)
+        response = rendering.render(request, "login.html", status=problem.status, to=to, problem=text)
         response.headers.update(problem.headers)
         return response
     return _inside(request, token, said["token"].strip(), to)
@@ -67,7 +67,7 @@ async def _sign_in(request: Request, code: str, to: str) -> Response:
     if made is None:
         problem = guard.refused(request, "This link was used before, or has expired")
         text = f"{problem.message}. `plateway token link` prints a new one."
-        response = site.render(request, "login.html", status=problem.status, to=to, problem=text)
+        response = rendering.render(request, "login.html", status=problem.status, to=to, problem=text)
         response.headers.update(problem.headers)
         return response
     note(request.scope).who = made.token.name

@@ -62,9 +62,9 @@ class CopyLine(NamedTuple):
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def history(line: Site, ledger: Ledger, now: datetime) -> list[Told]:
+def history(site: Site, ledger: Ledger, now: datetime) -> list[Told]:
     """Tell what happened, in its order, and what it waits for."""
-    told = [_worded(moment) for moment in describe.history(line, ledger, now)]
+    told = [_worded(moment) for moment in describe.history(site, ledger, now)]
     state = ledger.state(now).name
     return [*told, Told(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
 

@@ -39,7 +39,7 @@ def parts(settings: Settings) -> Parts:
         ),
         trusted=settings.trusted_proxies,
         read_only=settings.read_only,
-        line=partial(reader, settings),
+        site=partial(reader, settings),
         open=settings.open_access,
         straight=_near(settings),
         links=settings.link_lifetime,
