@@ -214,7 +214,7 @@ def test_staging_needs_no_permission_but_the_same_proof() -> None:
         (500, 1000, 0.5, False),
         (501, 1000, 0.5, True),
         (1000, 1000, 1.0, False),
-        (11, 1_000_000, 0.0, True),
+        (11, 1_000_000, 1e-6, True),
         (11, 0, 0.5, True),
     ],
 )

@@ -531,13 +531,14 @@ def test_abort_of_what_is_not_there(place: Objects) -> None:
 KILLED = """
 import os, signal, sys
 from pydantic import SecretStr
-from plateway.store import Endpoint, open_store
+from plateway.endpoint import Endpoint
+from plateway.store import open_store
 url, address, key, secret = sys.argv[1:]
 def chunks():
     for _ in range(24):
         yield bytes(1 << 20)
     os.kill(os.getpid(), signal.SIGKILL)
-place = open_store(url, Endpoint(address, key, SecretStr(secret)))
+place = open_store(url, Endpoint(url=address, access_key_id=key, secret_access_key=SecretStr(secret)))
 place.put("images/killed.tar", chunks(), size=100 << 20, part_size=8 << 20, metadata={})
 """
 
