@@ -29,7 +29,7 @@ from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from deployments import automations, schedules
+from deployments import automations, schedules, worker  # noqa: F401  the worker's type makes its pool
 from plateway import bench, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings

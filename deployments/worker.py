@@ -4,6 +4,9 @@ A new Python process per flow run costs two to three seconds; here a flow is loa
 artifacts, concurrency limits and cancellation stay Prefect's. It trades isolation for latency: a crash takes all its
 runs along, so whoever starts the worker restarts it, and the flows are safe to run again.
 A pool of type process, docker or kubernetes runs the same deployments unchanged.
+
+``python -m deployments.worker`` is ``prefect worker start`` in a process that knows the type ``resident``; it takes the
+same options.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from uuid import UUID
 import anyio
 import anyio.abc
 import psutil
+from prefect.cli import app
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -340,3 +344,13 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         self._running.pop(flow_run_id, None)
         if self._cancelling_observer is not None:
             self._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)
+
+
+def main() -> None:
+    """Start a worker with the options of ``prefect worker start``; it installs no packages."""
+    sys.argv[1:1] = ["worker", "start", "--install-policy", "never"]
+    app()
+
+
+if __name__ == "__main__":
+    main()

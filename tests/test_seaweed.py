@@ -111,7 +111,7 @@ def test_ports_of_last_time_are_kept_while_free() -> None:
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """A server whose parent is killed without a chance to stop it ends by itself (Linux)."""
     script = (
-        "import sys, time, pathlib; from deployments import seaweed\n"
+        "import sys, time, pathlib; from plateway.local import seaweed\n"
         "with seaweed.serve(pathlib.Path(sys.argv[1])) as s: print(s.process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)

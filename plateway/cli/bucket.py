@@ -24,6 +24,7 @@ from plateway.cli.shell import Home, Json, app, err, label, out, print_json, siz
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
 from plateway.keys import MARKER_FILE
+from plateway.local.project import import_from_project
 from plateway.names import shown
 from plateway.store import Stat
 from plateway.store.admin import (
@@ -73,9 +74,8 @@ class BucketOptions:
         known = settings.load(home=self.home).buckets.get(str(self.block))
         if known is not None:
             return known.endpoint
-        from blocks import bucket as blocks  # noqa: PLC0415  Prefect, which other commands need not wait for
-
-        return blocks.load(str(self.block))
+        read: Endpoint = import_from_project("blocks.bucket").load(str(self.block))
+        return read
 
     def guard(self, where: Address, typed: str | None, *, whole: bool = False) -> None:
         """Refuse to delete or replace what a site keeps, unless the bucket's name was typed out.

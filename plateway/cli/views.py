@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from rich.table import Column, Table
 from rich.text import Text
 
-from blocks import site as blocks
 from plateway import keys, pipeline, settings, wire
 from plateway.cli.shell import (
     NARROW,
@@ -33,6 +32,7 @@ from plateway.cli.shell import (
 from plateway.cli.verbs import opened, parsed, working
 from plateway.errors import NotFound
 from plateway.events import Ref
+from plateway.local.project import import_from_project
 from plateway.records import Quarantine
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="Announcements that could not be accepted.")
@@ -206,7 +206,7 @@ def config_show(home: Home = None, as_json: Json = False) -> None:
 @config_app.command("bucket")
 def config_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="A Bucket block.")]) -> None:
     """Write a Bucket block of Prefect as a table for buckets.toml, keys included."""
-
+    blocks = import_from_project("blocks.site")
     found = asyncio.run(blocks.load_buckets()).get(name)
     if found is None:
         raise NotFound(f"there is no Bucket block {name!r} in Prefect")

@@ -33,6 +33,7 @@ from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
 from plateway.instruments import format_duration
 from plateway.local import seaweed
+from plateway.local.project import PROJECT
 from plateway.local.seaweed import PLAIN, Identity
 from plateway.local.supervisor import (
     Part,
@@ -54,7 +55,6 @@ from plateway.settings import (
 )
 from plateway.tokens import sign_in_link
 
-PROJECT = Path(__file__).resolve().parent.parent  # where prefect.yaml and the flows are
 PORTS = "ports.json"
 DEMO = "demo.txt"  # in homes that `plateway demo` made
 OURS = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
@@ -488,7 +488,7 @@ def worker(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
         name="worker",
         title="Worker",
         command=[
-            *(sys.executable, "-m", "prefect", "worker", "start", "--name", WORKER, "--install-policy", "never"),
+            *(sys.executable, "-m", "deployments.worker", "--name", WORKER),
             *("--pool", pool, *(["--type", pool] if known else [])),
         ],
         environment=env,

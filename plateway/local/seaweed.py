@@ -37,8 +37,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from plateway.errors import Misconfigured, Unavailable
+from plateway.local import parent_death
 from plateway.local.supervisor import write_private
-from plateway.local.tether import tethered
 from plateway.settings import OTHERS
 
 SERVICES = ("s3", "filer", "master", "volume", "admin")  # each listens on its port and, for gRPC, 10,000 above
@@ -254,7 +254,7 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
         url = f"http://127.0.0.1:{listen['s3']}"
         with os.fdopen(os.open(data / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
             process = subprocess.Popen(
-                tethered(*command(data, data / CONFIG, listen)),
+                parent_death.wrap(*command(data, data / CONFIG, listen)),
                 cwd=data,
                 env=environment(data),
                 stdin=subprocess.DEVNULL,

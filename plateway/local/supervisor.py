@@ -1,10 +1,10 @@
-"""Processes that belong together: started in order, kept running, stopped in reverse.
+"""Processes that belong together: started in order, kept running, stopped in reverse order.
 
-Owns the processes, the lock on a home, and the record by which a second start ends exactly what a killed
-first one left. What the parts are and do is ``bringup``'s to say.
+Owns the processes, the lock on a home, and the record by which a second start ends exactly what a killed first one
+left. ``bringup`` describes the parts.
 
-All processes are started from one thread that lives as long as they do: ``tether`` ends them with that thread. Each
-has a session of its own, so that Ctrl-C on the terminal reaches only us, and we stop them in order.
+All processes are started from one thread that lives as long as they do: ``parent_death`` ends them with that thread.
+Each has a session of its own, so that Ctrl-C on the terminal reaches only this process, which stops them in order.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 
 from plateway.errors import Busy, Unavailable
+from plateway.local import parent_death
 from plateway.local.logs import Limits, open_log, rotate
-from plateway.local.tether import tethered
 
 LOCK = "up.lock"
 RECORD = "parts.json"
@@ -286,7 +286,7 @@ class Supervisor:
         child.starts += 1
         with open_log(self._log(part)) as log:
             child.process = subprocess.Popen(
-                tethered(*part.command),
+                parent_death.wrap(*part.command),
                 cwd=part.directory,
                 env={**part.environment, HOME: str(self._home)},
                 stdin=subprocess.DEVNULL,

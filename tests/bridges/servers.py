@@ -14,7 +14,7 @@ import redis
 from pika.exceptions import AMQPError
 
 from plateway.local import seaweed
-from plateway.local.tether import tethered
+from plateway.local import parent_death
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in /usr/sbin changes user and directory
 SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -57,7 +57,7 @@ class Server:
     def run(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.home / "log").open("ab") as log:
             return subprocess.Popen(
-                tethered(*command),
+                parent_death.wrap(*command),
                 cwd=self.home,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

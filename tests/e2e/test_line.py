@@ -140,7 +140,7 @@ class Demo:
 SIGNS = {
     "prefect": "create_app",
     "s3": "weed",
-    "worker": "worker start",
+    "worker": "deployments.worker",
     "sensor": "deployments.sensor",
     "gateway": "plateway serve",
 }

@@ -109,7 +109,7 @@ class Site:
 
     def worker(self, pool: str = "resident", kind: str = "resident") -> tuple[str, ...]:
         """The command of a worker."""
-        return "prefect", "worker", "start", "--type", kind, "--pool", pool, "--name", pool
+        return "deployments.worker", "--type", kind, "--pool", pool, "--name", pool
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
