@@ -53,7 +53,7 @@ from benchmarks.measure import (
     told,
     write,
 )
-from plateway import tokens
+from plateway.gateway import tokens
 from plateway.local import seaweed
 
 OURS, DESIGN, STORES = "plateway", "design", "stores"

@@ -29,8 +29,8 @@ from pydantic import BaseModel
 
 from plateway import gateway, pipeline, store
 from plateway.gateway import Limits, Rate, server
+from plateway.gateway.tokens import Tokens
 from plateway.settings import Settings, load
-from plateway.tokens import Tokens
 
 LAX = Rate(1_000_000_000)
 LIMITS = Limits(token=LAX, address=LAX, failed=LAX, object_size=1 << 40)

@@ -19,10 +19,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from plateway import cli, settings, tokens
+from plateway import cli, settings
 from plateway.errors import Misconfigured
+from plateway.gateway import tokens
+from plateway.gateway.tokens import Tokens
 from plateway.local.seaweed import PLAIN
-from plateway.tokens import Tokens
 
 ORIGINAL = [  # as amplify-object-store writes its file
     {

@@ -23,9 +23,10 @@ import pytest
 from rich.progress import Progress
 from rich.table import Table
 
-from plateway import simulator, tokens
+from plateway import simulator
 from plateway.cli import shell
 from plateway.endpoint import Endpoint
+from plateway.gateway import tokens
 from plateway.gateway.access import Access, AccessLog
 from plateway.names import PlainFormatter, plain
 from plateway.simulator import Shot, Simulated

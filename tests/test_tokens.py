@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from plateway import tokens
 from plateway.errors import Busy, Conflict, Misconfigured, NotFound, Rejected
-from plateway.tokens import Token, Tokens
+from plateway.gateway import tokens
+from plateway.gateway.tokens import Token, Tokens
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -207,7 +207,7 @@ ADD = """
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from plateway import tokens
+from plateway.gateway import tokens
 for number in range(25):
     tokens.add(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", ttl=timedelta(days=1), now=datetime.now(UTC))
 """

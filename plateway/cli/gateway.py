@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from plateway import settings, tokens
+from plateway import settings
 from plateway.catalog import Catalog
 from plateway.cli.shell import Home, Json, app, err, exit_code, out, print_json, print_json_list, utc, when
 from plateway.errors import PlatewayError
-from plateway.gateway import opening
-from plateway.tokens import SCOPES, Minted, Token
+from plateway.gateway import opening, tokens
+from plateway.gateway.tokens import SCOPES, Minted, Token
 
 token_app = typer.Typer(no_args_is_help=True, help="Who may use the gateway.")
 app.add_typer(token_app, name="token")

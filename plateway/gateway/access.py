@@ -1,8 +1,9 @@
-"""Who asked for what: one line of JSON for each request, in a file that is rotated and can be searched.
+"""The access log: one line of JSON per request, in a file that is rotated and can be searched.
 
 A line has ``time``, ``who`` (the token's name), ``address``, ``method``, ``path``, ``route``, ``key``, ``received``,
 ``sent`` (bytes of bodies), ``status`` and ``milliseconds``. Headers, query strings and tokens are never in it. Each
-line is one write at the end of the file, so that the workers share it; whoever finds it full moves it aside.
+line is one write at the end of the file, so that several workers can share it; the first one that finds it full
+rotates it.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plateway.gateway.errors import GONE
+from plateway.gateway.errors import CLIENT_CLOSED
 
-NOTE = "plateway.note"
-FULL = 64 << 20  # bytes after which the file is moved aside
-KEPT = 64  # files that were moved aside and are kept
-LOOK = 1.0  # seconds after which it is seen whether the file still has the name
+INFO = "plateway.request"  # key in the scope of a request
+FULL = 64 << 20  # bytes after which the file is rotated
+KEPT = 64  # rotated files that are kept
+CHECK = 1.0  # seconds between checks whether another worker rotated the file
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Note:
-    """What is told of the request that is under way; who finds it out fills it in."""
+class RequestInfo:
+    """Facts of the running request for the access log; each is set by the code that determines it."""
 
-    who: str | None = None
+    who: str | None = None  # name of the token
     address: str | None = None
     key: str | None = None
 
@@ -44,55 +45,55 @@ class Note:
 class Access:
     """One request."""
 
-    time: str  # ISO 8601, UTC: when it came
-    who: str | None  # name of the token; None without one that is known
+    time: str  # ISO 8601, UTC: when the request was received
+    who: str | None  # name of the token; None without a valid one
     address: str | None
     method: str
-    path: str  # as it was sent, without the query
-    route: str | None  # None: there is no such route
+    path: str  # as sent, without the query
+    route: str | None  # None: no route matches
     key: str | None
-    received: int  # bytes of the body that came
-    sent: int
-    status: int  # 499: the client left before there was an answer
+    received: int  # bytes of the request body
+    sent: int  # bytes of the response body
+    status: int  # 499: the client disconnected before the response
     milliseconds: float
 
 
 @dataclass
-class _Course:
-    """How a request goes."""
+class _Progress:
+    """What was received and sent for one request."""
 
     began: float = field(default_factory=time.perf_counter)
     received: int = 0
     sent: int = 0
     status: int = 0
-    left: bool = False
+    disconnected: bool = False
 
 
-def note(scope: MutableMapping[str, Any]) -> Note:
-    """Find what is told of this request."""
-    found = scope.get(NOTE)
-    if not isinstance(found, Note):
-        found = scope[NOTE] = Note()
-    return found
+def request_info(scope: MutableMapping[str, Any]) -> RequestInfo:
+    """Return the facts of a request, which are kept in its scope."""
+    info = scope.get(INFO)
+    if not isinstance(info, RequestInfo):
+        info = scope[INFO] = RequestInfo()
+    return info
 
 
 class AccessLog:
-    """The file; each worker opens its own. What cannot be written is in `problem`, and in the server's log."""
+    """The access log file; each worker opens it. `problem` says why the last line was not written, or is None."""
 
     def __init__(self, path: Path, *, full: int = FULL, kept: int = KEPT) -> None:
         self.problem: str | None = None
         self._path, self._full, self._kept = path, full, kept
         self._file = -1
         self._inode = -1
-        self._room, self._until = 0, 0.0  # bytes and time that are left before the file is looked at
+        self._room, self._until = 0, 0.0  # bytes and time until the file is checked again
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, access: Access) -> None:
-        """Add a line; never fails the request that it is about."""
+        """Write a line. An error is logged and recorded in `problem`; it does not fail the request."""
         line = json.dumps(vars(access), ensure_ascii=True).encode() + b"\n"
         try:
             if self._room <= 0 or time.monotonic() > self._until:
-                self._turn()
+                self._open_current()
             self._room -= len(line)
             written = os.write(self._file, line)
             if written != len(line):
@@ -104,35 +105,35 @@ class AccessLog:
             self.problem = f"the access log cannot be written: {error.strerror or 'short write'}"
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
         self._file = self._inode = -1
         self._room = 0
 
-    def _turn(self) -> None:
-        """Have the file open that has the name now, and move a full one aside."""
+    def _open_current(self) -> None:
+        """Open the current file if another worker rotated it, and rotate a full one."""
         try:
-            told = self._path.stat()
+            status = self._path.stat()
         except FileNotFoundError:
-            told = None
-        if told and told.st_size >= self._full:
-            self._aside()
-            told = None
-        if told is None or told.st_ino != self._inode:
+            status = None
+        if status and status.st_size >= self._full:
+            self._rotate()
+            status = None
+        if status is None or status.st_ino != self._inode:
             self.close()
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             self._inode = os.fstat(self._file).st_ino
-        self._room, self._until = (self._full - (told.st_size if told else 0)) // 4, time.monotonic() + LOOK
+        self._room, self._until = (self._full - (status.st_size if status else 0)) // 4, time.monotonic() + CHECK
 
-    def _aside(self) -> None:
+    def _rotate(self) -> None:
         lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held for the time of a rename
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released after one rename
             with suppress(FileNotFoundError):
-                if self._path.stat().st_size >= self._full:  # nobody else did it meanwhile
+                if self._path.stat().st_size >= self._full:  # not yet rotated by another worker
                     self._path.rename(self._path.with_name(f"{self._path.name}.{time.time_ns():020}"))
-                    for old in _olds(self._path)[: -self._kept or None]:
+                    for old in _rotated_files(self._path)[: -self._kept or None]:
                         old.unlink(missing_ok=True)
         finally:
             os.close(lock)
@@ -146,15 +147,15 @@ def read(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Iterator[Access]:
-    """Read the requests of a token, or of keys that begin with `key`, in a span of time, oldest first.
+    """Read the requests of a token, of keys that begin with `key`, and between two times, oldest first.
 
-    Lines that were cut off, by a full disk for example, are left out.
+    Truncated lines, for example after a full disk, are skipped.
     """
-    first, last = _time(since) if since else "", _time(until) if until else "~"
-    for file in [*_olds(path), path]:
+    first, last = _format_time(since) if since else "", _format_time(until) if until else "~"
+    for file in [*_rotated_files(path), path]:
         with suppress(FileNotFoundError), file.open("rb") as lines:
             for line in lines:
-                found = _parsed(line)
+                found = _parse_line(line)
                 if (
                     found is not None
                     and (token is None or found.who == token)
@@ -164,8 +165,8 @@ def read(
                     yield found
 
 
-class Logged:
-    """Write a line for each request when it is over."""
+class AccessLogging:
+    """Middleware: write a line to the access log after each request."""
 
     def __init__(self, app: ASGIApp, *, log: AccessLog) -> None:
         self.app, self._log = app, log
@@ -174,55 +175,55 @@ class Logged:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        came, course = datetime.now(UTC), _Course()
+        began, progress = datetime.now(UTC), _Progress()
 
-        async def received() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
-            course.received += len(message.get("body", b""))
-            course.left = course.left or message["type"] == "http.disconnect"
+            progress.received += len(message.get("body", b""))
+            progress.disconnected = progress.disconnected or message["type"] == "http.disconnect"
             return message
 
-        async def sent(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                course.status = message["status"]
-            course.sent += len(message.get("body", b"")) if scope["method"] != "HEAD" else 0
+                progress.status = message["status"]
+            progress.sent += len(message.get("body", b"")) if scope["method"] != "HEAD" else 0
             await send(message)
 
-        told = note(scope)
+        info = request_info(scope)
         try:
-            await self.app(scope, received, sent)
+            await self.app(scope, counting_receive, counting_send)
         finally:
-            self._log.write(_access(scope, told, came, course))
+            self._log.write(_describe_request(scope, info, began, progress))
 
 
-def _access(scope: Scope, told: Note, came: datetime, course: _Course) -> Access:
+def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress: _Progress) -> Access:
     route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
     return Access(
-        time=_time(came),
-        who=told.who,
-        address=told.address,
+        time=_format_time(began),
+        who=info.who,
+        address=info.address,
         method=scope["method"][:32],
         path=scope.get("raw_path", b"")[:3072].decode("ascii", "replace"),
         route=route,
-        key=told.key,
-        received=course.received,
-        sent=course.sent,
-        status=course.status or (GONE if course.left else 500),
-        milliseconds=round((time.perf_counter() - course.began) * 1000, 2),
+        key=info.key,
+        received=progress.received,
+        sent=progress.sent,
+        status=progress.status or (CLIENT_CLOSED if progress.disconnected else 500),
+        milliseconds=round((time.perf_counter() - progress.began) * 1000, 2),
     )
 
 
-def _olds(path: Path) -> list[Path]:
-    """List the files that were moved aside, oldest first."""
-    return sorted(one for one in path.parent.glob(f"{path.name}.*") if one.suffix[1:].isdigit())
+def _rotated_files(path: Path) -> list[Path]:
+    """List the rotated files, oldest first."""
+    return sorted(file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit())
 
 
-def _parsed(line: bytes) -> Access | None:
+def _parse_line(line: bytes) -> Access | None:
     try:
         return Access(**json.loads(line))
     except (ValueError, TypeError):
         return None
 
 
-def _time(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

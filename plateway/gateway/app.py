@@ -37,13 +37,16 @@ from plateway.gateway import (
     pages,
     reference,
 )
-from plateway.gateway.access import AccessLog, Logged
-from plateway.gateway.limits import Addressed, Bounded, Limits, Rates, ReadOnly, Safe, networks
+from plateway.gateway.access import AccessLog, AccessLogging
+from plateway.gateway.address_limits import AddressLimit, networks
+from plateway.gateway.body_limits import BodyLimit
+from plateway.gateway.headers import SecurityHeaders
 from plateway.gateway.object_store import Shelf
 from plateway.gateway.probes import Probe, Probes, run
+from plateway.gateway.rate_limits import Limits, Rates
+from plateway.gateway.tokens import SESSIONS, Tokens
 from plateway.pipeline import Site
 from plateway.store import Objects, open_store
-from plateway.tokens import SESSIONS, Tokens
 
 LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
 HOLDS = 1.0  # seconds for which that is not asked again
@@ -134,11 +137,11 @@ def create_app(parts: Parts) -> FastAPI:
     reference.install(app)
     list(auth.declared(app))
     if parts.read_only:
-        app.add_middleware(ReadOnly, whose=app.state.guard.whose)
-    app.add_middleware(Addressed, rates=rates, limits=parts.limits, trusted=trusted)
-    app.add_middleware(Bounded, limits=parts.limits)
-    app.add_middleware(Safe)
-    app.add_middleware(Logged, log=access)
+        app.add_middleware(auth.ReadOnly, token_name=app.state.guard.token_name)
+    app.add_middleware(AddressLimit, rates=rates, limits=parts.limits, trusted=trusted)
+    app.add_middleware(BodyLimit, limits=parts.limits)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(AccessLogging, log=access)
     return app
 
 

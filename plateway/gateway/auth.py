@@ -16,16 +16,20 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plateway.errors import Misconfigured
-from plateway.gateway.access import note
+from plateway.gateway.access import request_info
+from plateway.gateway.address_limits import limit_name
 from plateway.gateway.errors import Problem
-from plateway.gateway.limits import Limits, Rates, payer, too_many
-from plateway.tokens import Token, Tokens
+from plateway.gateway.rate_limits import Limits, Rates, too_many_requests
+from plateway.gateway.tokens import Token, Tokens
 
 COOKIE = "plateway_token"  # of people who look at pages
 READING = frozenset({"GET", "HEAD"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+FORMS = frozenset({"/login", "/logout"})  # change only the browser's cookies
 FRAMEWORK = frozenset({"openapi"})  # FastAPI's own
 
 
@@ -75,12 +79,12 @@ class Guard:
             raise self.refused(request, "Invalid or missing token")
         if found.expired(datetime.now(UTC)):
             raise self.refused(request, "Token expired")
-        note(request.scope).who = found.name
-        if wait := self.rates.take(f"token {found.hash}", self.limits.token):
-            raise too_many(wait)
+        request_info(request.scope).who = found.name
+        if wait := self.rates.charge(f"token {found.hash}", self.limits.token):
+            raise too_many_requests(wait)
         return found
 
-    def whose(self, headers: Headers) -> str | None:
+    def token_name(self, headers: Headers) -> str | None:
         """Say whose good token is shown, for the access log; lets nobody in, and charges nothing."""
         kind, _, secret = headers.get("authorization", "").partition(" ")
         found = self.tokens.find(secret.strip()) if kind.lower() == "bearer" else None
@@ -88,8 +92,8 @@ class Guard:
 
     def refused(self, request: Request, why: str) -> Problem:
         """Count a failed login against the address; return 401, or 429 when there were too many."""
-        wait = self.rates.take(f"failed {payer(note(request.scope).address)}", self.limits.failed)
-        return too_many(wait) if wait else Problem(401, why)
+        wait = self.rates.charge(f"failed {limit_name(request_info(request.scope).address)}", self.limits.failed)
+        return too_many_requests(wait) if wait else Problem(401, why)
 
 
 class Allowed:
@@ -148,6 +152,20 @@ def straight(request: Request) -> bool:
     except ValueError:
         return False
     return loopback(host or "") and "@" not in told and not any(name in request.headers for name in FORWARDED)
+
+
+class ReadOnly:
+    """Middleware: refuse every method that could change something, and record the token's name."""
+
+    def __init__(self, app: ASGIApp, *, token_name: Callable[[Headers], str | None]) -> None:
+        self.app, self._token_name = app, token_name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in HARMLESS and scope["path"] not in FORMS:
+            request_info(scope).who = self._token_name(Headers(scope=scope))
+            await Problem(403, "This server is read-only").response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
 
 async def _anybody() -> None:

@@ -28,7 +28,7 @@ from plateway.errors import (
 )
 
 AGAIN = 5  # seconds after which something that does not answer may be asked again
-GONE = 499  # for the access log: nobody is there any more to be answered
+CLIENT_CLOSED = 499  # for the access log: nobody is there any more to be answered
 STATUS: dict[type[PlatewayError], tuple[int, str | None]] = {  # None: our own words are fit to be told
     Rejected: (400, None),
     NotFound: (404, None),
@@ -89,7 +89,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _left(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=GONE)
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _crashed(_request: Request, _error: Exception) -> Response:

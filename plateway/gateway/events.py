@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from plateway import pipeline, wire
 from plateway.errors import NotFound, Unavailable
 from plateway.events import LARGEST, Kind, Ref
-from plateway.gateway.access import note
+from plateway.gateway.access import request_info
 from plateway.gateway.dlm_api import Instant, Name, Seen
 from plateway.gateway.images import bucket_of
 from plateway.gateway.probes import Probe, Probes
@@ -77,7 +77,7 @@ class Told:
     async def read_event(self, id: str, request: Request, seen: Seen) -> Response:  # noqa: A002 - it is of the event
         """Tell all that is known of one event: ``<id>`` at its newest revision, or ``<id>-r2``."""
         detail = await to_thread.run_sync(self._detail, id, seen, limiter=self._reads)
-        note(request.scope).key = detail.key
+        request_info(request.scope).key = detail.key
         told = json.dumps(detail.model_dump(mode="json"))  # escaped: any name of a file can be said
         return Response(told, media_type="application/json")
 

@@ -32,7 +32,7 @@ from plateway.bundle import Member
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
 from plateway.events import Ref
 from plateway.gateway import auth, pictures
-from plateway.gateway.access import note
+from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import (
     Span,
@@ -402,7 +402,7 @@ async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa
     gallery = _gallery(request)
     wanted = partial(gallery.bundle, id, seen, link=request.method == "GET")
     ledger, export, link = await gallery.look_up(wanted)
-    note(request.scope).key = export.key
+    request_info(request.scope).key = export.key
     if link is not None:
         return Response(None, 307, {"Location": link, "Cache-Control": "no-store"})
     stat = Stat(export.key, export.size, export.sha256, export.uploaded_at)
@@ -440,7 +440,7 @@ def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 async def _image(gallery: Gallery, request: Request, found: FoundImage) -> Response:
-    note(request.scope).key = f"{found.export.key}/{found.name}"
+    request_info(request.scope).key = f"{found.export.key}/{found.name}"
     stat, media = found.stat, pictures.media(found.name) or MEDIA
     consider(request.headers, stat, method=request.method)
     if request.method == "HEAD":

@@ -57,7 +57,7 @@ class Durations:
         self._next = 0.0
         self._turn = threading.RLock()
 
-    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+    def record(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request."""
         kind = f"{status // 100}xx"
         row = self._rows.get((route, method, kind), self._rows.get((NOWHERE, method, kind)))
@@ -117,7 +117,7 @@ class Timed:
             await self.app(scope, receive, sent)
         finally:
             route = getattr(scope.get("route"), "path_format", NOWHERE)
-            self._durations.note(route, scope["method"], status, time.perf_counter() - began)
+            self._durations.record(route, scope["method"], status, time.perf_counter() - began)
 
 
 def _methods(route: BaseRoute) -> set[str]:

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from plateway.errors import Damaged, NotFound, PlatewayError, Unavailable
 from plateway.gateway import auth
 from plateway.gateway import keys as names
-from plateway.gateway.access import note
+from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import (
     CONDITIONS,
@@ -33,8 +33,8 @@ from plateway.gateway.http_conditions import (
     digests,
     ranged,
 )
-from plateway.gateway.limits import Limits
 from plateway.gateway.object_store import Shelf
+from plateway.gateway.rate_limits import Limits
 from plateway.gateway.streaming import (
     MEDIA,
     SMALL,
@@ -45,8 +45,8 @@ from plateway.gateway.streaming import (
     described,
     streamed,
 )
+from plateway.gateway.tokens import Token
 from plateway.store import Stat
-from plateway.tokens import Token
 
 MOST = 10_000  # keys of a page
 ROUTE = "/objects/"
@@ -187,7 +187,7 @@ async def list_objects(
 
     A page has 10,000 keys at most, whatever the limit. A negative limit leaves out so many at the end.
     """
-    desk, note(request.scope).key = _desk(request), prefix
+    desk, request_info(request.scope).key = _desk(request), prefix
     wanted, after = _narrowed(token, prefix or ""), _after(cursor) if cursor else None
     most = min(limit, MOST) if limit >= 0 else MOST
     found = await desk.run(partial(desk.shelf.page, wanted, after=after, limit=most + 1))
@@ -217,7 +217,7 @@ def _key(request: Request, token: Token) -> str:
     raw: bytes = request.scope["raw_path"]
     if not raw.startswith(ROUTE.encode()):
         raise Problem(400, f"The path of objects begins with {ROUTE}")
-    key = note(request.scope).key = names.key(raw[len(ROUTE) :])
+    key = request_info(request.scope).key = names.key(raw[len(ROUTE) :])
     auth.within(token, key)
     return key
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from plateway.errors import Misconfigured
 from plateway.gateway.app import Parts, overlap
 from plateway.gateway.auth import loopback
-from plateway.gateway.limits import Limits, Rate
+from plateway.gateway.rate_limits import Limits, Rate
 from plateway.pipeline import Site, open_site
 from plateway.settings import MAIN, Settings
 

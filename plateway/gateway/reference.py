@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from plateway.gateway import auth
-from plateway.gateway.limits import POLICY
+from plateway.gateway.headers import POLICY
 
 PATH = "/docs"
 LIMITS = {

@@ -24,8 +24,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from plateway.errors import Misconfigured
+from plateway.gateway.address_limits import HEALTH_ONLY, limit_name, within
 from plateway.gateway.app import Parts, create_app
-from plateway.gateway.limits import SPARE, Limits, payer, within
+from plateway.gateway.rate_limits import Limits
 
 HEAD = 10.0  # seconds in which the head of a request has to be there
 STALLED = 30.0  # seconds after which slowness in taking an answer counts
@@ -56,7 +57,7 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
         super().connection_made(transport)
-        self.payer = payer(self.client[0] if self.client else None)
+        self.address = limit_name(self.client[0] if self.client else None)
         self._waits = time.monotonic()  # since when a head is waited for
         self._full: tuple[float, int] | None = None  # since when, and how much, waits to be taken
         self._next = self.loop.call_later(TICK, self._tick)
@@ -80,13 +81,13 @@ class Patient(H11Protocol):
         """List the connections that there are too many of."""
         limits: Limits = self.app_state["limits"]
         every = [one for one in self.connections if isinstance(one, Patient)]
-        mine = [one for one in every if one.payer == self.payer]
-        if len(mine) > limits.each and not (self.client and within(self.client[0], self.app_state["trusted"])):
+        mine = [one for one in every if one.address == self.address]
+        if len(mine) > limits.per_address and not (self.client and within(self.client[0], self.app_state["trusted"])):
             return mine
         if len(every) <= limits.connections:
             return []
-        ((most, _),) = Counter(one.payer for one in every).most_common(1)
-        return [one for one in every if one.payer == most]
+        ((most, _),) = Counter(one.address for one in every).most_common(1)
+        return [one for one in every if one.address == most]
 
     def _make_room(self, crowd: Sequence[Patient]) -> None:
         """Close one of them that waits for a request; where none does, keep this one for health and readiness."""
@@ -94,9 +95,9 @@ class Patient(H11Protocol):
         if idle:
             min(idle, key=lambda one: one._waits)._drop()
             return
-        self.app_state = {**self.app_state, SPARE: True}
-        spare = sum(SPARE in one.app_state for one in self.connections)
-        if spare > self.app_state["limits"].spare:
+        self.app_state = {**self.app_state, HEALTH_ONLY: True}
+        spare = sum(HEALTH_ONLY in one.app_state for one in self.connections)
+        if spare > self.app_state["limits"].health_connections:
             self._drop()
 
     def _drop(self) -> None:

@@ -16,9 +16,8 @@ import httpx
 import pytest
 import uvicorn
 
-from plateway import tokens
 from plateway.endpoint import Endpoint
-from plateway.gateway import Limits, Parts, Rate, server
+from plateway.gateway import Limits, Parts, Rate, server, tokens
 from plateway.local.seaweed import PLAIN
 
 GENEROUS = Limits(token=Rate(1_000_000), address=Rate(1_000_000), failed=Rate(1_000_000))

@@ -14,9 +14,8 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from plateway import tokens
 from plateway.errors import Misconfigured
-from plateway.gateway import Parts, auth, create_app
+from plateway.gateway import Parts, auth, create_app, tokens
 from plateway.local.seaweed import PLAIN
 from tests.gateway.conftest import GENEROUS, Gateway, Start, running
 

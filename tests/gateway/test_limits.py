@@ -19,11 +19,11 @@ import httpx
 import psutil
 import pytest
 
-from plateway import tokens
 from plateway.errors import Misconfigured
-from plateway.gateway import Limits, Parts, Rate, create_app, serve, server
+from plateway.gateway import Limits, Parts, Rate, create_app, serve, server, tokens
 from plateway.gateway.access import read
-from plateway.gateway.limits import Rates, address, networks, payer
+from plateway.gateway.address_limits import address, limit_name, networks
+from plateway.gateway.rate_limits import Rates
 from plateway.store import open_store
 from tests.gateway.conftest import Gateway, Start
 
@@ -58,33 +58,33 @@ def clock(rates: Rates) -> Clock:
 def test_budgets(rates: Rates) -> None:
     """As many as the rate says come at once, then one after the other; each name has its own."""
     rate = Rate(10, 60)
-    assert [rates.take("a", rate) for _ in range(10)] == [0.0] * 10
-    assert rates.take("a", rate) == pytest.approx(6)
-    assert rates.take("b", rate) == 0
+    assert [rates.charge("a", rate) for _ in range(10)] == [0.0] * 10
+    assert rates.charge("a", rate) == pytest.approx(6)
+    assert rates.charge("b", rate) == 0
     clock(rates).now += 5.9
-    assert rates.take("a", rate) == pytest.approx(0.1)
+    assert rates.charge("a", rate) == pytest.approx(0.1)
     clock(rates).now += 0.2
-    assert [rates.take("a", rate) > 0 for _ in range(2)] == [False, True]
+    assert [rates.charge("a", rate) > 0 for _ in range(2)] == [False, True]
     clock(rates).now += 1000
-    assert [rates.take("a", rate) > 0 for _ in range(11)] == [False] * 10 + [True]
+    assert [rates.charge("a", rate) > 0 for _ in range(11)] == [False] * 10 + [True]
 
 
 def test_budgets_survive_a_restart_of_the_machine(rates: Rates) -> None:
     """A clock that begins again does not lock anybody out."""
     for _ in range(10):
-        rates.take("a", Rate(10, 60))
+        rates.charge("a", Rate(10, 60))
     clock(rates).now = 3.0
-    assert rates.take("a", Rate(10, 60)) == 0
+    assert rates.charge("a", Rate(10, 60)) == 0
 
 
 def test_budgets_of_a_crowd(rates: Rates) -> None:
     """A hundred thousand names fit; who asks much is not forgotten for them."""
     rate = Rate(10, 60)
     for _ in range(10):
-        rates.take("busy", rate)
+        rates.charge("busy", rate)
     for number in range(20_000):
-        rates.take(f"address {number}", rate)
-    assert rates.take("busy", rate) > 0
+        rates.charge(f"address {number}", rate)
+    assert rates.charge("busy", rate) > 0
 
 
 def test_budgets_are_shared_and_exact(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_budgets_are_shared_and_exact(tmp_path: Path) -> None:
     both = [Rates(tmp_path / "rates") for _ in range(4)]
 
     def ask(rates: Rates) -> int:
-        return sum(rates.take("a", Rate(100, 1e6)) == 0 for _ in range(100))
+        return sum(rates.charge("a", Rate(100, 1e6)) == 0 for _ in range(100))
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(ask, both)) == 100
@@ -122,8 +122,8 @@ def test_addresses_behind_proxies(peer: str | None, forwarded: str, told: str | 
 
 def test_a_customer_pays_once() -> None:
     """Addresses of one IPv6 network share a budget; an IPv4 address written as IPv6 is the same."""
-    assert payer("2001:db8::1") == payer("2001:db8::ffff:1") != payer("2001:db8:0:1::1")
-    assert payer("::ffff:192.0.2.1") == payer("192.0.2.1") != payer("192.0.2.2")
+    assert limit_name("2001:db8::1") == limit_name("2001:db8::ffff:1") != limit_name("2001:db8:0:1::1")
+    assert limit_name("::ffff:192.0.2.1") == limit_name("192.0.2.1") != limit_name("192.0.2.2")
 
 
 def limited(answer: httpx.Response) -> bool:
@@ -321,7 +321,7 @@ def test_refused_before_it_is_sent(start: Start) -> None:
 
 def test_slow_connections_are_given_up(start: Start) -> None:
     """200 clients that drip keep nobody waiting: health answers within 100 ms, and they are ended soon."""
-    gateway = start(limits=Limits(patience=1.0, slowest=1000, address=LAX, failed=LAX))
+    gateway = start(limits=Limits(body_grace=1.0, body_rate=1000, address=LAX, failed=LAX))
     gateway.client().close()
     head = f"PUT /objects/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.secrets['all']}\r\n"
     with ExitStack() as stack:
@@ -418,7 +418,7 @@ def test_silent_connections_of_one_address(start: Start, said: bytes) -> None:
 
 def test_silent_connections_of_many_addresses(start: Start) -> None:
     """However many addresses they come from: the largest crowd gives way to whoever asks."""
-    gateway = start(limits=Limits(address=LAX, token=LAX, connections=60, each=20, spare=4))
+    gateway = start(limits=Limits(address=LAX, token=LAX, connections=60, per_address=20, health_connections=4))
     gateway.client().close()
     with ExitStack() as stack:
         for number in range(10, 20):
@@ -437,7 +437,7 @@ def uploading(stack: ExitStack, gateway: Gateway, number: int, *, source: str) -
 
 def test_health_has_a_reserve(start: Start) -> None:
     """Where an address, or all together, have as many requests as may be, health and readiness are answered."""
-    limits = Limits(address=LAX, token=LAX, patience=60.0, connections=30, each=10, spare=4)
+    limits = Limits(address=LAX, token=LAX, body_grace=60.0, connections=30, per_address=10, health_connections=4)
     gateway = start(limits=limits)
     gateway.client().close()
     with ExitStack() as stack:
@@ -461,7 +461,7 @@ def test_health_has_a_reserve(start: Start) -> None:
 
 def test_a_trusted_proxy_may_have_more_connections(start: Start) -> None:
     """Its clients are told apart by what it says, and not by the connection."""
-    gateway = start(limits=Limits(address=LAX, connections=100, each=10), trusted=("127.0.0.1",))
+    gateway = start(limits=Limits(address=LAX, connections=100, per_address=10), trusted=("127.0.0.1",))
     gateway.client().close()
     with ExitStack() as stack:
         lines = silent(stack, gateway, 50, source="127.0.0.1")
@@ -485,7 +485,7 @@ def drip(gateway: Gateway, secret: str, lines: list[socket.socket], *, first: in
 
 def test_slow_uploads_of_one_token_block_no_other(start: Start) -> None:
     """Eight uploads at 1.1 KB/s with one token: another token's goes on, and they are ended within seconds."""
-    gateway = start(limits=Limits(address=LAX, token=LAX, patience=3.0, slack=3.0))
+    gateway = start(limits=Limits(address=LAX, token=LAX, body_grace=3.0, body_credit=3.0))
     gateway.client().close()
     slow = gateway.token("slow", "write")
     with ExitStack() as stack:
@@ -509,7 +509,7 @@ def test_slow_uploads_of_one_token_block_no_other(start: Start) -> None:
 
 def test_a_burst_buys_no_hours(start: Start) -> None:
     """Who sends much at once may not pause for as long as that would last at the lowest rate."""
-    gateway = start(limits=Limits(address=LAX, token=LAX, patience=1.0, slack=2.0, slowest=1024))
+    gateway = start(limits=Limits(address=LAX, token=LAX, body_grace=1.0, body_credit=2.0, body_rate=1024))
     gateway.client().close()
     with ExitStack() as stack:
         (line,) = silent(stack, gateway, 1, source="127.0.0.1")
@@ -521,7 +521,7 @@ def test_a_burst_buys_no_hours(start: Start) -> None:
 
 def test_slow_enough_is_not_too_slow(start: Start) -> None:
     """An upload that keeps to the rate arrives, however long it takes."""
-    gateway = start(limits=Limits(address=LAX, token=LAX, patience=0.5, slack=0.5, slowest=100 << 10))
+    gateway = start(limits=Limits(address=LAX, token=LAX, body_grace=0.5, body_credit=0.5, body_rate=100 << 10))
 
     def paced() -> Iterator[bytes]:
         beat = threading.Event()

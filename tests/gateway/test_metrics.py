@@ -138,7 +138,7 @@ def test_workers_add_up(tmp_path: Path) -> None:
     assert found[:3] == ("none", "GET", "2xx")
     assert sum(found.counts) == 2 * 2 * 500
     assert found.seconds == pytest.approx(2 * 2 * sum(number / 100 for number in range(500)))
-    durations.note("/elsewhere", "BREW", 200, 1)
+    durations.record("/elsewhere", "BREW", 200, 1)
     assert [one.method for one in durations.read()] == ["GET"]
 
 
@@ -148,7 +148,7 @@ def work(directory: Path) -> None:
 
     def count() -> None:
         for number in range(500):
-            durations.note("none", "GET", 200, number / 100)
+            durations.record("none", "GET", 200, number / 100)
             durations.flush()
 
     threads = [threading.Thread(target=count) for _ in range(2)]

@@ -28,11 +28,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from plateway import tokens
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.events import Ref
-from plateway.gateway import access
+from plateway.gateway import access, tokens
 from plateway.local import seaweed
 from plateway.local.seaweed import PLAIN
 from plateway.store import open_store

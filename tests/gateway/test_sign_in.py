@@ -13,9 +13,9 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 import pytest
 
-from plateway import settings, tokens
+from plateway import settings
 from plateway.catalog import Catalog
-from plateway.gateway import opening
+from plateway.gateway import opening, tokens
 from plateway.gateway.access import read
 from plateway.gateway.auth import COOKIE
 from plateway.local.seaweed import PLAIN

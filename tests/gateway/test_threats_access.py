@@ -13,8 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from plateway import tokens
-from plateway.gateway import auth, create_app
+from plateway.gateway import auth, create_app, tokens
 from plateway.local.seaweed import PLAIN
 from tests.gateway.sites import Site, paths, site
 

@@ -14,7 +14,7 @@ from plateway.bundle import Member
 from plateway.errors import NotFound, PlatewayError
 from plateway.events import Ref
 from plateway.gateway import auth, errors, events, images, pictures
-from plateway.gateway.access import note
+from plateway.gateway.access import request_info
 from plateway.gateway.images import Gallery
 from plateway.gateway.pages import rendering, timeline
 from plateway.gateway.pictures import Grid
@@ -59,7 +59,7 @@ def install(app: FastAPI, site: Site) -> None:
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         ledger, now = gallery.ledger(id, seen), site.catalog.now()
-        note(request.scope).key = ledger.event.key
+        request_info(request.scope).key = ledger.event.key
         bench = events.start_bench(site, ledger, probes=app.state.probes)
         members, problem = _members(gallery, ledger)
         earlier, later = around(site, ledger, seen)
@@ -86,7 +86,7 @@ def install(app: FastAPI, site: Site) -> None:
     def image(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         ledger, name = gallery.ledger(id, seen), _name(request)
-        note(request.scope).key = f"{ledger.event.key}/{name}"
+        request_info(request.scope).key = f"{ledger.event.key}/{name}"
         found = [_picture(ledger.ref, member) for member in gallery.contents(ledger, seconds=SECONDS).members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:

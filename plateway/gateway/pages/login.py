@@ -11,13 +11,12 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 
-from plateway import tokens
 from plateway.errors import NotFound
-from plateway.gateway import auth
-from plateway.gateway.access import note
+from plateway.gateway import auth, tokens
+from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.pages import rendering
-from plateway.tokens import Token
+from plateway.gateway.tokens import Token
 
 LONGEST = 4096  # bytes of the form
 LONG = 2048  # characters of where to go then
@@ -70,7 +69,7 @@ async def _sign_in(request: Request, code: str, to: str) -> Response:
         response = rendering.render(request, "login.html", status=problem.status, to=to, problem=text)
         response.headers.update(problem.headers)
         return response
-    note(request.scope).who = made.token.name
+    request_info(request.scope).who = made.token.name
     return _inside(request, made.token, made.secret, to)
 
 

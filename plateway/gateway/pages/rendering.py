@@ -21,7 +21,7 @@ from plateway import __version__
 from plateway.errors import NotFound, PlatewayError
 from plateway.gateway import auth, errors
 from plateway.gateway.errors import Problem
-from plateway.gateway.limits import POLICY
+from plateway.gateway.headers import POLICY
 from plateway.names import shown
 from plateway.pipeline.report import spoken_size
 
