@@ -2,7 +2,7 @@
 
 `compare` joins three streams in the order of their keys, each read once, and keeps nothing but the key it is at.
 `judge` decides about one key, and so also serves for a second look at it. Looking and acting are left to
-``pipeline.reconciliation``, which never believes a finding before it has looked at that one thing again.
+``pipeline.reconcile``, which never believes a finding before it has looked at that one thing again.
 
 Keys are compared as text: in Python that is the order of their UTF-8 bytes, in which S3 lists and the catalogue sorts.
 """

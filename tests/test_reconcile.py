@@ -29,7 +29,8 @@ from plateway.findings import (
 )
 from plateway.keys import MARKER_FILE
 from plateway.ledger import Account
-from plateway.pipeline import Reconciled, reconciliation
+from plateway.pipeline import Reconciled
+from plateway.pipeline.reconcile import spill
 from plateway.records import Export
 from plateway.store import Stat, open_store
 from plateway.store.directory import KEPT
@@ -761,7 +762,7 @@ def test_a_listing_in_another_order_is_brought_into_order(lab: Lab) -> None:
 
 def test_a_long_listing_is_sorted_on_disk(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long and in whatever order it comes, each key comes once and in its place."""
-    monkeypatch.setattr(reconciliation, "RUN", 10)
+    monkeypatch.setattr(spill, "RUN", 10)
 
     class Restless(Memory):
         def list(self, prefix: str = "") -> Iterator[Stat]:

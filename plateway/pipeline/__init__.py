@@ -31,8 +31,8 @@ from plateway.pipeline.read import Copy as Copy
 from plateway.pipeline.read import cat as cat
 from plateway.pipeline.rebuild import Rebuilt as Rebuilt
 from plateway.pipeline.rebuild import rebuild as rebuild
-from plateway.pipeline.reconciliation import Reconciled as Reconciled
-from plateway.pipeline.reconciliation import reconcile as reconcile
+from plateway.pipeline.reconcile import Reconciled as Reconciled
+from plateway.pipeline.reconcile import reconcile as reconcile
 from plateway.pipeline.register import Registered as Registered
 from plateway.pipeline.register import register as register
 from plateway.pipeline.relocate import relocate as relocate
