@@ -31,6 +31,7 @@ from rich.markup import escape
 
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
+from plateway.gateway.tokens import sign_in_link
 from plateway.instruments import format_duration
 from plateway.local import seaweed
 from plateway.local.project import PROJECT
@@ -53,7 +54,6 @@ from plateway.settings import (
     Settings,
     make_private,
 )
-from plateway.tokens import sign_in_link
 
 PORTS = "ports.json"
 DEMO = "demo.txt"  # in homes that `plateway demo` made
