@@ -1,9 +1,9 @@
 """One machine: everything that ``plateway up`` starts, on loopback, below one home.
 
-Says which parts there are, what each is told, and when it is ready; ``supervisor`` keeps them running. What the home
-holds afterwards: ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``gateway/``, ``logs/``,
-``ports.json`` (the next start takes the same), ``prefect.auth``, which Prefect asks for, and ``runtime.json`` by which
-commands in other terminals find the S3 server, Prefect and the gateway.
+Describes the parts, the environment of each, and when it is ready; ``supervisor`` keeps them running. The home then
+holds ``catalogue.db``, ``bench/``, ``s3/`` (data and keys), ``prefect/``, ``gateway/``, ``logs/``, ``ports.json``
+(reused by the next start), ``prefect.auth`` (the password of Prefect's API and UI), and ``runtime.json``, from which
+commands in other terminals read the addresses of the S3 server, Prefect and the gateway.
 Does not import Prefect: that takes seconds.
 """
 
@@ -57,15 +57,15 @@ from plateway.settings import (
 
 PORTS = "ports.json"
 DEMO = "demo.txt"  # in homes that `plateway demo` made
-OURS = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
+PRIVATE = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
 AUTH = "prefect.auth"  # user:password of Prefect's API and UI
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
-OBJECTS = "s3://plateway-objects"  # where the gateway keeps objects, beside our own S3 server
+OBJECTS = "s3://plateway-objects"  # bucket of the object API on the embedded S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
-FIRST = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 seen on busy ones
+FIRST_START = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 measured on busy ones
 
-# What a site may have set otherwise. Heartbeats: the least that Prefect takes, so that dead runs are found soon.
+# Defaults; the environment overrides them. The heartbeat is the shortest that Prefect accepts.
 TUNING = {
     "PREFECT_WORKER_QUERY_SECONDS": "0.5",
     "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
@@ -74,7 +74,7 @@ TUNING = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
 }
-# What would lead the parts to another server than ours.
+# Variables that would point the parts at another server.
 FOREIGN = (
     "PREFECT_API_KEY",
     "PREFECT_PROFILE",
@@ -85,7 +85,7 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class Embedded:
-    """The S3 server of the home: where it listens and its administrator."""
+    """The S3 server of the home: its data, ports and administrator."""
 
     data: Path
     listen: Mapping[str, int]
@@ -93,53 +93,53 @@ class Embedded:
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """Its S3 endpoint."""
         return f"http://127.0.0.1:{self.listen['s3']}"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is running, and what others need to work with it."""
+    """The running parts, and how to reach them."""
 
     settings: Settings  # with the embedded endpoint filled in
-    env: Mapping[str, str] = field(repr=False)  # for commands that should see the same
+    env: Mapping[str, str] = field(repr=False)  # for commands that work on the same site
     prefect_api_url: str
     prefect_ui: str
-    gateway: str  # where it is reached from here
-    endpoint: str | None  # the S3 server, ours or the configured one; None for other kinds of bucket
+    gateway: str  # its address on this machine
+    endpoint: str | None  # of S3, embedded or configured; None for other kinds of bucket
     supervisor: Supervisor = field(repr=False)
 
     def prefect_client(self) -> httpx.Client:
-        """Make a client of Prefect's API, with its credentials."""
+        """Return a client of Prefect's API, with its credentials."""
         return httpx.Client(base_url=self.prefect_api_url, auth=basic(self.env), timeout=60, trust_env=False)
 
     def alive(self) -> dict[str, bool]:
-        """Tell which parts are up and ready."""
+        """Report for each part whether it is running and ready."""
         return self.supervisor.alive()
 
     def pids(self) -> dict[str, int]:
-        """Tell the processes of the parts that are up."""
+        """Return the process id of each running part."""
         return self.supervisor.pids()
 
     def sign_in_link(self) -> str:
-        """Create a link that signs one browser in at the gateway."""
+        """Create a link that signs one browser in at the gateway, once, within 15 minutes."""
         return sign_in_link(self.settings.home, self.gateway, now=datetime.now(UTC))
 
     def watch(self) -> None:
-        """Wait until interrupted; parts that die meanwhile are started again."""
+        """Wait until interrupted; parts that end meanwhile are restarted."""
         self.supervisor.watch()
 
 
 def up(settings: Settings, console: Console) -> int:
     """Run everything until Ctrl-C or SIGTERM, and return the exit code."""
     try:
-        _unambiguous(settings)
-        adopt(settings.home.absolute())
+        _refuse_ambiguous_endpoint(settings)
+        unmark_demo(settings.home.absolute())
         with bring_up(settings, console) as parts:
             console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
             console.print(f"Sign in     {parts.sign_in_link()} (once, within 15 minutes)", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
-            console.print(f"for others  export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
+            console.print(f"Clients     export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
             auth = shlex.quote(str(parts.settings.home / AUTH))
             console.print(f'            export PREFECT_API_AUTH_STRING="$(cat {auth})"', soft_wrap=True)
             console.print("Ctrl-C stops everything.")
@@ -152,8 +152,8 @@ def up(settings: Settings, console: Console) -> int:
     return 0
 
 
-def adopt(home: Path) -> None:
-    """Make a demo's home a site's: what it holds from now on is not for a demo to purge.
+def unmark_demo(home: Path) -> None:
+    """Remove the mark of a demo from a home, so that no demo uses it, and purges what is in it, again.
 
     Raises:
         Busy: another process runs on this home.
@@ -163,29 +163,29 @@ def adopt(home: Path) -> None:
             (home / DEMO).unlink(missing_ok=True)
 
 
-def _unambiguous(settings: Settings) -> None:
-    """Refuse to guess where a site's images should go.
+def _refuse_ambiguous_endpoint(settings: Settings) -> None:
+    """Refuse to choose between AWS and the embedded server for a key without an endpoint.
 
     Raises:
-        Misconfigured: there is a key for S3, but nobody said where that is.
+        Misconfigured: an S3 key is configured, and no endpoint.
     """
     key = next((name for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE") if os.environ.get(name)), None)
     if (
         key
         and settings.bucket_url.startswith("s3://")
-        and settings.endpoint_url in {None, _last_endpoint(settings.home)}
+        and settings.endpoint_url in {None, _read_last_endpoint(settings.home)}
     ):
         raise Misconfigured(
-            f"{key} is set and AWS_ENDPOINT_URL is not: name the endpoint (https://s3.<region>.amazonaws.com for AWS), "
+            f"{key} is set and AWS_ENDPOINT_URL is not: set the endpoint (https://s3.<region>.amazonaws.com for AWS), "
             f"or unset {key} to use the S3 server of the home"
         )
 
 
 @contextmanager
 def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
-    """Start everything, saying a line for each part; stop it at the end of ``with``. For the main thread.
+    """Start everything, print a line for each part, and stop it at the end of ``with``. For the main thread.
 
-    SIGTERM and SIGHUP arrive as KeyboardInterrupt meanwhile.
+    SIGTERM and SIGHUP raise KeyboardInterrupt meanwhile.
 
     Raises:
         Busy: another process runs on this home.
@@ -193,48 +193,51 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
     """
     home = settings.home.absolute()
     make_private(home)
-    say = partial(_say, console)
+    report = partial(_print_line, console)
     with claim(home):
         close_home(home)
         if left := take_over(home):
-            say(f"[yellow]![/] ended {left} processes that an earlier start had left")
-        listen = _ports(home, settings)
-        s3 = _embedded(settings, home, listen["s3"])
-        told = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
+            report(f"[yellow]![/] ended {left} processes of an earlier start")
+        listen = _choose_ports(home, settings)
+        s3 = _prepare_storage(settings, home, listen["s3"])
+        resolved = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
         if not (home / AUTH).exists():
             read_auth(home)
-            say(f"Prefect's UI and API ask for a password: it is in {AUTH} in the home")
-        parts = partial(Parts, **announce(told, s3, listen["prefect"]["http"]))
-        env = environment(told, parts.keywords["prefect_api_url"])
-        make_private(told.root) if told.root.is_relative_to(home) else told.root.mkdir(parents=True, exist_ok=True)
+            report(f"Prefect's UI and API require a password: it is in {AUTH} in the home")
+        parts = partial(Parts, **write_runtime(resolved, s3, listen["prefect"]["http"]))
+        env = environment(resolved, parts.keywords["prefect_api_url"])
+        if resolved.root.is_relative_to(home):
+            make_private(resolved.root)
+        else:
+            resolved.root.mkdir(parents=True, exist_ok=True)
         try:
-            with Supervisor(home, plan(told, s3, env), say) as supervisor:
+            with Supervisor(home, plan(resolved, s3, env), report) as supervisor:
                 close_home(home)
-                yield parts(settings=told, env=env, supervisor=supervisor)
+                yield parts(settings=resolved, env=env, supervisor=supervisor)
         finally:
             close_home(home)
 
 
 def close_home(home: Path) -> None:
-    """Take from others what they may read in the home; bench and archive are the site's to share.
+    """Remove the permissions of other accounts in the home, but for bench and archive, which a site may share.
 
-    Earlier versions left it to the umask; Prefect copies its UI with modes, SeaweedFS writes ``*.vif`` with its own.
+    Earlier versions relied on the umask; Prefect copies its UI with modes, SeaweedFS writes ``*.vif`` with its own.
     """
-    ours = [home, *(path for path in home.iterdir() if path.is_file())]
-    ours += [path for name in OURS for path in ((home / name), *(home / name).rglob("*"))]
-    for path in ours:
-        with suppress(OSError):  # gone meanwhile, or another account's
+    paths = [home, *(path for path in home.iterdir() if path.is_file())]
+    paths += [path for name in PRIVATE for path in ((home / name), *(home / name).rglob("*"))]
+    for path in paths:
+        with suppress(OSError):  # removed meanwhile, or owned by another account
             if not path.is_symlink() and (mode := stat.S_IMODE(path.stat().st_mode)) & OTHERS:
                 path.chmod(mode & ~OTHERS)
 
 
-def _say(console: Console, site: str) -> None:
-    with suppress(OSError):  # a terminal that has gone must not keep us from stopping in order
-        console.print(site, soft_wrap=True, highlight=False)
+def _print_line(console: Console, line: str) -> None:
+    with suppress(OSError):  # a closed terminal must not prevent an orderly stop
+        console.print(line, soft_wrap=True, highlight=False)
 
 
-def _ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:
-    """Choose the ports of the home, those of last time where they are free, and keep them."""
+def _choose_ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:
+    """Choose the ports of the home, those of the last start where they are free, and record them."""
     file = home / PORTS
     last: dict[str, dict[str, int]] = json.loads(file.read_text()) if file.exists() else {}
     chosen = {"s3": seaweed.ports(last.get("s3"))}
@@ -244,14 +247,14 @@ def _ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:
         drawn = (port for port in seaweed.ports().values() if port not in taken)
         chosen[name] = {"http": http if http and http not in taken and seaweed.free(http) else next(drawn)}
     if "serve_port" in settings.model_fields_set and settings.serve_port:
-        chosen["gateway"] = {"http": settings.serve_port}  # it is said where it is to be
+        chosen["gateway"] = {"http": settings.serve_port}  # explicitly configured
     replace(file, chosen)
     return chosen
 
 
-def _embedded(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embedded | None:
-    """Prepare the S3 server of the home, unless the bucket is somewhere else."""
-    if not settings.bucket_url.startswith("s3://") or settings.endpoint_url not in {None, _last_endpoint(home)}:
+def _prepare_storage(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embedded | None:
+    """Prepare the S3 server of the home; return None if the bucket is elsewhere."""
+    if not settings.bucket_url.startswith("s3://") or settings.endpoint_url not in {None, _read_last_endpoint(home)}:
         return None
     data = home / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
@@ -259,8 +262,8 @@ def _embedded(settings: Settings, home: Path, listen: Mapping[str, int]) -> Embe
     return Embedded(data, listen, seaweed.enroll(data / seaweed.CONFIG))
 
 
-def _last_endpoint(home: Path) -> str | None:
-    """Tell what the settings may have read from the runtime file of an earlier start: nobody configured that."""
+def _read_last_endpoint(home: Path) -> str | None:
+    """Read the endpoint in the runtime file of an earlier start: settings with this value were not configured."""
     try:
         last: dict[str, Any] = json.loads((home / RUNTIME).read_text())["settings"]
     except FileNotFoundError:
@@ -269,7 +272,7 @@ def _last_endpoint(home: Path) -> str | None:
 
 
 def resolve(settings: Settings, s3: Embedded | None) -> Settings:
-    """Fill in the embedded endpoint and its key, and make paths hold from any directory."""
+    """Fill in the embedded endpoint and its key, and make paths absolute."""
     paths = {
         name: value.absolute()
         for name in type(settings).model_fields
@@ -288,22 +291,22 @@ def resolve(settings: Settings, s3: Embedded | None) -> Settings:
         if s3
         else {}
     )
-    return settings.model_copy(update=paths | _archives(settings) | ours)
+    return settings.model_copy(update=paths | _resolve_archives(settings) | ours)
 
 
-def _archives(settings: Settings) -> dict[str, str]:
-    """Make archive places that are paths hold from any directory."""
+def _resolve_archives(settings: Settings) -> dict[str, str]:
+    """Make archive locations that are paths absolute."""
     named = {name: getattr(settings, name) for name in ("archive_inbox", "archive_target")}
     return {name: str(Path(url).absolute()) for name, url in named.items() if url and "://" not in url}
 
 
-def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, Any]:
+def write_runtime(settings: Settings, s3: Embedded | None, port: int) -> dict[str, Any]:
     """Write the runtime file (mode 0600), and return the addresses in it."""
     secret = settings.secret_access_key.get_secret_value() if settings.secret_access_key else None
-    found = {
+    addresses = {
         "prefect_api_url": f"http://127.0.0.1:{port}/api",
         "prefect_ui": f"http://127.0.0.1:{port}",
-        "gateway": _url(settings),
+        "gateway": _format_gateway_url(settings),
         "endpoint": settings.endpoint_url if settings.bucket_url.startswith("s3://") else None,
     }
     ours = (
@@ -318,17 +321,17 @@ def announce(settings: Settings, s3: Embedded | None, port: int) -> dict[str, An
         else {}
     )
     shown = {
-        "prefect_api_url": found["prefect_api_url"],
-        "prefect_ui": found["prefect_ui"],
-        "gateway": found["gateway"],
-        "s3_endpoint": found["endpoint"],
+        "prefect_api_url": addresses["prefect_api_url"],
+        "prefect_ui": addresses["prefect_ui"],
+        "gateway": addresses["gateway"],
+        "s3_endpoint": addresses["endpoint"],
     }
     replace(settings.home / RUNTIME, {"settings": ours, **shown})
-    return found
+    return addresses
 
 
 def read_auth(home: Path) -> str:
-    """Read what Prefect's API and UI ask for, ``user:password``; made when it is first read (mode 0600)."""
+    """Read the credentials of Prefect's API and UI, ``user:password``; the first call creates them (mode 0600)."""
     file = home / AUTH
     if not file.exists():
         make_private(home)
@@ -337,20 +340,20 @@ def read_auth(home: Path) -> str:
 
 
 def basic(env: Mapping[str, str]) -> httpx.BasicAuth:
-    """Read from the environment of the parts what Prefect's API asks for."""
+    """Return the credentials of Prefect's API from the environment of the parts."""
     user, _, password = env["PREFECT_API_AUTH_STRING"].partition(":")
     return httpx.BasicAuth(user, password)
 
 
-def _url(settings: Settings) -> str:
-    """Say where the gateway is reached from this machine."""
+def _format_gateway_url(settings: Settings) -> str:
+    """Return the address of the gateway on this machine."""
     host = EVERYWHERE.get(settings.serve_host, settings.serve_host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve_port}"
 
 
 def environment(settings: Settings, api: str) -> dict[str, str]:
-    """Say what the parts are told: our environment, the settings as resolved here, and where Prefect is."""
-    ours = {name for names in _names(settings).values() for name in names}
+    """Return the environment of the parts: this process's, the resolved settings, and the address of Prefect."""
+    ours = {name for names in _list_variables(settings).values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in {*ours, *FOREIGN}}
     proxies = {name: ",".join(filter(None, [os.environ.get(name), LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
     prefect = {
@@ -359,28 +362,27 @@ def environment(settings: Settings, api: str) -> dict[str, str]:
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),  # else it writes to its package
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),  # by default inside its package
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
         "PLATEWAY_PROJECT": str(PROJECT),
-        ENV_FILE: "",  # what is not set here is not set
+        ENV_FILE: "",  # no .env file: all settings are here
         "PYTHONUNBUFFERED": "1",
     }
-    return TUNING | inherited | proxies | prefect | exported(settings)
+    return TUNING | inherited | proxies | prefect | format_settings(settings)
 
 
-def exported(settings: Settings) -> dict[str, str]:
-    """Spell every setting that has a value as environment variables, under each of its names."""
-    known = {field: getattr(settings, field) for field in _names(settings)}
+def format_settings(settings: Settings) -> dict[str, str]:
+    """Format every setting that has a value as environment variables, under each of its names."""
     return {
-        name: spell(known[field])
-        for field, names in _names(settings).items()
+        name: format_value(value)
+        for field, names in _list_variables(settings).items()
+        if (value := getattr(settings, field)) is not None
         for name in names
-        if known[field] is not None
     }
 
 
-def _names(settings: Settings) -> dict[str, list[str]]:
+def _list_variables(settings: Settings) -> dict[str, list[str]]:
     """List each setting's environment variables."""
     aliases = {name: about.validation_alias for name, about in type(settings).model_fields.items()}
     return {
@@ -391,8 +393,8 @@ def _names(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def spell(value: object) -> str:
-    """Write a setting's value the way it is read."""
+def format_value(value: object) -> str:
+    """Format a setting's value as an environment variable is parsed."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, timedelta):
@@ -401,19 +403,19 @@ def spell(value: object) -> str:
 
 
 def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> list[Part | Step]:
-    """List the parts; those that wait for nothing start at once."""
-    found: list[Part | Step] = [prefect(settings, env)]
+    """List the parts and steps; those without predecessors start at once."""
+    first: list[Part | Step] = [prefect(settings, env)]
     before = ["prefect", "catalogue"]
     if s3 is not None:
         urls = (settings.bucket_url, settings.objects_url or "")
         buckets = {url.removeprefix("s3://").partition("/")[0]: None for url in urls if url.startswith("s3://")}
-        found += [storage(s3), Step("bucket", "Buckets", partial(_create, s3, list(buckets)), after=("s3",))]
+        first += [storage(s3), Step("bucket", "Buckets", partial(_create_buckets, s3, list(buckets)), after=("s3",))]
         before.append("bucket")
-    found.append(Step("catalogue", "Catalogue", partial(_migrate, settings)))
+    first.append(Step("catalogue", "Catalogue", partial(_upgrade_catalog, settings)))
     parts = [provision(env), worker(settings, env, before), sensor(settings, env, before)]
     parts.append(gateway(settings, env, [part for part in before if part != "prefect"]))
     servers = {"amqp": settings.amqp_url, "redis": settings.redis_url}
-    return [*found, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url)]
+    return [*first, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url)]
 
 
 def storage(s3: Embedded) -> Part:
@@ -426,14 +428,14 @@ def storage(s3: Embedded) -> Part:
         directory=s3.data,
         where=s3.url,
         ready=lambda _: seaweed.ready(s3.url),
-        patience=seaweed.START,
-        farewell=seaweed.STOP,
+        ready_within=seaweed.START,
+        stop_within=seaweed.STOP,
         umask=OTHERS,
     )
 
 
 def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
-    """Describe the Prefect server: as ``prefect server start`` runs it, a second sooner, and closed to strangers."""
+    """Describe the Prefect server: as ``prefect server start`` runs it, but a second faster, and with a password."""
     ui = env["PREFECT_API_URL"].removesuffix("/api")
     port = ui.rpartition(":")[2]
     named = urlsplit(settings.prefect_ui_url or ui)
@@ -449,7 +451,7 @@ def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
         ],
         environment={
             **env,
-            "PREFECT_CLIENT_MAX_RETRIES": "20",  # soon after each other, see deployments.server
+            "PREFECT_CLIENT_MAX_RETRIES": "20",  # with short pauses, see deployments.server
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": port,
             "PREFECT_SERVER_API_AUTH_STRING": env["PREFECT_API_AUTH_STRING"],
@@ -458,14 +460,14 @@ def prefect(settings: Settings, env: Mapping[str, str]) -> Part:
         },
         directory=PROJECT,
         where=ui,
-        ready=lambda _: _answers(f"{ui}/api/health"),
-        patience=FIRST,
+        ready=lambda _: _probe_url(f"{ui}/api/health"),
+        ready_within=FIRST_START,
         umask=OTHERS,
     )
 
 
 def provision(env: Mapping[str, str]) -> Part:
-    """Describe what puts pool, blocks, deployments and automations onto the server; it waits for that by itself."""
+    """Describe the provisioning of pool, blocks, deployments and automations; it waits for the server by itself."""
     return Part(
         name="provision",
         title="Provisioning",
@@ -473,14 +475,14 @@ def provision(env: Mapping[str, str]) -> Part:
         environment=env,
         directory=PROJECT,
         where="pool, blocks, deployments",
-        patience=2 * FIRST,
+        ready_within=2 * FIRST_START,
         umask=OTHERS,
         once=True,
     )
 
 
 def worker(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
-    """Describe the worker; where it can know the pool's type, it comes up while provisioning still goes on."""
+    """Describe the worker; if the type of the pool is known, it starts before provisioning has ended."""
     pool = settings.work_pool
     known = pool in TYPES
     workers = f"{env['PREFECT_API_URL']}/work_pools/{pool}/workers/filter"
@@ -495,12 +497,12 @@ def worker(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
         directory=PROJECT,
         after=tuple(before) if known else (*before, "provision"),
         where=f"work pool {pool}",
-        ready=lambda since: _polls(workers, since, auth=basic(env)),
+        ready=lambda since: _probe_worker(workers, since, auth=basic(env)),
     )
 
 
 def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
-    """Describe the file sensor; its first hint needs the automation."""
+    """Describe the file sensor; it starts after provisioning, because its first hint needs the automation."""
     return Part(
         name="sensor",
         title="File sensor",
@@ -509,13 +511,13 @@ def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
         directory=PROJECT,
         after=(*before, "provision"),
         where=settings.root.name,
-        farewell=5,
+        stop_within=5,
     )
 
 
 def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
-    """Describe the gateway: it goes on whatever Prefect does."""
-    url = _url(settings)
+    """Describe the gateway; it does not depend on Prefect."""
+    url = _format_gateway_url(settings)
     return Part(
         name="gateway",
         title="Gateway",
@@ -524,14 +526,14 @@ def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -
         directory=PROJECT,
         after=tuple(before),
         where=url,
-        ready=lambda _: _answers(f"{url}/health"),  # what it lacks, like a good tokens file, holds nobody else up
-        farewell=20,  # half of it for requests that are under way
+        ready=lambda _: _probe_url(f"{url}/health"),  # other problems, like a damaged tokens file, delay no other part
+        stop_within=20,  # half of it for running requests
         umask=OTHERS,
     )
 
 
 def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
-    """Describe a bridge to a message server of the site; whether that server is there is the bridge's business."""
+    """Describe a bridge to a message server of the site; it starts even if that server does not answer."""
     return Part(
         name=kind,
         title=f"Bridge {kind}",
@@ -543,27 +545,27 @@ def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
     )
 
 
-def _create(s3: Embedded, buckets: Sequence[str]) -> str:
+def _create_buckets(s3: Embedded, buckets: Sequence[str]) -> str:
     for bucket in buckets:
         seaweed.create(s3.url, bucket, s3.admin)
     return ", ".join(buckets)
 
 
-def _migrate(settings: Settings) -> str:
+def _upgrade_catalog(settings: Settings) -> str:
     with closing(Catalog(settings.catalog_url)) as catalog:
         catalog.upgrade()
         return f"revision {catalog.current()}"
 
 
-def _answers(url: str) -> bool:
+def _probe_url(url: str) -> bool:
     try:
         return httpx.get(url, timeout=1, trust_env=False, verify=PLAIN).is_success
     except httpx.TransportError:
         return False
 
 
-def _polls(workers: str, since: float, *, auth: httpx.Auth | None = None) -> bool:
-    """Tell whether our worker has reported to the pool since then (seconds since the epoch)."""
+def _probe_worker(workers: str, since: float, *, auth: httpx.Auth | None = None) -> bool:
+    """Return whether our worker has sent a heartbeat to the pool since then (seconds since the epoch)."""
     try:
         answer = httpx.post(workers, json={}, timeout=2, trust_env=False, verify=PLAIN, auth=auth)
     except httpx.TransportError:

@@ -33,18 +33,18 @@ LOCK = "up.lock"
 RECORD = "parts.json"
 LOGS = "logs"
 HOME = "PLATEWAY_HOME"  # in the environment of every part and its descendants
-ATTEMPTS = 3  # to start a part at first; later it is tried for ever
+ATTEMPTS = 3  # first starts of a part; one that was ready once is restarted for ever
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each start after the last good one
 STEADY = 60.0  # seconds after which a start counts as good
-LEFTOVERS = 15.0  # seconds that what a killed start left has for ending by itself
+LEFTOVERS = 15.0  # seconds until processes that a killed start left are killed
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]  # prints one line
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A process to keep running, or, with ``once``, to run to its end before others start."""
+    """A process to keep running or, with ``once``, to run to its end."""
 
     name: str
     title: str
@@ -52,17 +52,17 @@ class Part:
     environment: Mapping[str, str]
     directory: Path
     after: tuple[str, ...] = ()
-    where: str = ""  # said when it is ready
-    ready: Callable[[float], bool] = lambda _: True  # asked with the time of its start, seconds since the epoch
-    patience: float = 120.0  # seconds until it must be ready
-    farewell: float = 15.0  # seconds it has for ending when asked
+    where: str = ""  # printed when it is ready
+    ready: Callable[[float], bool] = lambda _: True  # called with the time of its start, seconds since the epoch
+    ready_within: float = 120.0  # seconds; then it is restarted
+    stop_within: float = 15.0  # seconds from SIGTERM to SIGKILL
     once: bool = False
-    umask: int = -1  # as ours
+    umask: int = -1  # inherited
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something to be done here between the starts of processes; what it returns is said."""
+    """A function to call between the starts of processes; its result is printed."""
 
     name: str
     title: str
@@ -72,51 +72,51 @@ class Step:
 
 @dataclass
 class Child:
-    """One part and how it is doing."""
+    """One part and the state of its process."""
 
     part: Part
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0  # monotonic seconds of the current start
     epoch: float = 0.0
-    due: float = 0.0  # monotonic seconds before which it is not started again
-    starts: int = 0  # since the last good one
+    due: float = 0.0  # monotonic seconds of its next start
+    starts: int = 0  # since the last start that lasted
     ready: bool = False
-    proven: bool = False  # was ready once
+    proven: bool = False  # has been ready once
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process is running."""
         return self.process is not None and self.process.poll() is None
 
 
 def members(pid: int, created: float, home: Path) -> list[psutil.Process]:
-    """Find the processes of a recorded session: its leader and what the leader started.
+    """List the processes of a recorded session: its leader and their descendants.
 
-    The number of a process may have gone to a stranger: then its start differs, and nothing of the session is left. A
-    session whose leader has gone is ours if its processes carry our home in their environment.
+    A process id may have been reused: then the time of its start differs, and nothing of the session is left. If the
+    leader has ended, the session is ours if its processes have our home in their environment.
     """
     with suppress(psutil.NoSuchProcess):
         if abs(psutil.Process(pid).create_time() - created) > 1:
             return []
-    return [each for each in psutil.process_iter() if _session(each.pid) == pid and _carries(each, home)]
+    return [each for each in psutil.process_iter() if _read_session_id(each.pid) == pid and _has_home(each, home)]
 
 
-def _session(pid: int) -> int:
+def _read_session_id(pid: int) -> int:
     try:
         return os.getsid(pid)
-    except OSError:  # gone, or not to be seen
+    except OSError:  # ended, or not visible
         return -1
 
 
-def _carries(process: psutil.Process, home: Path) -> bool:
+def _has_home(process: psutil.Process, home: Path) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(HOME) == str(home)
-    except psutil.Error:  # gone, or somebody else's
+    except psutil.Error:  # ended, or owned by another account
         return False
 
 
 def end(processes: Sequence[psutil.Process], patience: float) -> None:
-    """Ask processes that are not ours to wait for to end, then kill what is left."""
+    """Terminate processes that are no children of ours; kill those that still run after ``patience`` seconds."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -128,17 +128,17 @@ def end(processes: Sequence[psutil.Process], patience: float) -> None:
 
 
 def take_over(home: Path, *, patience: float = LEFTOVERS) -> int:
-    """End what a killed start on this home left running, and say how many processes that were."""
+    """End the processes that a killed start on this home left, and return their number."""
     record = home / RECORD
-    known = json.loads(record.read_text()) if record.exists() else []
-    left = [process for each in known for process in members(each["pid"], each["created"], home)]
+    recorded = json.loads(record.read_text()) if record.exists() else []
+    left = [process for each in recorded for process in members(each["pid"], each["created"], home)]
     end(left, patience)
     record.unlink(missing_ok=True)
     return len(left)
 
 
 def replace(path: Path, value: object) -> None:
-    """Write JSON that only we can read, whole or not at all."""
+    """Write a JSON file that only its owner can read (mode 0600), whole or not at all."""
     write_private(path, json.dumps(value))
 
 
@@ -155,10 +155,10 @@ def write_private(path: Path, content: str) -> None:
 
 @contextmanager
 def claim(home: Path) -> Iterator[None]:
-    """Hold the home for this process; the lock goes with the process, however it ends.
+    """Lock the home for this process; the lock ends with the process, however that ends.
 
     Raises:
-        Busy: another process holds it; says which.
+        Busy: another process holds the lock; the message has its id.
     """
     with os.fdopen(os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         try:
@@ -172,16 +172,16 @@ def claim(home: Path) -> Iterator[None]:
 
 
 class Supervisor:
-    """Keeps parts running in a thread of its own, from ``with`` to its end; needs the home claimed.
+    """Keeps parts running in a thread of its own, from ``with`` to its end; the caller holds the lock of the home.
 
     Raises, on entering:
         Unavailable: a part did not start.
     """
 
-    def __init__(self, home: Path, parts: Sequence[Part | Step], say: Say, *, logs: Limits | None = None) -> None:
+    def __init__(self, home: Path, parts: Sequence[Part | Step], report: Report, *, logs: Limits | None = None) -> None:
         self._home = home
         self._logs, self._began = logs or Limits(), time.time()
-        self._say = say
+        self._report = report
         self._children = {part.name: Child(part) for part in parts if isinstance(part, Part)}
         self._steps = [part for part in parts if isinstance(part, Step)]
         self._done: set[str] = set()
@@ -190,47 +190,47 @@ class Supervisor:
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._settled, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="supervisor")
+        self._thread = threading.Thread(target=self._run_thread, name="supervisor")
         self._handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> Supervisor:
-        self._handle(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
+        self._install_handler(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
         try:
             self._thread.start()
             while not self._settled.wait(0.2):
                 pass
-            self._check()
+            self._raise_error()
         except BaseException:
-            self._leave()
+            self._shut_down()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        self._shut_down()
 
     def alive(self) -> dict[str, bool]:
-        """Tell which parts are up and ready."""
+        """Report for each part whether it is running and ready."""
         return {name: child.ready and child.alive for name, child in self._children.items() if not child.part.once}
 
     def pids(self) -> dict[str, int]:
-        """Tell the processes of the parts that are up."""
+        """Return the process id of each running part."""
         return {name: child.process.pid for name, child in self._children.items() if child.process and child.alive}
 
     def watch(self) -> None:
-        """Wait until interrupted; parts that die meanwhile are started again."""
-        while not self._over.wait(0.5):  # an interrupted join would take the thread for ended (Python before 3.13)
+        """Wait until interrupted; parts that end meanwhile are restarted."""
+        while not self._over.wait(0.5):  # an interrupted join would count the thread as ended (Python before 3.13)
             pass
-        self._check()
+        self._raise_error()
 
-    def _check(self) -> None:
+    def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _leave(self) -> None:
-        """Stop everything; a second signal meanwhile means at once."""
-        self._handle(lambda *_: self._hurry.set(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    def _shut_down(self) -> None:
+        """Stop everything; a second signal meanwhile kills what still runs."""
+        self._install_handler(lambda *_: self._hurry.set(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._stop.set()
         if self._thread.ident is not None:
             self._over.wait()
@@ -238,24 +238,24 @@ class Supervisor:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _handle(self, handler: Handler, *numbers: int) -> None:
-        """Take over signals, unless whoever started us has them ignored."""
+    def _install_handler(self, handler: Handler, *numbers: int) -> None:
+        """Install signal handlers, but not for signals that were ignored at the start."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers.setdefault(number, signal.signal(number, handler))
 
-    def _run(self) -> None:
+    def _run_thread(self) -> None:
         try:
-            self._keep()
-        except BaseException as error:  # noqa: BLE001 - raised again where somebody waits for this thread
+            self._keep_running()
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self._error = error
         finally:
             self._settled.set()
             self._over.set()
 
-    def _keep(self) -> None:
+    def _keep_running(self) -> None:
         try:
             while not self._stop.is_set():
                 self._advance()
@@ -263,28 +263,28 @@ class Supervisor:
                     self._settled.set()
                 self._stop.wait(0.1)
         finally:
-            self._end()
+            self._stop_parts()
 
     def _advance(self) -> None:
-        """Look at everything once and do what is due."""
+        """Check every part and step once; start, restart or run those that are due."""
         for child in self._children.values():
-            rotate(self._log(child.part), self._logs, since=self._began, now=time.time())
+            rotate(self._log_path(child.part), self._logs, since=self._began, now=time.time())
             if child.process is None:
                 if self._done.issuperset(child.part.after) and time.monotonic() >= child.due:
-                    self._start(child)
+                    self._start_part(child)
             elif not (child.part.once and child.ready):
-                self._look(child)
+                self._check_part(child)
         for step in self._steps:
             if step.name not in self._done and self._done.issuperset(step.after):
                 began = time.monotonic()
-                said = step.run()
-                self._note(step.name, step.title, said, time.monotonic() - began)
+                result = step.run()
+                self._record_done(step.name, step.title, result, time.monotonic() - began)
 
-    def _start(self, child: Child) -> None:
+    def _start_part(self, child: Child) -> None:
         part = child.part
         child.began, child.epoch, child.ready = time.monotonic(), time.time(), False
         child.starts += 1
-        with open_log(self._log(part)) as log:
+        with open_log(self._log_path(part)) as log:
             child.process = subprocess.Popen(
                 parent_death.wrap(*part.command),
                 cwd=part.directory,
@@ -297,64 +297,64 @@ class Supervisor:
             )
         if part.name not in self._started:
             self._started.append(part.name)
-        self._enter(child.process.pid)
+        self._record_session(child.process.pid)
 
-    def _log(self, part: Part) -> Path:
+    def _log_path(self, part: Part) -> Path:
         return self._home / LOGS / f"{part.name}.log"
 
-    def _enter(self, pid: int) -> None:
-        """Record a session, and forget those that have ended."""
-        still = [each for each in self._sessions if members(each["pid"], each["created"], self._home)]
-        self._sessions = [*still, {"pid": pid, "created": psutil.Process(pid).create_time()}]
+    def _record_session(self, pid: int) -> None:
+        """Record a session, and remove the sessions that have ended from the record."""
+        running = [each for each in self._sessions if members(each["pid"], each["created"], self._home)]
+        self._sessions = [*running, {"pid": pid, "created": psutil.Process(pid).create_time()}]
         replace(self._home / RECORD, self._sessions)
 
-    def _look(self, child: Child) -> None:
+    def _check_part(self, child: Child) -> None:
         part, age = child.part, time.monotonic() - child.began
         code = child.process.poll() if child.process else None
         if code is not None and not (part.once and code == 0):
-            self._again(child, f"ended with {code}")
+            self._schedule_restart(child, f"ended with {code}")
         elif not child.ready and (code == 0 if part.once else part.ready(child.epoch)):
             child.ready = child.proven = True
-            self._note(part.name, part.title, part.where, age)
-        elif not child.ready and age > part.patience:
-            self._part(child)
-            self._again(child, f"was not ready after {part.patience:.0f} s")
+            self._record_done(part.name, part.title, part.where, age)
+        elif not child.ready and age > part.ready_within:
+            self._stop_part(child)
+            self._schedule_restart(child, f"was not ready after {part.ready_within:.0f} s")
         elif child.ready and age > STEADY:
             child.starts = 0
 
-    def _again(self, child: Child, what: str) -> None:
-        """Plan the next start of a part that failed.
+    def _schedule_restart(self, child: Child, what: str) -> None:
+        """Schedule the next start of a part that failed.
 
         Raises:
-            Unavailable: it never worked, and was tried often enough.
+            Unavailable: it has never been ready, and this was its last attempt.
         """
-        part, see = child.part, f"see {LOGS}/{child.part.name}.log"
+        part, log = child.part, f"see {LOGS}/{child.part.name}.log"
         if not child.proven and child.starts >= ATTEMPTS:
-            raise Unavailable(f"{part.title} {what} while starting, {child.starts} times: {see} in {self._home.name}")
+            raise Unavailable(f"{part.title} {what} while starting, {child.starts} times: {log} in {self._home.name}")
         pause = BACKOFF[min(max(child.starts, 1), len(BACKOFF)) - 1]
         child.process, child.ready, child.due = None, False, time.monotonic() + pause
-        self._say(f"[yellow]![/] {part.title:<14} {what}, starting again in {pause:g} s; {see}")
+        self._report(f"[yellow]![/] {part.title:<14} {what}, restarting in {pause:g} s; {log}")
 
-    def _note(self, name: str, title: str, said: str, seconds: float) -> None:
+    def _record_done(self, name: str, title: str, result: str, seconds: float) -> None:
         self._done.add(name)
-        self._say(f"[green]✓[/] {title:<14} {said:<28} [dim]{seconds:5.1f} s[/]")
+        self._report(f"[green]✓[/] {title:<14} {result:<28} [dim]{seconds:5.1f} s[/]")
 
-    def _end(self) -> None:
-        """Stop the parts in reverse order, each with all it started."""
+    def _stop_parts(self) -> None:
+        """Stop the parts in reverse order of their starts, each with its descendants."""
         began = time.monotonic()
         for name in reversed(self._started):
-            self._part(self._children[name])
+            self._stop_part(self._children[name])
         for each in self._sessions:
             end(members(each["pid"], each["created"], self._home), 3)
         (self._home / RECORD).unlink(missing_ok=True)
-        self._say(f"[dim]stopped {', '.join(reversed(self._started))} in {time.monotonic() - began:.1f} s[/]")
+        self._report(f"[dim]stopped {', '.join(reversed(self._started))} in {time.monotonic() - began:.1f} s[/]")
 
-    def _part(self, child: Child) -> None:
-        """Ask one process to end, and kill it when it takes too long."""
+    def _stop_part(self, child: Child) -> None:
+        """Terminate one process, and kill it if it does not end in time."""
         if child.process is None:
             return
         child.process.terminate()
-        deadline = time.monotonic() + child.part.farewell
+        deadline = time.monotonic() + child.part.stop_within
         while child.process.poll() is None:
             if self._hurry.is_set() or time.monotonic() > deadline:
                 child.process.kill()

@@ -36,7 +36,7 @@ def stand_in(home: Path, name: str, *, after: tuple[str, ...] = (), deaf: bool =
         directory=home,
         after=after,
         ready=lambda _: book.exists() and ready in book.read_text(),
-        farewell=0.5 if deaf else 10,
+        stop_within=0.5 if deaf else 10,
     )
 
 

@@ -88,7 +88,7 @@ def test_a_killed_part_is_started_again_and_said(tmp_path: Path) -> None:
         before = supervisor.pids()["one"]
         os.kill(before, signal.SIGKILL)
         until(lambda: supervisor.pids().get("one", before) != before and supervisor.alive()["one"])
-    assert any("ended with -9, starting again in 0.5 s" in line for line in lines)
+    assert any("ended with -9, restarting in 0.5 s" in line for line in lines)
 
 
 def test_a_part_that_never_starts_ends_the_attempt(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
     """The runtime file has mode 0600, and the settings read the embedded endpoint and key from it."""
     s3 = bringup.Embedded(tmp_path / "s3", {"s3": 12345}, seaweed.Identity("plateway"))
     told = bringup.resolve(settings.load(home=tmp_path), s3)
-    bringup.announce(told, s3, 4200)
+    bringup.write_runtime(told, s3, 4200)
     file = tmp_path / settings.RUNTIME
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     read = settings.load(home=tmp_path)
@@ -242,18 +242,19 @@ def test_runtime_tells_other_terminals(tmp_path: Path) -> None:
 def test_a_configured_endpoint_needs_no_server(tmp_path: Path) -> None:
     """With an endpoint of the site, or a bucket that is not S3, no server and no key of ours come into it."""
     site = settings.load(home=tmp_path, endpoint_url="https://s3.example.org", access_key_id="site")
-    assert bringup._embedded(site, tmp_path, seaweed.ports()) is None
-    assert bringup._embedded(settings.load(home=tmp_path, bucket_url="memory://"), tmp_path, seaweed.ports()) is None
-    bringup.announce(bringup.resolve(site, None), None, 4200)
+    assert bringup._prepare_storage(site, tmp_path, seaweed.ports()) is None
+    memory = settings.load(home=tmp_path, bucket_url="memory://")
+    assert bringup._prepare_storage(memory, tmp_path, seaweed.ports()) is None
+    bringup.write_runtime(bringup.resolve(site, None), None, 4200)
     assert json.loads((tmp_path / settings.RUNTIME).read_text())["settings"] == {}
 
 
 def test_the_last_runtime_is_no_configuration(tmp_path: Path) -> None:
     """An endpoint that only the runtime file of an earlier start names is served by us again, with the same key."""
-    first = bringup._embedded(settings.load(home=tmp_path), tmp_path, seaweed.ports())
+    first = bringup._prepare_storage(settings.load(home=tmp_path), tmp_path, seaweed.ports())
     assert first is not None
-    bringup.announce(bringup.resolve(settings.load(home=tmp_path), first), first, 4200)
-    second = bringup._embedded(settings.load(home=tmp_path), tmp_path, seaweed.ports())
+    bringup.write_runtime(bringup.resolve(settings.load(home=tmp_path), first), first, 4200)
+    second = bringup._prepare_storage(settings.load(home=tmp_path), tmp_path, seaweed.ports())
     assert second is not None
     assert second.admin == first.admin
 
@@ -313,17 +314,17 @@ def test_the_gateway_runs_without_prefect(tmp_path: Path) -> None:
     assert own.objects_url == "s3://mine/x"
     elsewhere = settings.load(home=tmp_path, bucket_url="memory://", serve_host="0.0.0.0", serve_port=8123)
     assert bringup.resolve(elsewhere, None).objects_url is None
-    assert bringup.announce(elsewhere, None, 4200)["gateway"] == "http://127.0.0.1:8123"
+    assert bringup.write_runtime(elsewhere, None, 4200)["gateway"] == "http://127.0.0.1:8123"
 
 
 def test_ports_are_kept(tmp_path: Path) -> None:
     """A second start takes the ports of the first, so that addresses in blocks and bookmarks hold."""
     known = settings.load(home=tmp_path)
-    first = bringup._ports(tmp_path, known)
-    assert bringup._ports(tmp_path, known) == first
+    first = bringup._choose_ports(tmp_path, known)
+    assert bringup._choose_ports(tmp_path, known) == first
     (prefect, gateway) = (first[name]["http"] for name in ("prefect", "gateway"))
     assert len({prefect, gateway, *first["s3"].values()}) == len(first["s3"]) + 2
-    named = bringup._ports(tmp_path, settings.load(home=tmp_path, serve_port=8123))
+    named = bringup._choose_ports(tmp_path, settings.load(home=tmp_path, serve_port=8123))
     assert named["gateway"] == {"http": 8123}
 
 
@@ -342,7 +343,7 @@ def test_nothing_answers_where_nothing_is() -> None:
     """A server that is not there is not ready, and asking raises nothing."""
     nowhere = f"http://127.0.0.1:{seaweed.ports()['s3']}"
     assert not seaweed.ready(nowhere)
-    assert not bringup._answers(f"{nowhere}/api/health")
-    assert not bringup._polls(f"{nowhere}/api/work_pools/resident/workers/filter", time.time())
+    assert not bringup._probe_url(f"{nowhere}/api/health")
+    assert not bringup._probe_worker(f"{nowhere}/api/work_pools/resident/workers/filter", time.time())
     with pytest.raises(httpx.TransportError):
         httpx.get(nowhere, trust_env=False)

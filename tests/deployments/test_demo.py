@@ -96,7 +96,7 @@ def test_a_demo_has_an_s3_server_of_its_own(hostile: Path) -> None:
     demo.prepare_home(home)
     with demo.isolate(home):
         known = demo.staged(settings.load(home=home))
-        s3 = bringup._embedded(known, home, seaweed.ports())
+        s3 = bringup._prepare_storage(known, home, seaweed.ports())
         assert s3 is not None
         told = bringup.resolve(known, s3)
     assert told.endpoint_url == s3.url
@@ -155,8 +155,8 @@ def test_up_makes_a_demos_home_a_sites(tmp_path: Path) -> None:
     home = tmp_path / "home"
     demo.prepare_home(home)
     with claim(home), pytest.raises(Busy):
-        bringup.adopt(home)
+        bringup.unmark_demo(home)
     demo.prepare_home(home)
-    bringup.adopt(home)
+    bringup.unmark_demo(home)
     with pytest.raises(Misconfigured):
         demo.prepare_home(home)

@@ -98,7 +98,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             part.command, cwd=part.directory, env=part.environment, stdout=log, stderr=log, umask=part.umask
         )
     try:
-        deadline = time.monotonic() + part.patience
+        deadline = time.monotonic() + part.ready_within
         while not part.ready(0):
             assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
