@@ -1,11 +1,11 @@
-"""An S3 server for one machine: SeaweedFS from its wheel, on loopback, with keys of its own.
+"""An S3 server for one machine: SeaweedFS from its wheel, on loopback, with generated keys.
 
-Owns the flags, ports and keys of ``weed mini`` and how it starts and stops. ``serve`` is for tests and benchmarks;
-``bringup`` keeps a server running from the same pieces. Its defaults are unsafe (0.0.0.0, telemetry, non-empty buckets
-deleted, buckets created on first use), so every flag is set here.
+Owns the flags, ports and keys of ``weed mini``, its start and its stop. ``serve`` is for tests and benchmarks;
+``bringup`` keeps a server running with the same functions. Its defaults are unsafe (0.0.0.0, telemetry, non-empty
+buckets deleted, buckets created on first use), so every flag is set here.
 
-Of its ports only S3 is for others. The rest (filer, master, volume, admin, and gRPC of each) asks for a client
-certificate that only the server itself has, and filer and volume besides for a signed token: ``security.toml``.
+Of its ports only S3 is public. The others (filer, master, volume, admin, and gRPC of each) require a client
+certificate that only the server itself has; filer and volume also require a signed token: ``security.toml``.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_sig
 GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client", "msg_broker", "msg_agent", "mq")
 HTTP_PARTS = ("volume", "master", "filer", "admin", "client")
 HOUR = timedelta(hours=1)
-VALID = timedelta(days=36_500)  # of certificates: they are made anew at each start
-TOKEN_SECONDS = 3600  # by default a write that waits for 10 s on a busy disk is refused
+VALID = timedelta(days=36_500)  # of certificates, which are created at each start
+TOKEN_SECONDS = 3600  # the default, 10, refuses writes that wait longer for a busy disk
 LOG = "weed.log"
 START = 20.0  # seconds; 0.6 to 0.9 on two cores
 STOP = 15.0  # seconds; a graceful stop takes 1.2
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: to read whom to trust takes 30 ms for each question
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without CA certificates: reading them takes 30 ms for each request
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who may do what, with a generated key."""
+    """An account of the S3 server: its permissions and its generated key."""
 
     name: str
     actions: tuple[str, ...] = ADMIN
@@ -81,7 +81,7 @@ class Server:
 
 
 def free(port: int) -> bool:
-    """Tell whether nobody listens on this loopback port."""
+    """Return whether no process listens on this loopback port."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -92,10 +92,10 @@ def free(port: int) -> bool:
 
 
 def ports(last: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Choose a free port for each service: those of last time if they still are.
+    """Choose a free port for each service: those of the last start if all are free.
 
-    The master keeps its state under its port's number, and a worker inside expects gRPC 10,000 above the others.
-    Both ranges lie below the ports that systems hand out for outgoing connections.
+    The master stores its state under its port number, and a worker inside expects gRPC 10,000 above the other ports.
+    Both ranges are below the ports that systems use for outgoing connections.
     """
     if last and set(last) == set(SERVICES) and all(free(port) and free(port + GRPC) for port in last.values()):
         return dict(last)
@@ -104,8 +104,8 @@ def ports(last: Mapping[str, int] | None = None) -> dict[str, int]:
     return dict(zip(SERVICES, pairs, strict=False))
 
 
-def enrolled(config: Path) -> list[Identity]:
-    """Read who is known; the first is the administrator. Nobody, when there is no such file yet."""
+def read_identities(config: Path) -> list[Identity]:
+    """Read the identities; the first is the administrator. Return none if the file does not exist."""
     if not config.exists():
         return []
     return [
@@ -116,8 +116,8 @@ def enrolled(config: Path) -> list[Identity]:
 
 
 def enroll(config: Path, identities: Sequence[Identity] = ()) -> Identity:
-    """Write who may do what, mode 0600, and return the administrator, who keeps the key of last time."""
-    admin = next(iter(enrolled(config)), None) or Identity("plateway")
+    """Write the identities (mode 0600), and return the administrator, with its key of the last start."""
+    admin = next(iter(read_identities(config)), None) or Identity("plateway")
     known = [
         {
             "name": who.name,
@@ -131,7 +131,7 @@ def enroll(config: Path, identities: Sequence[Identity] = ()) -> Identity:
 
 
 def lock_ports(data: Path) -> None:
-    """Write keys and certificates that only this server has, mode 0600, so that others can use nothing but S3."""
+    """Write keys and certificates for this server alone (mode 0600), so that other processes can use only S3."""
     authority, certificate, key = make_certificates()
     for name, content in {CA: authority, CERTIFICATE: certificate, KEY: key}.items():
         write_private(data / name, content)
@@ -145,7 +145,7 @@ def lock_ports(data: Path) -> None:
 
 
 def make_certificates() -> tuple[str, str, str]:
-    """Make an authority, and a certificate of it with its key, as PEM; the authority's own key is not kept."""
+    """Create a CA, a certificate and the key of that, as PEM; the key of the CA is discarded."""
     now = datetime.now(UTC)
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("plateway-ca", "plateway")]
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in names]
@@ -164,7 +164,11 @@ def make_certificates() -> tuple[str, str, str]:
 
 
 def program() -> str:
-    """Find ``weed``: beside this Python, else on the PATH."""
+    """Find ``weed``: beside this Python, else on the PATH.
+
+    Raises:
+        Misconfigured: it is not installed.
+    """
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
@@ -173,7 +177,7 @@ def program() -> str:
 
 
 def command(data: Path, config: Path, listen: Mapping[str, int]) -> list[str]:
-    """Say how to start the server, in its data directory; its log goes to standard error."""
+    """Return the command that starts the server in its data directory; it logs to standard error."""
     return [
         program(),
         "-logtostderr=true",  # else it writes to /tmp
@@ -183,7 +187,7 @@ def command(data: Path, config: Path, listen: Mapping[str, int]) -> list[str]:
         "-ip.bind=127.0.0.1",
         f"-s3.config={config.absolute()}",
         *(f"-{service}.port={listen[service]}" for service in SERVICES),
-        "-s3.localSocket=s3.sock",  # in the data directory, where it runs; else it stays behind in /tmp
+        "-s3.localSocket=s3.sock",  # in its working directory; by default in /tmp, and never removed
         "-filer.localSocket=filer.sock",
         "-s3.allowedOrigins=",
         "-s3.iam=false",
@@ -194,17 +198,17 @@ def command(data: Path, config: Path, listen: Mapping[str, int]) -> list[str]:
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
-        "-volume.preStopSeconds=0",  # nobody else to tell: stops in 1.2 s instead of 2.2 s
+        "-volume.preStopSeconds=0",  # no clients to drain: stops in 1.2 s instead of 2.2 s
     ]
 
 
 def environment(data: Path) -> dict[str, str]:
-    """Give the server nothing of ours: it would take AWS_* for keys of its own, and read ~/.seaweedfs."""
+    """Return a minimal environment: the server would use AWS_* as keys, and read ~/.seaweedfs."""
     return {"HOME": str(data.absolute()), "PATH": os.defpath, "GOMEMLIMIT": "400MiB"}
 
 
 def ready(url: str) -> bool:
-    """Tell whether the server refuses an unsigned request, as it should."""
+    """Return whether the server answers, and refuses an unsigned request."""
     try:
         return httpx.get(url, timeout=1, trust_env=False, verify=PLAIN).status_code == httpx.codes.FORBIDDEN
     except httpx.TransportError:
@@ -212,7 +216,7 @@ def ready(url: str) -> bool:
 
 
 def create(url: str, bucket: str, admin: Identity) -> None:
-    """Create a bucket; one that is there already stays as it is."""
+    """Create a bucket if it does not exist."""
     client = get_session().create_client(
         "s3",
         endpoint_url=url,
@@ -228,9 +232,9 @@ def create(url: str, bucket: str, admin: Identity) -> None:
 
 @contextmanager
 def serve(data: Path, *, identities: Sequence[Identity] = (), buckets: Sequence[str] = ()) -> Iterator[Server]:
-    """Run a server on this directory and stop it gracefully; the administrator's key is kept in there.
+    """Run a server on this directory, which keeps the administrator's key, and stop it gracefully.
 
-    The server also ends with the thread that entered (Linux): do not enter from a short-lived one.
+    The server also ends with the calling thread (Linux): do not call this in a short-lived one.
 
     Raises:
         Unavailable: it did not start; its log is ``weed.log`` in the directory.
@@ -238,7 +242,7 @@ def serve(data: Path, *, identities: Sequence[Identity] = (), buckets: Sequence[
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     admin = enroll(data / CONFIG, identities)
     lock_ports(data)
-    process, url = _start(data)
+    process, url = _start_server(data)
     try:
         for bucket in buckets:
             create(url, bucket, admin)
@@ -247,8 +251,8 @@ def serve(data: Path, *, identities: Sequence[Identity] = (), buckets: Sequence[
         stop(process)
 
 
-def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], str]:
-    """Start the server, again on other ports if somebody took one in between."""
+def _start_server(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server; retry on other ports if another process has taken one meanwhile."""
     for _ in range(attempts):
         listen = ports()
         url = f"http://127.0.0.1:{listen['s3']}"
@@ -260,11 +264,11 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us; we stop it in our own time
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the server
                 umask=OTHERS,
             )
         try:
-            if _settled(process, url):
+            if _wait_until_ready(process, url):
                 return process, url
         except BaseException:
             stop(process)
@@ -273,7 +277,7 @@ def _start(data: Path, *, attempts: int = 3) -> tuple[subprocess.Popen[bytes], s
     raise Unavailable(f"SeaweedFS did not start in {attempts} attempts: see {LOG} in its data directory")
 
 
-def _settled(process: subprocess.Popen[bytes], url: str) -> bool:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
     deadline = time.monotonic() + START
     while process.poll() is None and time.monotonic() < deadline:
         if ready(url):
@@ -283,7 +287,7 @@ def _settled(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end and wait for it; kill it if it does not."""
+    """Terminate the server and wait for its end; kill it after 15 s."""
     process.terminate()
     try:
         process.wait(STOP)

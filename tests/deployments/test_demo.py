@@ -70,7 +70,7 @@ def test_nothing_of_a_site_reaches_a_demo(hostile: Path) -> None:
     home = hostile / "home"
     before = dict(os.environ)
     with demo.isolate(home):
-        told = bringup.resolve(demo.staged(settings.load(home=home)), None)
+        told = bringup.resolve(demo.make_settings(settings.load(home=home)), None)
         env = bringup.environment(told, "http://127.0.0.1:4200/api")
         assert not told.buckets
     script = "from plateway import settings; print(settings.load().model_dump_json())"
@@ -95,7 +95,7 @@ def test_a_demo_has_an_s3_server_of_its_own(hostile: Path) -> None:
     home = hostile / "home"
     demo.prepare_home(home)
     with demo.isolate(home):
-        known = demo.staged(settings.load(home=home))
+        known = demo.make_settings(settings.load(home=home))
         s3 = bringup._prepare_storage(known, home, seaweed.ports())
         assert s3 is not None
         told = bringup.resolve(known, s3)

@@ -13,9 +13,9 @@ import pytest
 
 from plateway.local.logs import (
     Limits,
-    aside,
     open_log,
     rotate,
+    rotated_path,
 )
 from plateway.local.supervisor import Part, Supervisor
 from tests.deployments.test_bringup import until
@@ -34,8 +34,8 @@ DAY = 86_400.0
 
 
 def files(log: Path) -> list[Path]:
-    """List a log and what was set aside of it, the newest first."""
-    return [path for path in (log, *(aside(log, number) for number in range(1, 20))) if path.exists()]
+    """List a log and its rotated files, the newest first."""
+    return [path for path in (log, *(rotated_path(log, number) for number in range(1, 20))) if path.exists()]
 
 
 def test_a_chatty_part_fills_no_disk(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_chatty_part_fills_no_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 100_000])
 def test_a_short_young_log_stays(tmp_path: Path, size: int) -> None:
-    """Up to the limits nothing is set aside; an empty log never is."""
+    """Up to the limits nothing is rotated; an empty log never is."""
     log = tmp_path / "one.log"
     log.write_bytes(b"x" * size)
     assert not rotate(log, SMALL, since=NOW, now=NOW + DAY - 1)
@@ -78,12 +78,12 @@ def test_a_short_young_log_stays(tmp_path: Path, size: int) -> None:
     assert files(log) == [log]
 
 
-def test_an_old_log_is_set_aside(tmp_path: Path) -> None:
-    """A log is set aside a day after it was begun: when the one before was set aside, else at the start."""
+def test_an_old_log_is_rotated(tmp_path: Path) -> None:
+    """A log is rotated a day after the last rotation, else a day after the start."""
     log = tmp_path / "one.log"
     log.write_text("first")
     assert rotate(log, SMALL, since=NOW, now=NOW + DAY)
-    os.utime(aside(log, 1), (NOW + DAY, NOW + DAY))
+    os.utime(rotated_path(log, 1), (NOW + DAY, NOW + DAY))
     log.write_text("second")
     assert not rotate(log, SMALL, since=NOW, now=NOW + 2 * DAY - 1)  # whatever an earlier start says
     assert rotate(log, SMALL, since=NOW + 2 * DAY, now=NOW + 2 * DAY)
@@ -104,8 +104,8 @@ def test_of_a_burst_the_end_is_kept(tmp_path: Path) -> None:
     log = tmp_path / "one.log"
     log.write_bytes(b"a" * 5 * SMALL.size + b"the end")
     assert rotate(log, SMALL, since=NOW, now=NOW)
-    assert aside(log, 1).stat().st_size == SMALL.size
-    assert aside(log, 1).read_bytes().endswith(b"the end")
+    assert rotated_path(log, 1).stat().st_size == SMALL.size
+    assert rotated_path(log, 1).read_bytes().endswith(b"the end")
 
 
 def test_a_writer_goes_on_at_the_beginning(tmp_path: Path) -> None:
@@ -116,13 +116,14 @@ def test_a_writer_goes_on_at_the_beginning(tmp_path: Path) -> None:
         assert rotate(log, SMALL, since=NOW, now=NOW)
         os.write(descriptor, b"next")
     assert log.read_bytes() == b"next"
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (log.parent, log, aside(log, 1))] == [0o700, 0o600, 0o600]
+    paths = (log.parent, log, rotated_path(log, 1))
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o700, 0o600, 0o600]
 
 
-def test_what_cannot_be_set_aside_is_dropped(tmp_path: Path) -> None:
+def test_what_cannot_be_copied_is_dropped(tmp_path: Path) -> None:
     """Where no copy can be made the log is cut off all the same: it must not fill the disk."""
     log = tmp_path / "one.log"
     log.write_bytes(b"x" * (SMALL.size + 1))
-    aside(log, 1).mkdir()
+    rotated_path(log, 1).mkdir()
     assert rotate(log, Limits(size=SMALL.size, files=1), since=NOW, now=NOW)
     assert log.stat().st_size == 0
