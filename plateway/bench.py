@@ -22,8 +22,8 @@ from plateway.names import shown
 from plateway.records import Event
 
 EVENTS = "events"  # where a system keeps its event files
-TRASH = ".plateway-trash"  # where images lie aside until they are removed
-EVENT_FILE = "event.json"  # what the event file of images is called that lie aside
+TRASH = ".plateway-trash"  # where images wait until they are removed
+EVENT_FILE = "event.json"  # name of the event file beside images in the trash
 RESERVE = 1 << 30  # bytes that staging, and a restore, leave free on a disk
 
 PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
@@ -31,7 +31,7 @@ PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it i
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """An event file as a scan met it; what is no readable file says so in ``fault``."""
+    """An event file that a scan found; ``fault``: why it is not readable."""
 
     name: str
     size: int
@@ -42,8 +42,8 @@ class Sighting:
 def list_systems(root: Path, *, patience: timedelta = PATIENCE) -> list[str]:
     """List the systems below a bench: directories that hold an ``events`` directory, links left out.
 
-    One whose disk fails right now, or does not answer within ``patience``, is listed all the same: ``scan`` then says
-    what is wrong with it.
+    One whose disk fails right now, or does not answer within ``patience``, is listed all the same: ``scan`` then
+    reports why.
     """
     looks = {entry.name: partial(_has_events, root / entry.name) for entry in _entries(root) if not entry.is_symlink()}
     return [name for name, found in run_apart(f"list {root}", looks, patience=patience).items() if found]
@@ -109,7 +109,7 @@ def _has_events(system: Path, _beat: Beat) -> bool:
             os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
-    except OSError:  # its disk fails; scan says how
+    except OSError:  # its disk fails; scan reports how
         return True
 
 
@@ -130,7 +130,7 @@ def _sight(entry: os.DirEntry[str]) -> Sighting | None:
 
 
 def read_announcement(instrument: Instrument, event: Event) -> bytes:
-    """Read an event's own file again; nothing when it is gone."""
+    """Read the event file of an event; empty if it is missing."""
     try:
         with folder.enter(instrument.root, f"{EVENTS}/{event.file}") as place:
             return b"".join(chunk for file in place.files() for chunk in place.read(file))

@@ -42,14 +42,14 @@ CLOSING = b'\n ],\n "sealed": "'
 CLOSED = b'"\n}\n'
 SEAL = len(DIGEST) + len(CLOSED)
 MOST_MANIFEST = 1 << 30
-TAIL = 48 << 10  # bytes read first to find a manifest from the end; it tells of some 300 files
+TAIL = 48 << 10  # bytes read first to find a manifest from the end; enough for some 300 files
 MOST_PAX = 1 << 20
 LATEST = 8**11 - 1  # seconds that a header has room for
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file inside a bundle, as the manifest tells it."""
+    """One file inside a bundle, as in the manifest."""
 
     name: str
     size: int
@@ -57,12 +57,12 @@ class Member:
     offset: int  # of its bytes in the tar
     source: str | None = None  # its name on the bench, where that differs
     key: str | None = None  # of its object, where it is one of its own
-    mtime: int | None = None  # seconds; told with the key
+    mtime: int | None = None  # seconds; only with a key
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one file will lie."""
+    """The position of one file."""
 
     file: File
     name: str
@@ -73,7 +73,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything will lie; known from names, sizes and times alone."""
+    """The position of everything; computed from names, sizes and times alone."""
 
     slots: tuple[Slot, ...]
     head: Mapping[str, Any]
@@ -83,12 +83,12 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Say how long the whole bundle is."""
+        """Size of the whole bundle in bytes."""
         return padded(self.manifest_offset + self.manifest_size) + len(END)
 
     @property
     def part_size(self) -> int:
-        """Say how it is cut for upload."""
+        """Size of an upload part in bytes."""
         return part_size(self.size)
 
 
@@ -109,7 +109,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The bundle's own account of itself."""
+    """The manifest of a bundle."""
 
     head: dict[str, Any]
     members: tuple[Member, ...]
@@ -130,7 +130,7 @@ class Walked:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The files, as the manifest tells them."""
+        """The files, as in the manifest."""
         return self.manifest.members
 
 
@@ -150,7 +150,7 @@ def padded(size: int) -> int:
 
 
 def plan(files: Sequence[File], head: Mapping[str, Any], *, keys: Callable[[str], str] | None = None) -> Layout:
-    """Lay out a bundle of these files; `head` is what the manifest says before it lists them.
+    """Lay out a bundle of these files; `head` is the part of the manifest before the list of files.
 
     ``keys`` says at which key a file of the bundle, its manifest among them, becomes an object of its own.
     """
@@ -238,14 +238,14 @@ class Packing:
                     yield chunk
                     if self._beat:
                         self._beat(self._taken)
-                sums.wait()  # the list tells the files' digests, the close the digest of all before it
+                sums.wait()  # the list has the files' digests, the close the digest of all before it
             parts.wait()
         if self._seal:
             self._seal(self.packed)
 
     @property
     def packed(self) -> Packed:
-        """Tell what was packed, once all of it was taken."""
+        """What was packed; only after the last byte was read."""
         assert self._taken == self.layout.size, f"{self._taken} of {self.layout.size} bytes packed"
         return Packed(
             size=self.layout.size,
@@ -341,7 +341,7 @@ def tail(last: Callable[[int], bytes]) -> Tail:
 
 
 def _ends(content: bytes) -> bool:
-    """Tell whether this may be the end of a bundle: whole blocks, and zeros after the manifest's last bytes."""
+    """Return whether this may be the end of a bundle: whole blocks, and zeros after the manifest."""
     return (
         len(content) % BLOCK == 0
         and content.endswith(END)
@@ -366,7 +366,7 @@ def _tail(rest: bytes, size: int) -> Tail:
 
 
 def walk(chunks: Iterable[bytes], *, keep: Collection[str] = (), tally: FileETags | None = None) -> Walked:
-    """Read a whole bundle in one pass and prove it from its own account: every byte, first to last.
+    """Read a whole bundle in one pass and compare every byte with its manifest.
 
     Members in ``keep`` of up to 1 MiB are returned with what was seen. ``tally`` counts the files on the way.
 
@@ -406,7 +406,7 @@ def walk(chunks: Iterable[bytes], *, keep: Collection[str] = (), tally: FileETag
 
 
 class Header(NamedTuple):
-    """What a member's header tells."""
+    """The fields of a member's header."""
 
     name: str
     size: int
@@ -501,7 +501,7 @@ def _passing(pieces: Iterable[memoryview], tell: Callable[[memoryview], object])
 
 
 def _compare(found: Sequence[Member], told: Sequence[Member]) -> None:
-    """Refuse members that are other than told."""
+    """Refuse members that differ from the manifest."""
     for seen, said in zip_longest(found, told):
         if said is None:
             raise Damaged(f"{shown(seen.name)}: not in the manifest")
@@ -556,7 +556,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _name(name: str, taken: Collection[str]) -> str:
-    """Say what a file is called inside: the folder's own metadata.json gives way to the manifest."""
+    """Return the name of a file in the bundle: the folder's own metadata.json is renamed."""
     if name != MANIFEST:
         return name
     numbered = (f"source-metadata-{number}.json" for number in count(2))

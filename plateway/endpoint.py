@@ -1,4 +1,4 @@
-"""Where a bucket is and who asks: one declaration for settings, blocks and stores."""
+"""Where a bucket is and with which credentials: one declaration for settings, blocks and stores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AMAZON = re.compile(r"s3([.-][a-z0-9-]+)*\.amazonaws\.com")
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Endpoint:
-    """Where S3 is and who asks. Without keys botocore's chain finds them (profile, instance role)."""
+    """An S3 endpoint and its credentials. Without keys, botocore's chain finds them (profile, instance role)."""
 
     url: str | None = None  # AWS itself
     access_key_id: str | None = None
@@ -27,7 +27,7 @@ class Endpoint:
 
 
 class Bucket(BaseModel):
-    """A bucket of the site: where it is, who asks, and whose exports go there."""
+    """A bucket of the site: its URL, its endpoint, and the systems whose exports go there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -45,7 +45,7 @@ class Unsettled(Transient):
 
 
 class Busy(Transient):
-    """Somebody else is at it."""
+    """Another worker holds the lease."""
 
 
 class Permanent(PlatewayError):
@@ -71,7 +71,7 @@ class Conflict(Permanent):
 
 
 class Taken(Conflict):
-    """Other bytes lie where files of a bundle belong; at another key there is room."""
+    """Other bytes are at the keys of a bundle's files; another key is free."""
 
 
 class Damage(StrEnum):
@@ -82,7 +82,7 @@ class Damage(StrEnum):
 
 
 class Damaged(Permanent):
-    """Stored bytes are not the ones recorded; ``damage`` says whether they are other ones, or not there at all."""
+    """Stored bytes are not the ones recorded; ``damage`` tells modified from missing ones apart."""
 
     def __init__(self, message: str, *, damage: Damage = Damage.CHANGED) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ class Damaged(Permanent):
 
 
 class Refused(Permanent):
-    """A safety rule says no; ``reasons`` lists why."""
+    """A safety rule forbids it; ``reasons`` lists why."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__("; ".join(reasons))

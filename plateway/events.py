@@ -1,4 +1,4 @@
-"""What an instrument announces: an imaging event, in one of two dialects.
+"""Imaging events as instruments announce them, in the legacy and in the current format.
 
 Owns the event files (``<system>/events/*.json``): finding, reading and checking them, and the object key that follows
 from one. The images themselves are left to ``folder``, remembering what was seen to ``catalog``.
@@ -54,13 +54,13 @@ class ImagingEvent(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that was said, however it was spelt."""
+        """SHA-256 of the content, independent of its spelling."""
         said = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(said.encode()).hexdigest()
 
 
 def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
-    """Check an announcement of either dialect: ``timestep_id`` says DLM v1, ``ref_id`` says DLM v2.
+    """Parse an announcement: ``timestep_id`` marks the legacy format (DLM v1), ``ref_id`` the current one (DLM v2).
 
     Naive timestamps count only where the instrument's time zone is known. A time that the clock shows twice in autumn
     is the first of the two (the id in the key keeps the others apart); one that spring skips is refused, for no clock
@@ -72,8 +72,8 @@ def parse(content: bytes, instrument: Instrument) -> ImagingEvent:
     said = Fields(_object(read_json(content), "an event"))
     if ("timestep_id" in said) == ("ref_id" in said):
         raise Rejected("both timestep_id and ref_id" if "ref_id" in said else "neither timestep_id nor ref_id")
-    read_dialect = _timestep if "timestep_id" in said else _imaging_event
-    return read_dialect(said, instrument)
+    parse_format = _timestep if "timestep_id" in said else _imaging_event
+    return parse_format(said, instrument)
 
 
 def sidecar(content: bytes) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def sidecar(content: bytes) -> dict[str, Any]:
 
 
 class Fields:
-    """What an announcement says, taken field by field; what is left at the end nobody knew."""
+    """The fields of an announcement, removed as they are parsed; the rest is unknown."""
 
     def __init__(self, said: Mapping[str, Any]) -> None:
         self._said = dict(said)
@@ -91,7 +91,7 @@ class Fields:
         return name in self._said
 
     def take(self, *spellings: str) -> Any:
-        """Take a field under any of its spellings, which must agree."""
+        """Remove and return a field under any of its names, which must agree."""
         values = [self._said.pop(name) for name in spellings if name in self._said]
         if not values:
             raise Rejected(f"{' or '.join(spellings)}: missing")
@@ -100,21 +100,21 @@ class Fields:
         return values[0]
 
     def text(self, *spellings: str) -> str:
-        """Take a string."""
+        """Remove and return a string."""
         value = self.take(*spellings)
         if not isinstance(value, str) or not value:
             raise Rejected(f"{' or '.join(spellings)}: {quoted(value)} is not a text")
         return value
 
     def integer(self, *spellings: str, least: int = 0) -> int:
-        """Take a whole number."""
+        """Remove and return a whole number."""
         value = self.take(*spellings)
         if type(value) is not int or not least <= value <= LARGEST:
             raise Rejected(f"{' or '.join(spellings)}: {quoted(value)} is not a whole number from {least} to {LARGEST}")
         return value
 
     def left(self) -> dict[str, Any]:
-        """Take what remains."""
+        """Return the remaining fields."""
         left, self._said = self._said, {}
         return left
 
@@ -177,7 +177,7 @@ def _identity(text: str, field: str) -> UUID:
 
 
 def _experiment(said: Fields) -> str:
-    """Take the experiment: one segment of an object key."""
+    """Parse the experiment: one segment of an object key."""
     name = said.text("experiment_id")
     wrong = (
         "contains a slash" if "/" in name or "\\" in name
@@ -235,7 +235,7 @@ def _placed(moment: datetime, instrument: Instrument) -> datetime:
 
 
 def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Join metadata; what is said twice must be said equally."""
+    """Merge metadata; a field that occurs twice must have equal values."""
     joined: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
@@ -245,7 +245,7 @@ def _joined(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(content: bytes | str, *, cap: int = CAP) -> Any:
-    """Read JSON as RFC 8259 means it, and refuse what Python would let pass.
+    """Parse JSON as RFC 8259 defines it, and refuse what Python also accepts.
 
     Raises:
         Rejected: says what is wrong and where.
@@ -297,7 +297,7 @@ def _bounded(value: Any, left: int) -> None:
 
 
 def _unwrapped(value: Any, what: str) -> dict[str, Any]:
-    """Take an object, or the object that a string holds."""
+    """Return an object, or parse the one in a string."""
     if not isinstance(value, str):
         return _object(value, what)
     try:

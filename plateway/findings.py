@@ -1,4 +1,4 @@
-"""What catalogue, bucket and tape say, held against each other. Pure: accounts in, findings out.
+"""Compare what catalogue, bucket and tape have. Pure: accounts in, findings out.
 
 `compare` joins three streams in the order of their keys, each read once, and keeps nothing but the key it is at.
 `judge` decides about one key, and so also serves for a second look at it. Looking and acting are left to
@@ -22,7 +22,7 @@ from plateway.events import Ref
 from plateway.instruments import bounded_fraction, format_duration
 from plateway.ledger import Account, Ledger
 
-PATIENCE = timedelta(hours=1)  # for which an upload may wait for its evidence: the line is at it
+PATIENCE = timedelta(hours=1)  # for which an upload may lack evidence
 PLACES = {"here": "on the bench", "aside": "in the trash", "strayed": "in the trash", "unknown": "perhaps on the bench"}
 BACK = ".back"  # ends the name of what a restore to the bench works on in the trash
 SMALL = 10  # so few exports found lost or changed never stop a run
@@ -31,7 +31,7 @@ SMALL = 10  # so few exports found lost or changed never stop a run
 class Kind(StrEnum):
     """What can be wrong."""
 
-    DARK = "dark object"  # nobody recorded it
+    DARK = "dark object"  # in no record
     LOST = "lost object"
     CHANGED = "changed object"
     UNPROVEN = "export without evidence"
@@ -67,10 +67,10 @@ HARMLESS = {Repair.VERIFY, Repair.PARK, Repair.MARK}  # they only look and note;
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as the others say."""
+    """One difference between the sides."""
 
     kind: Kind
-    key: str  # of the object; of what lies in staging or trash, its name
+    key: str  # of the object, or the name in staging or trash
     detail: str
     repair: Repair = Repair.NONE
     ref: Ref | None = None
@@ -79,7 +79,7 @@ class Finding:
 
 
 class Listed(Protocol):
-    """An object as a listing tells it: ``Stat`` is one."""
+    """An object in a listing, like ``Stat``."""
 
     @property
     def key(self) -> str: ...
@@ -123,7 +123,7 @@ def compare(
     now: datetime,
     within: timedelta | None,
 ) -> Iterator[Finding]:
-    """Hold against each other what the catalogue knows, what the bucket lists and what tape names; all by key.
+    """Compare what the catalogue has, the bucket lists and tape names; all three by key.
 
     ``accounts`` say in ``raw`` what the bench shows: as the catalogue has it (``here``, ``aside``, ``gone``), or of
     images that should be here ``missing``, ``strayed`` (in the trash without a tombstone), ``unknown`` (who can look?).
@@ -161,13 +161,13 @@ def judge(
     now: datetime,
     within: timedelta | None,
 ) -> Iterator[Finding]:
-    """Say all that is wrong at one key."""
+    """List everything that is wrong at one key."""
     if account is None:
         if found is not None:
             yield Finding(Kind.DARK, key, f"{found.size:,} bytes that nobody recorded", Repair.ADOPT)
         yield from map(_unknown, entries)
         return
-    if account.held_until is None or account.held_until <= now:  # else somebody is at work on it
+    if account.held_until is None or account.held_until <= now:  # else another worker holds the lease
         if (account.export_bucket, account.export_endpoint) != (bucket, endpoint):
             yield from _unrecorded(account, found)
         elif not account.expired:
@@ -177,7 +177,7 @@ def judge(
 
 
 def account_of(ledger: Ledger) -> Account:
-    """Say of one event what ``Catalog.accounts`` says of all."""
+    """Return the account of one event, as ``Catalog.accounts`` does of all."""
     event, export, purge = ledger.event, ledger.export, ledger.purge("raw")
     aside = purge is not None and purge.trashed_at is not None
     return Account(
@@ -204,7 +204,7 @@ def account_of(ledger: Ledger) -> Account:
 
 
 def limit(exports: int, fraction: float) -> int:
-    """Say how many exports may be found lost or changed at once before the listing is to be doubted."""
+    """Return how many exports may be newly lost or changed before the listing itself is in doubt."""
     return max(SMALL, int(exports * bounded_fraction(fraction)))
 
 
@@ -227,7 +227,7 @@ def _unrecorded(account: Account, found: Listed | None) -> Iterator[Finding]:
 
 
 def _recorded(account: Account, found: Listed | None, *, now: datetime, within: timedelta | None) -> Iterator[Finding]:
-    """Judge an export against what lies at its key."""
+    """Judge an export by the object at its key."""
     assert account.uploaded_at is not None
     damage, lost = account.damage or "", account.damage_kind == Damage.LOST
     difference = _difference(account, found) if found is not None else ""
@@ -249,7 +249,7 @@ def _recorded(account: Account, found: Listed | None, *, now: datetime, within: 
 
 
 def _difference(account: Account, found: Listed) -> str:
-    """Say in what an object is other than recorded. The ETag counts only where both sides know it."""
+    """Describe how an object differs from its record. The ETag counts only where both sides have it."""
     if found.size != account.size:
         return f"{found.size:,} bytes, {account.size:,} were sent"
     known = account.evidence is not None or account.damage is not None
@@ -257,14 +257,14 @@ def _difference(account: Account, found: Listed) -> str:
 
 
 def _remedy(account: Account) -> Repair:
-    """Choose where a damaged export can come from again."""
+    """Choose how a damaged export can be repaired."""
     if account.raw == "here" and account.sealed:
         return Repair.EXPORT
     return Repair.RESTORE if account.raw == "aside" else Repair.NONE
 
 
 def _copies(account: Account) -> str:
-    """Say where else the images of a lost or changed export are."""
+    """List the other copies of a lost or changed export."""
     copies = [PLACES[account.raw]] if account.raw in PLACES else []
     copies += ["on tape"] * bool(account.archives)
     return f"the images are {' and '.join(copies)}" if copies else "no other copy is known"
@@ -322,7 +322,7 @@ def _ordered(items: Iterable[K], what: str, *, twice: bool = False) -> Iterator[
 def _joined(
     accounts: Iterator[Account], objects: Iterator[Listed], parked: Iterable[Parked], *, skip: int
 ) -> Iterator[tuple[str, Account | None, Listed | None, list[Parked]]]:
-    """Bring together what has the same key; ``skip`` is the length of what stands before the key in parked entries."""
+    """Join three streams by key; ``skip`` is the length of the bucket prefix in parked entries."""
     entries = iter(parked)
     account, found, entry = next(accounts, None), next(objects, None), next(entries, None)
     while account is not None or found is not None or entry is not None:
@@ -369,7 +369,7 @@ def open_uploads(
 
 
 def in_staging(system: str, name: str, ledger: Ledger | None, *, now: datetime) -> Finding | None:
-    """Judge what lies in a system's staging: a copy that an export still needs, or that a purge will take, is none."""
+    """Judge a directory in staging; a copy that an export needs, or that a purge will remove, is no finding."""
     if ledger is None or ledger.event.system != system:
         return Finding(Kind.STAGING, name, f"{system} has no such event", system=system)
     done = ledger.export is not None and ledger.export.damage is None
@@ -383,7 +383,7 @@ def in_staging(system: str, name: str, ledger: Ledger | None, *, now: datetime) 
 
 
 def in_trash(system: str, name: str, ledger: Ledger | None, *, place: str, home: bool, now: datetime) -> Finding | None:
-    """Judge what lies in the trash of a place (``raw`` or ``staging``); ``home``: something is where it came from."""
+    """Judge a directory in the trash of a place (``raw`` or ``staging``); ``home``: something is at its former path."""
     if ledger is None or ledger.event.system != system:
         return Finding(Kind.TRASH, name, f"{system} has no such event ({place})", system=system)
     purge = ledger.purge(place)

@@ -78,7 +78,7 @@ class File:
     mtime_ns: int
     inode: int
     links: int = field(compare=False)  # more than one: the same bytes have another name somewhere
-    ctime_ns: int = field(default=0, compare=False)  # when anything about it last changed: nobody can set it back
+    ctime_ns: int = field(default=0, compare=False)  # last change of content or metadata; cannot be set back
 
 
 class Level(NamedTuple):
@@ -118,7 +118,7 @@ class Folder:
             yield from _levels(here, "", device=os.fstat(here).st_dev, beat=beat or (lambda: None))
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
-        """Yield what lies directly here, of whatever kind."""
+        """Yield the entries of the directory, of every kind."""
         if self.only is not None:
             raise Rejected(f"{shown(self.only)}: a file where a directory should be")
         with _step(self._descriptor, ".", where=".") as here, door("."), os.scandir(here) as entries:
@@ -146,7 +146,7 @@ class Folder:
                 left -= len(chunk)
                 yield chunk
             with door(where):
-                # ctime also tells of a rewrite whose mtime was set back
+                # ctime also shows a rewrite whose mtime was set back
                 if _unchanged(descriptor, file).st_ctime_ns != before.st_ctime_ns:
                     raise Unsettled(f"{where}: changed while it was read")
         finally:
@@ -187,12 +187,12 @@ class Landing:
         self._touched: set[tuple[str, ...]] = set()  # directories that got a file
 
     def digest(self, name: str) -> str | None:
-        """Read the SHA-256 of what lies at a name, None when there is nothing; raises what `read` does."""
+        """Compute the SHA-256 of a file, None if it is missing; raises what `read` does."""
         chunks = self.read(name)
         return None if chunks is None else _digest(chunks)
 
     def read(self, name: str) -> Iterator[bytes] | None:
-        """Read what lies at a name, None when there is nothing.
+        """Read a file, None if it is missing.
 
         Raises:
             Rejected: the name leaves the directory, or something else than a regular file is there.
@@ -235,7 +235,7 @@ class Landing:
                 os.unlink(part, dir_fd=self._aside)
 
     def _give(self, part: str, parts: Sequence[str]) -> bool:
-        """Give a written file its name; no if something has it."""
+        """Rename a written file; returns False if the name is taken."""
         if _find(self._descriptor, parts) is not None:
             return False
         try:
@@ -285,7 +285,7 @@ def land(root: Path, path: str, *, aside: str, rename: Rename = rename_exclusive
         _locked(target, path or root.name) as alone,
         _below(top, segments(aside), make=True) as parts,
     ):
-        if alone:  # what lies here is of somebody who died
+        if alone:  # left by a process that died
             _clear(parts)
         landing = Landing(target, parts, rename=rename)
         try:
@@ -299,7 +299,7 @@ def land(root: Path, path: str, *, aside: str, rename: Rename = rename_exclusive
 
 @contextmanager
 def _locked(descriptor: int, path: str) -> Iterator[bool]:
-    """Keep other processes away as long as the directory is open; no where the file system cannot."""
+    """Lock the directory against other processes; returns False where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -320,13 +320,13 @@ def _clear(directory: int) -> None:
 
 
 def exists(root: Path, path: str) -> bool:
-    """Say whether a directory or regular file is at ``path``; a root that cannot be opened is an error, not a no."""
+    """Return whether a directory or regular file is at ``path``; a root that cannot be opened is an error."""
     with _top(root) as top:
         return _find(top, segments(path)) is not None
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """Tell by one hash whether two listings are the same: names, sizes, times, inodes."""
+    """Compute one hash of a listing: names, sizes, times, inodes."""
     seen = hashlib.sha256()
     for file in files:
         seen.update(os.fsencode(file.name) + f"\0{file.size} {file.mtime_ns} {file.inode}\0".encode())
@@ -579,7 +579,7 @@ def _digest(chunks: Iterable[bytes]) -> str:
 
 
 def _exchange(place: int, part: str, name: str) -> None:
-    """Put a finished copy in its place; what was there before goes last."""
+    """Rename a finished copy into place, then remove what was there before."""
     old = f"{name}.old"
     _discard(place, old)
     with door(name):
@@ -650,7 +650,7 @@ def _sync_at(top: int, parts: Sequence[str]) -> None:
 
 @contextmanager
 def door(name: str) -> Iterator[None]:
-    """Let no foreign error through; the message names the thing and never its full path."""
+    """Translate errors of the system; the message names the thing and never its full path."""
     try:
         yield
     except OSError as error:
@@ -746,7 +746,7 @@ def _file(name: str, status: os.stat_result) -> File:
 
 
 def _status(directory: int, name: str, *, where: str) -> os.stat_result:
-    """Look at one entry, links not followed; it must be on the directory's file system."""
+    """Return the status of one entry, links not followed; it must be on the directory's file system."""
     with door(where):
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if status.st_dev != os.fstat(directory).st_dev:

@@ -18,7 +18,7 @@ Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for ea
 
 
 def format_duration(value: timedelta) -> str:
-    """Say a duration the way it is written in settings."""
+    """Format a duration as settings spell it: ``90s``, ``10m``, ``8h``, ``2d``."""
     seconds = value.total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size and seconds % size == 0:
@@ -58,7 +58,7 @@ class Policy:
     trust_archive: bool = False  # what the archive reports by checksum counts although it cannot be read from here
 
     def __post_init__(self) -> None:
-        bounded_fraction(self.fraction)  # whoever changed it, a batch is judged by a policy
+        bounded_fraction(self.fraction)  # checked again here: policies are also made by `dataclasses.replace`
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,6 @@ class Instrument:
 
 
 def image_matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Tell of a file by its name whether it is an image."""
+    """Return a function that decides by its name whether a file is an image."""
     image = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
     return lambda name: image.match(name.rpartition("/")[2].lower()) is not None

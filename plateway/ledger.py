@@ -72,7 +72,7 @@ class Ledger:
 
     @property
     def expired(self) -> bool:
-        """Did its bucket copy go because tape has it, or is it being deleted? Then nobody misses it."""
+        """Whether the bucket copy was, or is being, deleted because tape has it; then it is not missing."""
         purge = self.purge("bucket")
         return purge is not None and purge.trashed_at is not None
 
@@ -85,11 +85,11 @@ class Ledger:
         return next((one for one in self.setbacks if one.verb == verb), None)
 
     def held(self, now: datetime) -> bool:
-        """Is somebody at work on it?"""
+        """Whether a worker holds the lease."""
         return self.lease is not None and self.lease.expires_at > now
 
     def state(self, now: datetime) -> State:
-        """Derive where the event stands. ``Catalog.counts`` says the same in SQL."""
+        """Derive where the event stands. ``Catalog.counts`` computes the same in SQL."""
         conflict = (f"conflict: revision {self.event.revision} of this id",) if self.conflict else ()
         name, reasons = self._stands(now)
         return State(name, (*reasons, *(_spoken(one, now) for one in self.setbacks), *conflict))
@@ -118,7 +118,7 @@ class Ledger:
         return self.expired and not any(one.read_at for one in self.archives)
 
     def _weaknesses(self) -> tuple[str, ...]:
-        """Name what is weaker than a copy that we read."""
+        """List what is weaker than a copy that we read."""
         raw = self.purge("raw")
         unread = raw is not None and raw.gone_at is not None and raw.proof.get("method") == "head"
         return (*[ON_WORD] * self.on_word, *[UNREAD] * unread)
@@ -134,7 +134,7 @@ class Ledger:
 
 
 class Account(NamedTuple):
-    """What the catalogue says of one event and its export, in plain values; without an export those are None."""
+    """One event and its export in plain values, for comparison; without an export those are None."""
 
     key: str
     ref: Ref
@@ -153,7 +153,7 @@ class Account(NamedTuple):
     archives: int  # in how many archives tape has it
     raw: str  # here | aside | gone
     expired: bool
-    held_until: datetime | None  # somebody is at work on it; may be past
+    held_until: datetime | None  # end of the lease; may be past
     export_endpoint: str | None = None  # of its bucket; None: not noted in its time
 
 
@@ -167,7 +167,7 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True)
 class Day:
-    """One day (UTC) of the line."""
+    """One day (UTC) of the site."""
 
     day: date
     events: int  # first seen on it
@@ -207,7 +207,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def after(cls, ledger: Ledger) -> Cursor:
-        """Go on after this event."""
+        """Return the position after this event."""
         return cls(ledger.event.timestamp, *ledger.ref)
 
     @classmethod
@@ -238,7 +238,7 @@ class ArchiveRow:
     path: str
     kind: str  # of its events; of the first one, should they differ
     experiment: str  # likewise
-    created_at: datetime  # when tape told of it first
+    created_at: datetime  # when tape first reported it
     members: int
 
 

@@ -47,7 +47,7 @@ class Result(StrEnum):
     THERE_ALREADY = "there already"
     BUSY = "busy"  # another worker holds the lease
     CONFLICT = "conflict"  # other bytes are there; the event goes on under another key
-    REFUSED = "refused"  # a rule forbids it; the reasons tell which
+    REFUSED = "refused"  # a rule forbids it; see the reasons
     STOPPED = "stopped"  # a whole batch, until a person has decided
     LATER = "later"  # it could not be decided or done now; waiting may help
     FAILED = "failed"

@@ -1,9 +1,9 @@
-"""The identity of a location: a marker that tells whether a disk is mounted, is the same one, and is ours.
+"""The identity of a location: a marker that shows whether a disk is mounted, is the same one, and is ours.
 
 An empty mount point, a swapped disk and another site's directory look like places to write to, and like proof that
 nothing is there. So each place carries a marker with two random ids: its own, and that of the site that owns it.
 A place that we may only read is identified by its file system and its root instead.
-What a place is compared with lies in the catalogue; how is ``pipeline.places``.
+``pipeline.places`` compares a marker with what the catalogue recorded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PART = 8 << 20
 
 @dataclass(frozen=True)
 class Marker:
-    """What a place says of itself."""
+    """The content of a marker."""
 
     place: UUID
     site: UUID
@@ -58,7 +58,7 @@ class Marker:
 
 
 class Markable(Protocol):
-    """Somewhere a marker can lie."""
+    """A location that can have a marker."""
 
     def read_marker(self) -> Marker | None:
         """Return the marker, None if there is none.
@@ -184,7 +184,7 @@ def local_path(url: str | None) -> Path | None:
 
 
 def refuse_overlaps(places: Mapping[str, Path], *, home: Path | None = None) -> None:
-    """Refuse places that are the same directory, or lie in each other: what empties one would empty the other.
+    """Refuse places that are, or contain, each other: removing from one would remove from the other.
 
     The home may hold the others, and is none of them.
 
@@ -201,7 +201,7 @@ def refuse_overlaps(places: Mapping[str, Path], *, home: Path | None = None) -> 
 
 
 def _holds(outer: Path, inner: Path) -> bool:
-    """Return whether a directory is another one or lies in it, by any name, link or mount that leads there."""
+    """Return whether a directory is, or contains, another one, by any name, link or mount."""
     outer, inner = outer.resolve(), inner.resolve()
     if inner == outer or outer in inner.parents:
         return True

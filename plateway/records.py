@@ -93,7 +93,7 @@ class Record(SQLModel):
 
 
 def of_event() -> ForeignKeyConstraint:
-    """Tie a row to the revision of the event that it tells of."""
+    """Reference the event and revision that a row is about."""
     return ForeignKeyConstraint(["event_id", "revision"], ["event.id", "event.revision"])
 
 
@@ -150,7 +150,7 @@ class EventFile(Record, table=True):
 
 
 class Export(Record, table=True):
-    """This bundle is at this key. Evidence says how and when it was seen there by somebody other than the uploader."""
+    """This bundle is at this key. Evidence: how and when it was seen there, by another client than the uploader."""
 
     __tablename__: ClassVar[Any] = "export"
     __table_args__ = (
@@ -192,12 +192,12 @@ class Export(Record, table=True):
 
 
 class ArchiveManifest(Record, table=True):
-    """The archiver sent this, through this door. Its bytes are kept."""
+    """A manifest of the archiver, with its source and its bytes."""
 
     __tablename__: ClassVar[Any] = "archive_manifest"
     __table_args__ = (Index("ix_archive_manifest_order", "received_at", "digest"),)
 
-    digest: str = Field(primary_key=True)  # SHA-256 of what it says, in whatever order; else of its bytes
+    digest: str = Field(primary_key=True)  # SHA-256 of its content in any order; else of its bytes
     door: str  # inbox | http | amqp | archive | rebuild
     name: str = Field(sa_type=Words)  # of the file, the page or the message
     content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
@@ -210,7 +210,7 @@ class ArchiveManifest(Record, table=True):
 
 
 class ArchiveEntry(Record, table=True):
-    """A manifest says this object is in this archive. Parked until an export is found that it agrees with."""
+    """An entry of a manifest: this object is in this archive. Parked until an export agrees with it."""
 
     __tablename__: ClassVar[Any] = "archive_entry"
     __table_args__ = (
@@ -231,11 +231,11 @@ class ArchiveEntry(Record, table=True):
     offset: int | None = Field(default=None, sa_type=BigInteger)  # of the member's bytes inside the archive
     settled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # None: parked
     refuted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # we read there, and found something else
-    reason: str | None = Field(default=None, sa_type=Words)  # why it is parked; None: nobody tried yet
+    reason: str | None = Field(default=None, sa_type=Words)  # why it is parked; None: not tried yet
 
 
 class ArchiveLocation(Record, table=True):
-    """Tape says this event's export is this member of this archive: what all settled entries about it come to."""
+    """This event's export is this member of this archive: the sum of all settled entries about it."""
 
     __tablename__: ClassVar[Any] = "archive_location"
     __table_args__ = (
@@ -257,29 +257,29 @@ class ArchiveLocation(Record, table=True):
     reported_at: datetime = Field(sa_type=UtcDateTime)  # the first time
     read_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when we read it there and found these bytes
     seen_size: int | None = Field(default=None, sa_type=BigInteger)  # of the archive, when it was read
-    seen_modified: datetime | None = Field(default=None, sa_type=UtcDateTime)  # likewise, where it can be told
+    seen_modified: datetime | None = Field(default=None, sa_type=UtcDateTime)  # likewise, where known
     damage: str | None = Field(default=None, sa_type=Words)  # what is wrong with the only copy, for people
     damage_kind: str | None = None  # `outcome.Damage`
     damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class Door(Record, table=True):
-    """What a door was like when it was last looked at, so that it is asked for what is new only."""
+    """The state of a manifest source at the last poll, so that only new manifests are fetched."""
 
     __tablename__: ClassVar[Any] = "door"
 
     name: str = Field(primary_key=True)  # its URL, without secrets
     etag: str | None = None
-    modified: str | None = None  # Last-Modified, as it was told
+    modified: str | None = None  # Last-Modified, as received
     seen_at: datetime = Field(sa_type=UtcDateTime)
 
 
 class DarkObject(Record, table=True):
-    """Nobody recorded this object. The row goes when somebody does, or when the object goes."""
+    """An object in no record. The row is removed once the object is recorded or deleted."""
 
     __tablename__: ClassVar[Any] = "dark_object"
 
-    endpoint: str = Field(default="", primary_key=True, sa_type=EXACTLY)  # as an export has it; empty: not told
+    endpoint: str = Field(default="", primary_key=True, sa_type=EXACTLY)  # as an export has it; empty: unknown
     bucket: str = Field(primary_key=True, sa_type=EXACTLY)
     key: str = Field(primary_key=True, sa_type=EXACTLY)
     size: int = Field(sa_type=BigInteger)
@@ -408,5 +408,5 @@ class KnownPlace(Record, table=True):
 
     name: str = Field(primary_key=True)  # bench, bench/prince, trash/prince, staging/prince, archive, objects, bucket …
     identity: str  # of its marker; of a place that we may only read, its file system and root
-    marked: bool  # it carries a marker
+    marked: bool  # it has a marker
     recorded_at: datetime = Field(sa_type=UtcDateTime)

@@ -41,11 +41,11 @@ class CopyState:
     doubt: str = ""  # why its place is not durable, not identified or not ours; empty: it is all of these
     changed: str = ""  # in what it differs from what was read; empty: in nothing
     expiring: str = ""  # what announces that it will go; empty: nothing
-    reported: bool = False  # nobody but the archive says that it is there
+    reported: bool = False  # only the archive reports it
 
     @property
     def location(self) -> str:
-        """Name it for people."""
+        """Describe where the copy is."""
         return f"{self.where} {self.name}"
 
 
@@ -130,7 +130,7 @@ def judge_bucket(
 
 
 def on_tape(ledger: Ledger) -> tuple[ArchiveLocation, ...]:
-    """Return the archives that have an event's export by its checksum: told by the archive, or read by us."""
+    """Return the archives that have an event's export by its checksum: reported by the archive, or read by us."""
     export = ledger.export
     if export is None:
         return ()
@@ -220,7 +220,7 @@ def _age_on_tape(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str
 
 
 def _needed(ledger: Ledger, policy: Policy, siblings: Sequence[Ledger]) -> list[str]:
-    """Keep a bucket copy as long as the purge of something else will have to be proven against it."""
+    """List the purges that still need the bucket copy as proof."""
     reasons = []
     raw, staging = ledger.purge("raw"), ledger.purge("staging")
     if raw is not None and raw.gone_at is None:
@@ -237,7 +237,7 @@ def _needed(ledger: Ledger, policy: Policy, siblings: Sequence[Ledger]) -> list[
 
 
 def _wanted(ledger: Ledger, lifespan: timedelta, now: datetime) -> list[str]:
-    """Keep images that a person had restored, as long as if they were new."""
+    """Return why restored images stay: as long as if they were new."""
     back = [one.restored_at for one in ledger.purges if one.place == "raw" and one.cause == Restored.REQUESTED]
     age = now - max((one for one in back if one is not None), default=now - lifespan)
     return [f"restored {_age(age)} ago, kept for {format_duration(lifespan)}"] * (age < lifespan)

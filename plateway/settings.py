@@ -77,13 +77,13 @@ Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(forma
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
-OTHERS = 0o077  # of a file's mode: what anybody but its owner may do
+OTHERS = 0o077  # of a file's mode: permissions of group and others
 MAIN = "plateway"  # what the site's own bucket is called among its buckets
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # what may name a bucket, and a block
 WHO = ("access_key_id", "secret_access_key", "session_token")
 CALLED = {"url": "endpoint_url", "name": "endpoint_name"}  # what an endpoint's fields are called beside a bucket's url
 ENDPOINT = {CALLED.get(one.name, one.name): one.name for one in fields(Endpoint)}  # its fields as settings spell them
-OWN = ENDPOINT.keys() - {"read_only"}  # of the site's own bucket, and of a further one that says nothing else
+OWN = ENDPOINT.keys() - {"read_only"}  # of the site's own bucket; other buckets inherit them
 
 
 class Runtime(PydanticBaseSettingsSource):
@@ -105,9 +105,9 @@ class Runtime(PydanticBaseSettingsSource):
             given |= source()
         found = runtime(Path(given.get("home") or ".plateway"))
         named = [given[name] for name in ("endpoint_url", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in given]
-        if named:  # the same one all the same, where somebody copied its address
+        if named:  # the address may have been copied from there
             return {"endpoint_name": EMBEDDED} if named[0] == found.get("endpoint_url") else {}
-        # by alias, as the environment has them: what is told by both is then told once
+        # by alias, as in the environment, so that a value from both is one value
         return {alias: value for name, value in found.items() for alias in _names(name)[-1:]}
 
 
@@ -291,7 +291,7 @@ class Settings(BaseSettings):
 
     @property
     def endpoint(self) -> Endpoint:
-        """The S3 endpoint of the site, and who asks."""
+        """The S3 endpoint of the site, with its credentials."""
         return Endpoint(**{ENDPOINT[name]: getattr(self, name) for name in OWN})
 
     @property
@@ -366,7 +366,7 @@ class Settings(BaseSettings):
 
 
 def read_buckets(path: Path, own: Endpoint, *, wanted: bool = True) -> dict[str, Bucket]:
-    """Read buckets.toml: a table for each further bucket; what one does not say of the endpoint is as for ``own``.
+    """Read buckets.toml: a table for each further bucket; what it leaves out of the endpoint is as in ``own``.
 
     Raises:
         Misconfigured: names the table and the field that is wrong, never its value; or there is no file but ``wanted``.
@@ -379,7 +379,7 @@ def read_buckets(path: Path, own: Endpoint, *, wanted: bool = True) -> dict[str,
         if wanted:
             raise Misconfigured(f"{path.name}: no such file") from None
         return {}
-    except (OSError, ValueError) as error:  # tomllib tells line and column, and quotes single characters
+    except (OSError, ValueError) as error:  # tomllib names line and column, and quotes single characters
         raise Misconfigured(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
     found = {name: _parse_table(path.name, name, table, own=own) for name, table in tables.items()}
     claimed: dict[str, str] = {}
@@ -424,7 +424,7 @@ def _spell(location: tuple[int | str, ...]) -> str:
 
 
 def _inherit(said: Mapping[str, Any], own: Endpoint) -> dict[str, Any]:
-    """Take from the site's own endpoint what a table does not say; a key is taken whole or not at all."""
+    """Return the fields of the site's own endpoint that a table inherits; credentials whole or not at all."""
     elsewhere, other = said.get("url", own.url) != own.url, bool(said.keys() & set(WHO))
     left = {"read_only", *said} | ({"name"} if elsewhere else set()) | (set(WHO) if other else set())
     return {one.name: getattr(own, one.name) for one in fields(Endpoint) if one.name not in left}
@@ -470,7 +470,7 @@ def load(**flags: Any) -> Settings:
 
 
 def explain(**flags: Any) -> list[dict[str, Any]]:
-    """Tell of each setting its name, value (secrets masked), where it came from and what it means."""
+    """List each setting: name, value (secrets masked), source and meaning."""
     given = {name: value for name, value in flags.items() if value is not None}
     found = load(**flags)
     origins = {

@@ -1,4 +1,4 @@
-"""What is told about events, in the command line's ``--json`` and over HTTP. Words only: no rows, no rules."""
+"""Wire models: what ``--json`` and the HTTP API report. No rows and no rules."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class SystemReport(BaseModel):
     purged: int
     waiting: int
     quarantined: int
-    lost: int  # or changed: what lies in the bucket is not what was sent
+    lost: int  # or changed: the object is not what was sent
     bytes_last_day: int  # of bundles that reached the bucket within the last 24 hours
     oldest_waiting: datetime | None  # since when it waits
 
@@ -128,16 +128,16 @@ class DiskReport(BaseModel):
     systems: list[str]  # that share it
     free: int | None  # bytes; None: the disk is not there
     rate: int  # bytes written in the last 24 hours
-    seconds_left: float | None  # until it is full at that rate; None: nobody can say
+    seconds_left: float | None  # until it is full at that rate; None: unknown
     safe_to_purge: int  # bytes of raw images whose export is verified
     alert: bool  # it is not there, or will be full within a day
     text: str  # aretha: 14 h left, 310 GB safe to purge
 
 
 class Alert(BaseModel):
-    """What somebody should look at."""
+    """Something that needs a person's attention."""
 
-    about: list[str]  # ``disk <systems>``, or the events that are stuck: tells whether somebody heard of it before
+    about: list[str]  # ``disk <systems>``, or the stuck events: identifies an alert that was sent before
     text: str
 
 
@@ -153,7 +153,7 @@ class Report(BaseModel):
 
 
 class Exported(BaseModel):
-    """One export, as DLM tells it."""
+    """One export, as in DLM's API."""
 
     ref_id: UUID
     experiment_id: str
@@ -171,13 +171,13 @@ class Exports(BaseModel):
 
 
 class Archived(BaseModel):
-    """One archive on tape, as DLM tells it."""
+    """One archive on tape, as in DLM's API."""
 
     id: UUID
     path: str
     type: str
     experiment_id: str
-    created_at: datetime  # when tape told of it
+    created_at: datetime  # when tape reported it
     url: str  # of its page, from the root of the gateway on
     member_count: int
 

@@ -407,7 +407,7 @@ def test_a_full_disk_leaves_nothing_half(lab: Lab) -> None:
             os.write(writing, type(error).__name__.encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    assert os.read(reading, 100) == b"Unavailable"
+    assert os.read(reading, 100) == b"DiskUnavailable"
     assert not (lab.home / "to" / str(ref) / name).exists()
     nothing_left(lab.home / "to")
 

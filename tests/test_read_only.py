@@ -52,6 +52,7 @@ EXAMPLE = "http://haven.example.org:7070"
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 WRITES = {"put", "delete", "delete_all", "abort"}  # of a store; all else reads
 READS = {
+    "durable",
     "name",
     "beside",
     "open",

@@ -609,7 +609,7 @@ def test_open_uploads_of_ours_are_aborted_on_request(lab: Lab) -> None:
     key = export_of(lab, ref).key
     aside = lab.home / "bucket" / KEPT / "uploads"
     for name, of in (("ours", key), ("theirs", "other/key")):
-        (aside / f"{name}.json").write_text(json.dumps({"key": of}))
+        (aside / f"{name}.json").write_text(json.dumps({"key": of, "part_size": 1 << 20, "metadata": {}}))
         os.utime(aside / f"{name}.json", (0, 0))
     assert said(reconcile(lab)) == [(Kind.UPLOAD, "would abort upload")]
     assert said(reconcile(lab, repair=True)) == [(Kind.UPLOAD, "aborted")]
