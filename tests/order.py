@@ -11,6 +11,7 @@ FLOWS = "tests/flows"  # one worker runs them all, and stops their server afterw
 FIRST = (  # what a worker takes first; everything else follows as it was collected
     FLOWS,
     "tests/faults/test_crashes.py",
+    "tests/test_wheel.py",
     "tests/faults/test_s3_faults.py",
     "tests/test_cli_tape.py",
     "tests/e2e",  # a server of its own: begins when that of the flows is up
