@@ -13,7 +13,7 @@ import pytest
 
 from plateway import settings
 from plateway.catalog import Catalog
-from plateway.cli.bucket import environment
+from plateway.cli.bucket import bucket_environment
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
 from tests import facts
@@ -179,11 +179,11 @@ def test_a_command_is_led_nowhere_else(endpoint: Endpoint, monkeypatch: pytest.M
     """What the environment says of another endpoint, or of other credentials, is not there for it."""
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of-another-key")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    env = settings.environment(environment(endpoint, "made"))
+    env = settings.environment(bucket_environment(endpoint, "made"))
     assert (env["PLATEWAY_BUCKET_URL"], env["AWS_ENDPOINT_URL"]) == ("s3://made", endpoint.url)
     assert {"AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "PLATEWAY_BYPASS_PROXY"} & env.keys() == set()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-a-role")
-    assert settings.environment(environment(Endpoint(), "made"))["AWS_ACCESS_KEY_ID"] == "of-a-role"
+    assert settings.environment(bucket_environment(Endpoint(), "made"))["AWS_ACCESS_KEY_ID"] == "of-a-role"
 
 
 def test_tables_are_for_people(filled: str) -> None:

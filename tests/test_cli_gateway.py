@@ -157,7 +157,7 @@ def test_list_tells_all_but_hashes(home: Path) -> None:
     assert (bob["name"], bob["scopes"], bob["prefix"], bob["expired"]) == ("bob", ["read"], "a/", False)
     assert (past["expires"], past["expired"]) == ("2001-01-02T00:00:00+00:00", True)
     text = call("token", "list").stdout
-    assert "(over)" in text
+    assert "(expired)" in text
     for one in tokens.listed(home / "tokens.json"):
         assert one.hash not in text + json.dumps([bob, past])
 
@@ -211,7 +211,7 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PLATEWAY_OBJECTS_URL", (home / "objects").as_uri())
     with serving(home) as (process, url, lines):
         assert lines[1].split()[-1] == f"{url}/docs"
-        assert lines[2] == "Events   ask for a token"
+        assert lines[2] == "Events   token required"
         assert httpx.get(f"{url}/ready", timeout=60, trust_env=False, verify=PLAIN).json()["checks"] == {
             "tokens": "ok",
             "access": "ok",

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from plateway import simulator
-from plateway.cli import shell
+from plateway.cli import commands, console
 from plateway.endpoint import Endpoint
 from plateway.gateway import tokens
 from plateway.gateway.access import Access, AccessLog
@@ -75,7 +75,7 @@ def spoken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     def spoken(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["plateway", *words])
         with pytest.raises(SystemExit):
-            shell.run_app()
+            commands.main()
         text = "".join(capsys.readouterr())
         assert clean(text), (words, text)
         assert "Traceback" not in text, (words, text)
@@ -292,17 +292,17 @@ def on_terminal(*words: str) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_the_writer_takes_any_name(name: str) -> None:
+def test_the_console_prints_any_name_as_text(name: str) -> None:
     """As a line, in a table, its title and head, in a bar and a status: it is text, on one line of its own."""
     stream = io.StringIO()
-    console = shell.Writer(file=stream, width=300, force_terminal=True, color_system=None)
-    console.print(name, soft_wrap=True)
+    writer = console.PlainConsole(file=stream, width=300, force_terminal=True, color_system=None)
+    writer.print(name, soft_wrap=True)
     assert stream.getvalue() == f"{plain(name).replace(chr(10), chr(92) + 'n').replace(chr(9), chr(92) + 't')}\n"
     table = Table(name, title=name, caption=name)
     table.add_row(name)
-    console.print(table)
+    writer.print(table)
     assert clean(stream.getvalue())
-    with Progress(shell.label(), console=console, disable=False) as progress:
+    with Progress(console.description_column(), console=writer, disable=False) as progress:
         progress.add_task(name, total=1)
     assert not [one for one in (name,) if not one.isprintable() and one in stream.getvalue()]
     assert "\x1b]" not in stream.getvalue() and "\u202e" not in stream.getvalue()

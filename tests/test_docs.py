@@ -164,6 +164,7 @@ def test_the_defaults_are_as_told() -> None:
 def commands(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
     """Name every command as it is typed."""
     for name, command in group.commands.items():
+        command = getattr(command, "loaded", command)  # noqa: PLW2901
         if hasattr(command, "commands"):
             yield from commands(command, *words, name)
         else:

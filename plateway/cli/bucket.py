@@ -1,491 +1,445 @@
-"""``plateway bucket``: look after the buckets of an endpoint."""
+"""``plateway bucket``: manage the buckets of an endpoint."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, wraps
-from inspect import Signature, signature
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
-from rich.table import Column, Table
 from rich.text import Text
 
 from plateway import settings
-from plateway.cli.attended import attended
-from plateway.cli.shell import Home, Json, app, err, label, out, print_json, size, when
+from plateway.cli.bucket_options import BucketOptions, with_bucket_options
+from plateway.cli.child_process import handle_signals
+from plateway.cli.console import description_column, err, format_size, format_time, out, print_json, print_table
+from plateway.cli.exit_codes import ExitCode
+from plateway.cli.options import Json
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
-from plateway.keys import MARKER_FILE
-from plateway.local.project import import_from_project
-from plateway.names import shown
 from plateway.store import Stat
-from plateway.store.admin import (
-    Address,
-    Buckets,
-    Done,
-    Version,
-    landing,
-    temporary,
-)
+from plateway.store.admin import Address, Buckets, Done, Version, landing, temporary
 
-bucket = typer.Typer(no_args_is_help=True, help="Make, fill, list, copy, empty and remove buckets.")
-lifecycle = typer.Typer(no_args_is_help=True, help="The rules by which a bucket deletes objects by itself.")
-app.add_typer(bucket, name="bucket")
-bucket.add_typer(lifecycle, name="lifecycle")
+app = typer.Typer(no_args_is_help=True, help="Create, list, fill, copy, empty and remove buckets.")
+lifecycle = typer.Typer(no_args_is_help=True, help="Show and replace the rules by which a bucket deletes objects.")
 
-At = Annotated[str | None, typer.Option("--endpoint-url", help="Where S3 is, if not where the settings say.")]
-Block = Annotated[
-    str | None, typer.Option("--block", help="A bucket of buckets.toml, or a Bucket block in Prefect: its endpoint.")
-]
 Url = Annotated[str, typer.Argument(metavar="s3://BUCKET[/KEY]")]
 Urls = Annotated[list[str], typer.Argument(metavar="s3://BUCKET/KEY…")]
-Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="A whole folder, too.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted.")]
-Typed = Annotated[str | None, typer.Option("--name", help="The bucket's name once more, where exports are kept in it.")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include everything in a folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be deleted.")]
+TypedName = Annotated[
+    str | None, typer.Option("--name", help="The bucket's name again; required if a site keeps something in it.")
+]
 
 
-@dataclass(frozen=True)
-class BucketOptions:
-    """Where the buckets of a command are."""
-
-    home: Home = None
-    endpoint_url: At = None
-    block: Block = None
-
-    @cached_property
-    def buckets(self) -> Buckets:
-        return Buckets(self.endpoint)
-
-    @cached_property
-    def endpoint(self) -> Endpoint:
-        found = self._named if self.block is not None else settings.load(home=self.home).endpoint
-        return replace(found, url=self.endpoint_url) if self.endpoint_url else found
-
-    @property
-    def _named(self) -> Endpoint:
-        known = settings.load(home=self.home).buckets.get(str(self.block))
-        if known is not None:
-            return known.endpoint
-        read: Endpoint = import_from_project("blocks.bucket").load(str(self.block))
-        return read
-
-    def guard(self, where: Address, typed: str | None, *, whole: bool = False) -> None:
-        """Refuse to delete or replace what a site keeps, unless the bucket's name was typed out.
-
-        A site's marker in the bucket says so, whatever catalogue is at hand; ``whole`` buckets are asked for as well
-        where there is no catalogue at all.
-
-        Raises:
-            Refused: it was not, or was mistyped.
-        """
-        why = self._claims(where, whole=whole)
-        if not why:
-            return
-        if typed is None and sys.stdin.isatty():
-            typed = typer.prompt(f"{shown(why)}. Type the bucket's name to go on", err=True)
-        if typed != where.bucket:
-            raise Refused(f"{why}: say --name {where.bucket} to go on")
-
-    def _claims(self, where: Address, *, whole: bool) -> str:
-        """Return why somebody may miss what is in a bucket; empty: nothing speaks for that."""
-        config = settings.load(home=self.home)
-        if (config.archive_target or "").startswith((f"s3://{where.bucket}/", f"s3://{where.bucket}?")) or (
-            config.archive_target == f"s3://{where.bucket}"
-        ):
-            return f"the archive is in {where.bucket}"
-        known = config.database_url is not None or (config.home / "catalogue.db").exists()
-        kept = self._count_exports(config, where.bucket) if known else 0
-        if kept:
-            return f"the catalogue knows of {kept:,} exports in {where.bucket}"
-        if (marker := next(self.buckets.markers(where, deep=whole), None)) is not None:
-            what = "an archive" if marker.endswith(MARKER_FILE) else "exports"
-            return f"a site keeps {what} in {where.bucket}, which carries its marker {marker}"
-        if whole and not known and next(self.buckets.find(Address(where.bucket)), None) is not None:
-            return f"there is no catalogue here that could tell whether a site keeps anything in {where.bucket}"
-        return ""
-
-    def _count_exports(self, config: settings.Settings, name: str) -> int:
-        from plateway.catalog import Catalog  # noqa: PLC0415  SQLAlchemy, which takes longer than most of these commands
-
-        with closing(Catalog(config.catalog_url)) as catalog:
-            return catalog.export_count(name) if catalog.current() else 0
+@app.command("mb")
+@with_bucket_options
+def make_buckets(options: BucketOptions, *, buckets: Urls) -> None:
+    """Create buckets."""
+    for url in buckets:
+        name = parse_bucket(url)
+        options.buckets.make(name)
+        out.print(f"s3://{name}")
 
 
-def placed(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where its buckets are; its first argument is made of them."""
-    _, *own = signature(verb, eval_str=True).parameters.values()
-    shared = signature(BucketOptions, eval_str=True).parameters
-
-    @wraps(verb)
-    def command(**told: Any) -> None:
-        verb(BucketOptions(**{name: told.pop(name) for name in shared}), **told)
-
-    options = [one.replace(kind=one.KEYWORD_ONLY) for one in shared.values()]
-    vars(command)["__signature__"] = Signature([*own, *options])
-    return command
-
-
-@bucket.command()
-@placed
-def mb(place: BucketOptions, *, buckets: Urls) -> None:
-    """Make buckets."""
-    for name in buckets:
-        place.buckets.make(whole(name))
-        out.print(f"s3://{whole(name)}")
-
-
-@bucket.command()
-@placed
-def ls(
-    place: BucketOptions,
+@app.command("ls")
+@with_bucket_options
+def list_objects(
+    options: BucketOptions,
     *,
     url: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]")] = None,
     recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """List buckets, or what is in one."""
+    """List buckets, or the objects and folders in one."""
     if url is None:
-        found = place.buckets.names()
+        found = options.buckets.names()
         if as_json:
             return print_json([{"name": one.name, "created": one.created} for one in found])
-        return show(("bucket", "made"), ((one.name, when(one.created)) for one in found))
+        return print_table(("bucket", "created"), ((one.name, format_time(one.created)) for one in found))
     where = Address.parse(url)
-    listed: Iterator[Stat | str] = place.buckets.find(where) if recursive else place.buckets.level(where)
+    listed: Iterator[Stat | str] = options.buckets.find(where) if recursive else options.buckets.level(where)
     if as_json:
-        return print_json([told(one) for one in listed])
-    return show(("key", "size", "changed"), (row(one) for one in listed))
+        return print_json(
+            [
+                {"folder": one}
+                if isinstance(one, str)
+                else {"key": one.key, "size": one.size, "etag": one.etag, "modified": one.modified}
+                for one in listed
+            ]
+        )
+    rows = (
+        (one, "", "") if isinstance(one, str) else (one.key, format_size(one.size), format_time(one.modified))
+        for one in listed
+    )
+    return print_table(("key", "size", "modified"), rows)
 
 
-@bucket.command()
-@placed
-def du(place: BucketOptions, *, url: Url, as_json: Json = False) -> None:
-    """Add up what lies in a bucket or a folder."""
-    found = place.buckets.usage(Address.parse(url))
+@app.command("du")
+@with_bucket_options
+def print_usage(options: BucketOptions, *, url: Url, as_json: Json = False) -> None:
+    """Count objects and bytes in a bucket or folder."""
+    usage = options.buckets.usage(Address.parse(url))
     if as_json:
-        return print_json(asdict(found))
-    newest = f", newest {when(found.newest)}" if found.newest else ""
-    return out.print(f"{found.objects:,} objects, {size(found.size)}, largest {size(found.largest)}{newest}")
+        return print_json(asdict(usage))
+    newest = f", newest {format_time(usage.newest)}" if usage.newest else ""
+    total, largest = format_size(usage.size), format_size(usage.largest)
+    return out.print(f"{usage.objects:,} objects, {total}, largest {largest}{newest}")
 
 
-@bucket.command()
-@placed
-def put(
-    place: BucketOptions,
+@app.command("put")
+@with_bucket_options
+def upload_files(
+    options: BucketOptions,
     *,
-    files: Annotated[list[Path], typer.Argument(help="Files, or with --recursive directories.")],
+    files: Annotated[list[Path], typer.Argument(help="Files; with --recursive also directories.")],
     url: Url,
     recursive: Recursive = False,
-    name: Typed = None,
+    name: TypedName = None,
     as_json: Json = False,
 ) -> None:
-    """Store files. An address that ends in a slash, or a bucket, is a folder; anything else is the object's key."""
+    """Upload files.
+
+    An address that ends with a slash, or is a bucket, is a folder; any other address is the key of the object.
+    """
     where = Address.parse(url)
-    place.guard(where, name)  # what is there under a key is replaced
-    chosen = list(sources(files, where, recursive=recursive))
-    finish(place.buckets, "put", place.buckets.put(chosen), total=len(chosen), as_json=as_json)
+    options.confirm(where, name)  # uploads replace objects
+    pairs = list(list_files(files, where, recursive=recursive))
+    report_objects(options.buckets, "put", options.buckets.put(pairs), total=len(pairs), as_json=as_json)
 
 
-@bucket.command()
-@placed
-def get(
-    place: BucketOptions,
+@app.command("get")
+@with_bucket_options
+def download_objects(
+    options: BucketOptions,
     *,
     url: Url,
-    to: Annotated[Path, typer.Argument(help="A directory; or a file, for one object.")] = Path(),
+    to: Annotated[Path, typer.Argument(help="Directory; for one object also a file.")] = Path(),
     recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch objects into files."""
+    """Download objects to files."""
     where = Address.parse(url)
-    found = objects(place.buckets, where, recursive=recursive)
+    found = find_objects(options.buckets, where, recursive=recursive)
     single = not recursive and not to.is_dir()
-    placed = [(stat, Address(where.bucket, stat.key), to if single else landing(stat.key, where, to)) for stat in found]
-    finish(place.buckets, "get", place.buckets.get(placed), total=len(found), as_json=as_json)
+    targets = [
+        (stat, Address(where.bucket, stat.key), to if single else landing(stat.key, where, to)) for stat in found
+    ]
+    report_objects(options.buckets, "get", options.buckets.get(targets), total=len(found), as_json=as_json)
 
 
-@bucket.command()
-@placed
-def cp(
-    place: BucketOptions,
+@app.command("cp")
+@with_bucket_options
+def copy_objects(
+    options: BucketOptions,
     *,
     source: Url,
     target: Url,
     recursive: Recursive = False,
-    name: Typed = None,
+    name: TypedName = None,
     as_json: Json = False,
 ) -> None:
     """Copy objects within the endpoint."""
     here, to = Address.parse(source), Address.parse(target)
-    place.guard(to, name)  # the same
-    found = objects(place.buckets, here, recursive=recursive)
+    options.confirm(to, name)  # copies replace objects
+    found = find_objects(options.buckets, here, recursive=recursive)
     folder = recursive or not to.key or to.key.endswith("/")
     pairs = [
-        (stat, Address(here.bucket, stat.key), to.below(below(stat.key, here)) if folder else to) for stat in found
+        (stat, Address(here.bucket, stat.key), to.below(relative_key(stat.key, here)) if folder else to)
+        for stat in found
     ]
-    finish(place.buckets, "cp", place.buckets.copy(pairs), total=len(found), as_json=as_json)
+    report_objects(options.buckets, "cp", options.buckets.copy(pairs), total=len(found), as_json=as_json)
 
 
-@bucket.command("del")
-@placed
-def delete(
-    place: BucketOptions,
+@app.command("del")
+@with_bucket_options
+def delete_objects(
+    options: BucketOptions,
     *,
     urls: Urls,
     recursive: Recursive = False,
     dry_run: DryRun = False,
-    name: Typed = None,
+    name: TypedName = None,
     as_json: Json = False,
 ) -> None:
-    """Delete objects, and look that they are gone. A folder only with --recursive, never what just begins alike."""
+    """Delete objects and verify that they are gone.
+
+    Deletes a folder only with --recursive, and never keys that only share a prefix.
+    """
     places = [Address.parse(url) for url in urls]
-    found = {where: objects(place.buckets, where, recursive=recursive) for where in places}
+    found = {where: find_objects(options.buckets, where, recursive=recursive) for where in places}
     if dry_run:
-        return rehearse(place.buckets, found, as_json=as_json)
+        return report_dry_run(options.buckets, found, as_json=as_json)
     for where in places:
-        place.guard(where, name, whole=not where.folder)
-    for one in {where.bucket for where in places}:
-        if place.buckets.versioned(one):
-            err.print(f"{one} keeps versions: what is deleted takes room until `rb --force` or a rule removes them")
-    done = chain.from_iterable(place.buckets.delete(*one) for one in found.items())
-    return finish(place.buckets, "del", done, total=sum(map(len, found.values())), as_json=as_json)
+        options.confirm(where, name, whole=not where.folder)
+    for bucket in {where.bucket for where in places}:
+        if options.buckets.versioned(bucket):
+            err.print(f"{bucket} keeps versions: deleted objects use space until `rb --force` or a rule removes them")
+    done = chain.from_iterable(options.buckets.delete(*one) for one in found.items())
+    return report_objects(options.buckets, "del", done, total=sum(map(len, found.values())), as_json=as_json)
 
 
-@bucket.command()
-@placed
-def rb(
-    place: BucketOptions,
+@app.command("rb")
+@with_bucket_options
+def remove_bucket(
+    options: BucketOptions,
     *,
     url: Url,
-    force: Annotated[bool, typer.Option("--force", help="With all that is in it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also delete everything in it, all versions included.")
+    ] = False,
     dry_run: DryRun = False,
-    name: Typed = None,
+    name: TypedName = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a bucket; one that is not empty only with --force, with all versions where it keeps them."""
-    where = Address(whole(url))
+    """Remove a bucket and verify that it is gone.
+
+    Refuses to remove a bucket that is not empty, unless with --force.
+    """
+    where = Address(parse_bucket(url))
     if not force:
-        place.buckets.vacant(where.bucket)
+        options.buckets.vacant(where.bucket)
     if dry_run:
-        kept = place.buckets.versions if place.buckets.versioned(where.bucket) else place.buckets.find
-        return rehearse(place.buckets, {where: list(kept(where))}, as_json=as_json)
-    place.guard(where, name, whole=force)
+        find = options.buckets.versions if options.buckets.versioned(where.bucket) else options.buckets.find
+        return report_dry_run(options.buckets, {where: list(find(where))}, as_json=as_json)
+    options.confirm(where, name, whole=force)
     if force or as_json:
-        finish(place.buckets, "del", place.buckets.clear(where.bucket) if force else (), as_json=as_json)
-    place.buckets.remove(where.bucket)
-    return None if as_json else out.print(f"s3://{where.bucket} is gone")
+        done = options.buckets.clear(where.bucket) if force else ()
+        report_objects(options.buckets, "del", done, as_json=as_json)
+    options.buckets.remove(where.bucket)
+    return None if as_json else out.print(f"s3://{where.bucket} removed")
 
 
-@bucket.command()
-@placed
-def tag(
-    place: BucketOptions,
+@app.command("tag")
+@with_bucket_options
+def tag_object(
+    options: BucketOptions,
     *,
     url: Url,
-    tags: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", help="None: show them.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Take all tags away.")] = False,
+    tags: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", help="New tags; without them: show the tags.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all tags.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show an object's tags, or replace them."""
+    """Show or replace the tags of an object."""
     where = Address.parse(url)
     if tags or clear:
         pairs = [one.partition("=") for one in tags or ()]
         if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
             raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE")
-        place.buckets.set_tags(where, {} if clear else {name: value for name, _, value in pairs})
-    found = place.buckets.tags(where)
-    return print_json(found) if as_json else show(("tag", "value"), found.items())
+        options.buckets.set_tags(where, {} if clear else {name: value for name, _, value in pairs})
+    found = options.buckets.tags(where)
+    return print_json(found) if as_json else print_table(("tag", "value"), found.items())
 
 
 @lifecycle.command("show")
-@placed
-def show_lifecycle(place: BucketOptions, *, url: Url) -> None:
-    """Show a bucket's rules as JSON."""
-    print_json({"Rules": list(place.buckets.lifecycle(whole(url)))})
+@with_bucket_options
+def show_lifecycle(options: BucketOptions, *, url: Url) -> None:
+    """Show the lifecycle rules of a bucket as JSON."""
+    print_json({"Rules": list(options.buckets.lifecycle(parse_bucket(url)))})
 
 
 @lifecycle.command("set")
-@placed
+@with_bucket_options
 def set_lifecycle(
-    place: BucketOptions,
+    options: BucketOptions,
     *,
     url: Url,
-    rules: Annotated[Path, typer.Argument(help='A JSON file as `aws s3api` takes it: {"Rules": […]}; - reads stdin.')],
-    name: Typed = None,
+    rules: Annotated[
+        Path, typer.Argument(help='JSON file as `aws s3api` reads it: {"Rules": …}; - is standard input.')
+    ],
+    name: TypedName = None,
 ) -> None:
-    """Replace a bucket's rules; an empty list takes them away. See `plateway bucket-policy check`."""
+    """Replace the lifecycle rules of a bucket; an empty list removes them.
+
+    `plateway bucket-policy check` lists rules that could delete exports.
+    """
     try:
-        told = json.loads(sys.stdin.read() if str(rules) == "-" else rules.read_text())
-        wanted = told["Rules"] if isinstance(told, dict) else told
+        document = json.loads(sys.stdin.read() if str(rules) == "-" else rules.read_text())
+        wanted = document["Rules"] if isinstance(document, dict) else document
     except (OSError, ValueError, KeyError) as error:
-        raise Rejected(f"{rules.name}: no JSON document with Rules ({type(error).__name__})") from None
+        raise Rejected(f"{rules.name}: not a JSON document with Rules ({type(error).__name__})") from None
+    bucket = parse_bucket(url)
     if wanted:
-        place.guard(Address(whole(url)), name)  # rules delete
-    place.buckets.set_lifecycle(whole(url), wanted)
-    print_json({"Rules": list(place.buckets.lifecycle(whole(url)))})
+        options.confirm(Address(bucket), name)  # rules delete objects
+    options.buckets.set_lifecycle(bucket, wanted)
+    print_json({"Rules": list(options.buckets.lifecycle(bucket))})
 
 
-@bucket.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@placed
-def run(
-    place: BucketOptions,
+app.add_typer(lifecycle, name="lifecycle")
+
+
+@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@with_bucket_options
+def run_command(
+    options: BucketOptions,
     *,
-    name: Annotated[str, typer.Argument(help="What the bucket's name begins with.")],
+    name: Annotated[str, typer.Argument(help="Start of the bucket's name.")],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
 ) -> None:
-    """Run a command with a bucket of its own, which is removed afterwards, whatever happens."""
-    with attended() as attendance, temporary(place.buckets, name) as made:
-        err.print(f"s3://{made}")
-        code = attendance.run(command, settings.environment(environment(place.endpoint, made)))
+    """Run a command with a temporary bucket, which is always removed afterwards."""
+    with handle_signals() as child, temporary(options.buckets, name) as bucket:
+        err.print(f"s3://{bucket}")
+        code = child.run(command, settings.environment(bucket_environment(options.endpoint, bucket)))
     raise typer.Exit(code)
 
 
-@bucket.command()
-@placed
-def selftest(
-    place: BucketOptions,
+@app.command("selftest")
+@with_bucket_options
+def run_selftest(
+    options: BucketOptions,
     *,
     url: Annotated[
-        str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]", help="Try it in here, not in a new bucket.")
+        str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]", help="Test in here instead of in a new bucket.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try what the endpoint supports, and take simulated events into a bucket and back; nothing is left of it."""
-    from plateway import selftest as trial  # noqa: PLC0415  it draws with numpy, which others need not wait for
+    """Test what the endpoint supports, and export and restore simulated events.
 
-    with attended(), err.status("a place to try it") as status:
+    Removes everything that it wrote.
+    """
+    from plateway import selftest  # noqa: PLC0415  pipeline and numpy, which other commands do not need
+
+    with handle_signals(), err.status("creating a place for the test") as status:
         within = Address.parse(url) if url else None
-        report = trial.run(place.endpoint, within=within, tell=lambda text: status.update(Text(text)))
+        report = selftest.run(options.endpoint, within=within, tell=lambda text: status.update(Text(text)))
     if as_json:
         print_json({**asdict(report), "good": report.good})
     else:
-        show(
-            ("what", "", "tried", "so Plateway"),
+        print_table(
+            ("capability", "supported", "detail", "so Plateway"),
             ((one.name, one.verdict, one.detail, one.use) for one in report.capabilities),
         )
-        show(("round", "", "", "s"), ((one.name, one.result, one.detail, f"{one.seconds:.1f}") for one in report.steps))
+        print_table(
+            ("step", "result", "detail", "seconds"),
+            ((one.name, one.result, one.detail, f"{one.seconds:.1f}") for one in report.steps),
+        )
         out.print(report.summary)
-    for result, code in (("damaged", 4), ("failed", 1), ("later", 5)):
-        if any(step.result == result for step in report.steps):
+    results = {step.result for step in report.steps}
+    codes = {"damaged": ExitCode.DAMAGED, "failed": ExitCode.FAILED, "later": ExitCode.RETRY_LATER}
+    for result, code in codes.items():
+        if result in results:
             raise typer.Exit(code)
 
 
-# ------------------------------------------------------------------------------------------------------------- helpers
+def bucket_environment(endpoint: Endpoint, bucket: str) -> dict[str, str | None]:
+    """Return the environment variables of a command that uses a bucket; None: a variable to remove."""
+    variables = {
+        "PLATEWAY_BUCKET_URL": f"s3://{bucket}",
+        "PLATEWAY_BYPASS_PROXY": "true" if endpoint.bypass_proxy else None,
+        "AWS_ENDPOINT_URL": endpoint.url,
+        "AWS_ENDPOINT_URL_S3": None,
+        "AWS_REGION": endpoint.region,
+        "AWS_DEFAULT_REGION": endpoint.region,
+    }
+    if endpoint.access_key_id and endpoint.secret_access_key:
+        token = endpoint.session_token
+        variables["AWS_ACCESS_KEY_ID"] = endpoint.access_key_id
+        variables["AWS_SECRET_ACCESS_KEY"] = endpoint.secret_access_key.get_secret_value()
+        variables["AWS_SESSION_TOKEN"] = token.get_secret_value() if token else None
+    return variables
 
 
-def whole(url: str) -> str:
+# ------------------------------------------------------------------------------------------------ what addresses name
+
+
+def parse_bucket(url: str) -> str:
+    """Parse the address of a bucket, and return its name.
+
+    Raises:
+        Rejected: it is no address, or has a key.
+    """
     where = Address.parse(url)
     if where.key:
-        raise Rejected(f"{url} is in a bucket; a bucket is s3://{where.bucket}")
+        raise Rejected(f"{url} is inside a bucket; the bucket is s3://{where.bucket}")
     return where.bucket
 
 
-def objects(there: Buckets, where: Address, *, recursive: bool) -> list[Stat]:
-    """Find what an address means.
+def find_objects(buckets: Buckets, where: Address, *, recursive: bool) -> list[Stat]:
+    """List the object at an address; if recursive, also everything in the folder.
 
     Raises:
-        NotFound: nothing is there. Refused: it is a folder, and folders were not asked for.
+        NotFound: nothing is there.
+        Refused: it is a folder, and not recursive.
     """
     if recursive:
-        found = list(there.find(where))
+        found = list(buckets.find(where))
     else:
-        stat = there.store(where.bucket).stat(where.key) if where.key and not where.key.endswith("/") else None
+        stat = buckets.store(where.bucket).stat(where.key) if where.key and not where.key.endswith("/") else None
         found = [stat] if stat else []
-        if not found and next(there.find(where), None):
-            raise Refused(f"{where} is a folder: say --recursive")
+        if not found and next(buckets.find(where), None):
+            raise Refused(f"{where} is a folder: add --recursive")
     if not found:
-        raise NotFound(f"{where}: nothing is there")
+        raise NotFound(f"{where}: no such object or folder")
     return found
 
 
-def sources(files: Iterable[Path], where: Address, *, recursive: bool) -> Iterator[tuple[Path, Address]]:
-    several = where.key == "" or where.key.endswith("/")
+def list_files(files: Iterable[Path], where: Address, *, recursive: bool) -> Iterator[tuple[Path, Address]]:
+    """List files, and those in directories if recursive, each with the address that it is uploaded to.
+
+    Raises:
+        NotFound: no such file.
+        Refused: it is a directory, and not recursive.
+    """
+    into_folder = recursive or where.key == "" or where.key.endswith("/")
     for path in files:
         if path.is_dir():
             if not recursive:
-                raise Refused(f"{path.name} is a directory: say --recursive")
+                raise Refused(f"{path.name} is a directory: add --recursive")
             inner = (one for one in sorted(path.rglob("*")) if one.is_file() and not one.is_symlink())
             yield from ((one, where.below(f"{path.name}/{one.relative_to(path)}")) for one in inner)
         elif not path.is_file():
             raise NotFound(f"{path.name}: no such file")
         else:
-            yield path, where.below(path.name) if several or recursive else where
+            yield path, where.below(path.name) if into_folder else where
 
 
-def below(key: str, where: Address) -> str:
+def relative_key(key: str, where: Address) -> str:
+    """Return a key relative to the folder at an address; of the object at the address, its name."""
     return key.rpartition("/")[2] if key == where.key else key.removeprefix(where.folder)
 
 
-def rehearse(buckets: Buckets, found: Mapping[Address, Sequence[Stat | Version]], *, as_json: bool) -> None:
-    done = [Done(Address(where.bucket, stat.key), stat.size) for where, stats in found.items() for stat in stats]
-    finish(buckets, "would delete", done, as_json=as_json)
+# -------------------------------------------------------------------------------------------------------------- results
 
 
-class Moved(ProgressColumn):
-    """Bytes that went from or to files, also of those that are still on their way."""
+class MovedColumn(ProgressColumn):
+    """The number of bytes uploaded or downloaded, those of unfinished objects included."""
 
     def __init__(self, buckets: Buckets) -> None:
         super().__init__()
         self._buckets = buckets
 
     def render(self, task: Task) -> Text:
-        return Text(size(self._buckets.moved or None))
+        """Format the number of bytes."""
+        return Text(format_size(self._buckets.moved or None))
 
 
-def finish(buckets: Buckets, what: str, done: Iterable[Done], *, as_json: bool, total: int | None = None) -> None:
-    """Show progress, then what came of it; exit 3 where some failed, 1 where all did."""
-    columns = (label(), BarColumn(), MofNCompleteColumn(), Moved(buckets), TimeElapsedColumn())
+def report_objects(
+    buckets: Buckets, verb: str, done: Iterable[Done], *, as_json: bool, total: int | None = None
+) -> None:
+    """Process objects behind a progress bar, and print the results; exit with 3 if some failed, with 1 if all did."""
+    columns = (description_column(), BarColumn(), MofNCompleteColumn(), MovedColumn(buckets), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        outcomes = list(progress.track(done, total=total, description=what))
-    failed = [one for one in outcomes if one.problem]
+        results = list(progress.track(done, total=total, description=verb))
+    failed = [one for one in results if one.problem]
     if as_json:
-        print_json([{"url": str(one.address), "size": one.size, "problem": one.problem or None} for one in outcomes])
+        print_json([{"url": str(one.address), "size": one.size, "problem": one.problem or None} for one in results])
     else:
         for one in failed:
             err.print(one.problem, style="red", soft_wrap=True)
-        good = len(outcomes) - len(failed)
-        moved = size(sum(one.size for one in outcomes))
-        out.print(f"{what}: {good:,} objects, {moved}" + (f"; {len(failed):,} failed" if failed else ""))
+        count, moved = len(results) - len(failed), format_size(sum(one.size for one in results))
+        out.print(f"{verb}: {count:,} objects, {moved}" + (f"; {len(failed):,} failed" if failed else ""))
     if failed:
-        raise typer.Exit(1 if len(failed) == len(outcomes) else 3)
+        raise typer.Exit(ExitCode.FAILED if len(failed) == len(results) else ExitCode.PARTLY_FAILED)
 
 
-def show(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(*(Column(title, overflow="fold") for title in titles))
-    for one in rows:
-        table.add_row(*one)
-    out.print(table)
-
-
-def row(one: Stat | str) -> tuple[str, str, str]:
-    return (one, "", "") if isinstance(one, str) else (one.key, size(one.size), when(one.modified))
-
-
-def told(one: Stat | str) -> dict[str, Any]:
-    if isinstance(one, str):
-        return {"folder": one}
-    return {"key": one.key, "size": one.size, "etag": one.etag, "modified": one.modified}
-
-
-def environment(where: Endpoint, made: str) -> dict[str, str | None]:
-    """Say what a command finds in its environment; None is what would lead it elsewhere."""
-    given = {
-        "PLATEWAY_BUCKET_URL": f"s3://{made}",
-        "PLATEWAY_BYPASS_PROXY": "true" if where.bypass_proxy else None,
-        "AWS_ENDPOINT_URL": where.url,
-        "AWS_ENDPOINT_URL_S3": None,
-        "AWS_REGION": where.region,
-        "AWS_DEFAULT_REGION": where.region,
-    }
-    if where.access_key_id and where.secret_access_key:
-        given["AWS_ACCESS_KEY_ID"] = where.access_key_id
-        given["AWS_SECRET_ACCESS_KEY"] = where.secret_access_key.get_secret_value()
-        given["AWS_SESSION_TOKEN"] = where.session_token.get_secret_value() if where.session_token else None
-    return given
+def report_dry_run(buckets: Buckets, found: Mapping[Address, Sequence[Stat | Version]], *, as_json: bool) -> None:
+    """Print what would be deleted."""
+    done = [Done(Address(where.bucket, stat.key), stat.size) for where, stats in found.items() for stat in stats]
+    report_objects(buckets, "would delete", done, as_json=as_json)

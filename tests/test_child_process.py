@@ -1,4 +1,4 @@
-"""``plateway bucket run``: a command has a bucket of its own, which goes with it however it ends."""
+"""``plateway bucket run``: a command has a temporary bucket, which is removed however the command ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from plateway.cli.attended import SIGNALS, attended
+from plateway.cli.child_process import SIGNALS, handle_signals
 from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured
 from tests.soak import SOAK
@@ -32,7 +32,7 @@ try:
     {last}
 except KeyboardInterrupt:
     try:
-        time.sleep(0.5)  # tidies up, and should be let
+        time.sleep(0.5)  # cleans up, and should not be interrupted
         print("once", flush=True)
     except KeyboardInterrupt:
         print("twice", flush=True)
@@ -40,8 +40,8 @@ except KeyboardInterrupt:
 """
 
 
-def strike(kind: signal.Signals, there: Path) -> threading.Thread:
-    """Send this process a signal as soon as the command is there."""
+def send_signal_when_ready(kind: signal.Signals, there: Path) -> threading.Thread:
+    """Send this process a signal as soon as the command has created its file."""
 
     def wait() -> None:
         deadline = time.monotonic() + 60
@@ -55,19 +55,21 @@ def strike(kind: signal.Signals, there: Path) -> threading.Thread:
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_is_told_of_signals(kind: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may end as it likes, and its exit code is ours."""
+def test_signals_are_forwarded_to_the_command(
+    kind: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command decides how it ends, and its exit code is ours."""
     monkeypatch.chdir(tmp_path)
-    with attended() as attendance:
-        thread = strike(kind, tmp_path / "there")
-        assert attendance.run(["sh", "-c", TRAPPING.format(kind=kind.name[3:])], dict(os.environ)) == 9
+    with handle_signals() as child:
+        thread = send_signal_when_ready(kind, tmp_path / "there")
+        assert child.run(["sh", "-c", TRAPPING.format(kind=kind.name[3:])], dict(os.environ)) == 9
         thread.join()
 
 
-def test_a_signal_before_the_command_ends_us_tidily_and_once() -> None:
-    """What is being tidied up then is not interrupted; afterwards signals are as before."""
+def test_a_signal_before_the_command_ends_this_process_once() -> None:
+    """The cleanup is not interrupted by a second signal; afterwards the previous handlers are back."""
     before = [signal.getsignal(kind) for kind in SIGNALS]
-    with pytest.raises(SystemExit) as left, attended():
+    with pytest.raises(SystemExit) as left, handle_signals():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -76,25 +78,25 @@ def test_a_signal_before_the_command_ends_us_tidily_and_once() -> None:
     assert [signal.getsignal(kind) for kind in SIGNALS] == before
 
 
-def test_signals_after_the_command_change_nothing() -> None:
-    """The bucket is being removed then; also if there is no such command."""
-    with attended() as attendance:
-        assert attendance.run(["false"], dict(os.environ)) == 1
+def test_signals_after_the_command_are_ignored() -> None:
+    """The bucket is being removed then; also if the command does not exist."""
+    with handle_signals() as child:
+        assert child.run(["false"], dict(os.environ)) == 1
         signal.raise_signal(signal.SIGTERM)
-    with attended() as attendance:
+    with handle_signals() as child:
         with pytest.raises(Misconfigured, match="no-such-command"):
-            attendance.run(["no-such-command"], dict(os.environ))
+            child.run(["no-such-command"], dict(os.environ))
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_command_that_is_killed_has_the_code_of_a_shell() -> None:
     """128 and the signal."""
-    with attended() as attendance:
-        assert attendance.run(["sh", "-c", "kill -KILL $$"], dict(os.environ)) == 137
+    with handle_signals() as child:
+        assert child.run(["sh", "-c", "kill -KILL $$"], dict(os.environ)) == 137
 
 
 def environment(endpoint: Endpoint) -> dict[str, str]:
-    """Where the commands find the run's server."""
+    """Return the environment in which commands find the run's S3 server."""
     assert endpoint.url
     assert endpoint.access_key_id
     assert endpoint.secret_access_key
@@ -107,7 +109,7 @@ def environment(endpoint: Endpoint) -> dict[str, str]:
 
 @contextmanager
 def running(endpoint: Endpoint, name: str, last: str, *, terminal: int | None = None) -> Iterator[Any]:
-    """Start it as a process of its own, perhaps as the one in front of a terminal."""
+    """Start the command as its own process, optionally in the foreground of a terminal."""
     script = COMMAND.format(last=last)
     command = [sys.executable, "-m", "plateway", "bucket", "run", name, "--", sys.executable, "-c", script]
     front = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -127,7 +129,7 @@ def running(endpoint: Endpoint, name: str, last: str, *, terminal: int | None = 
 
 
 def test_ctrl_c_reaches_the_command_once(client: Any, bucket: str, endpoint: Endpoint) -> None:
-    """A terminal tells all in front of it, so it is not told again; it tidies up, and then the bucket goes."""
+    """A terminal signals all processes in its foreground, so Ctrl-C is not forwarded; then the bucket is removed."""
     keyboard, terminal = pty.openpty()
     try:
         with running(endpoint, bucket, "time.sleep(60)", terminal=terminal) as process:
@@ -143,8 +145,8 @@ def test_ctrl_c_reaches_the_command_once(client: Any, bucket: str, endpoint: End
 @pytest.mark.parametrize(
     ("end", "code"), [("failed", 7), ("done", 0), ("SIGTERM", 143), ("SIGINT", 130), ("group", 130)][: 5 if SOAK else 1]
 )
-def test_a_command_has_a_bucket_of_its_own(client: Any, bucket: str, endpoint: Endpoint, end: str, code: int) -> None:
-    """It finds it in its environment; afterwards the bucket is gone, and the exit code is the command's."""
+def test_a_command_has_a_temporary_bucket(client: Any, bucket: str, endpoint: Endpoint, end: str, code: int) -> None:
+    """The bucket is in its environment and removed afterwards; the exit code is the command's."""
     last = {"done": "pass", "failed": "sys.exit(7)"}.get(end, "time.sleep(60)")
     with running(endpoint, bucket, last) as process:
         if end == "group":
@@ -156,8 +158,8 @@ def test_a_command_has_a_bucket_of_its_own(client: Any, bucket: str, endpoint: E
 
 
 @pytest.mark.skipif(not SOAK, reason="the same, at the cost of another process")
-def test_a_selftest_that_is_ended_leaves_nothing(client: Any, bucket: str, endpoint: Endpoint) -> None:
-    """What it tried in somebody's bucket goes; what was there stays."""
+def test_an_interrupted_selftest_leaves_nothing(client: Any, bucket: str, endpoint: Endpoint) -> None:
+    """Its own objects are removed; the others stay."""
     client.put_object(Bucket=bucket, Key="kept", Body=b"1")
     command = [sys.executable, "-m", "plateway", "bucket", "selftest", f"s3://{bucket}"]
     with subprocess.Popen(command, env=environment(endpoint), stdout=subprocess.DEVNULL) as process:
@@ -170,5 +172,5 @@ def test_a_selftest_that_is_ended_leaves_nothing(client: Any, bucket: str, endpo
 
 
 def left(client: Any, name: str) -> list[str]:
-    """Name the short-lived buckets that are still there."""
+    """List the temporary buckets that were not removed."""
     return [one["Name"] for one in client.list_buckets()["Buckets"] if one["Name"].startswith(f"{name}-")]

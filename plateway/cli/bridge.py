@@ -1,0 +1,66 @@
+"""``plateway bridge``: import messages from RabbitMQ or Redis."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from plateway import settings
+from plateway.cli.common import use_site
+from plateway.cli.options import Home
+from plateway.errors import Misconfigured
+from plateway.names import PlainFormatter
+
+app = typer.Typer(no_args_is_help=True, help="Import messages from RabbitMQ or Redis until Ctrl-C.")
+
+
+@app.command()
+def amqp(
+    *,
+    exchange: Annotated[str, typer.Option(help="Fanout exchange of the archiver.")] = "surf-data-archive",
+    queue: Annotated[str, typer.Option(help="Durable queue of Plateway.")] = "plateway",
+    home: Home = None,
+) -> None:
+    """Import archive manifests from RabbitMQ until Ctrl-C.
+
+    Each message is acknowledged when its manifest is in the catalogue.
+    """
+    from plateway.bridges import amqp as amqp_bridge  # noqa: PLC0415  needs an extra
+
+    with use_site(home) as (site, config):
+        if config.amqp_url is None:
+            raise Misconfigured("no RabbitMQ server is configured: set PLATEWAY_AMQP_URL")
+        log_to_stderr()
+        amqp_bridge.run(site, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
+
+
+@app.command()
+def redis(
+    *,
+    group: Annotated[str, typer.Option(help="Consumer group of Plateway.")] = "plateway",
+    consumer: Annotated[
+        str | None, typer.Option(help="Name of this consumer in the group; default: this machine's name.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="Where a new group starts: 0 is the oldest entry, $ after the newest.")
+    ] = "0",
+    home: Home = None,
+) -> None:
+    """Write event files from DLM v2's Redis streams until Ctrl-C."""
+    from plateway.bridges import redis as redis_bridge  # noqa: PLC0415  needs an extra
+
+    config = settings.load(home=home)
+    if config.redis_url is None:
+        raise Misconfigured("no Redis server is configured: set PLATEWAY_REDIS_URL")
+    log_to_stderr()
+    redis_bridge.run(config.root, config.redis_url.get_secret_value(), group=group, consumer=consumer, start=start)
+
+
+def log_to_stderr() -> None:
+    """Print log records to standard error, without control characters."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -1,0 +1,62 @@
+"""What commands on a site share: opening it, and finding the events that were named or selected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from plateway import pipeline, settings
+from plateway.cli.options import as_utc
+from plateway.events import Ref
+from plateway.pipeline import Site
+
+
+@contextmanager
+def use_site(home: Path | None) -> Iterator[tuple[Site, settings.Settings]]:
+    """Open the site of the settings, and upgrade its catalogue if need be."""
+    config = settings.load(home=home)
+    site = pipeline.open_site(config)
+    try:
+        site.catalog.upgrade()
+        yield site, config
+    finally:
+        site.close()
+
+
+def find_ref(site: Site, id: str) -> Ref:  # noqa: A002
+    """Return the revision of an event that an id names; without a revision, the newest.
+
+    Raises:
+        NotFound: no such event.
+    """
+    try:
+        uuid, revision = Ref.parse(id)
+    except ValueError as error:
+        raise typer.BadParameter(f"{id!r} is not an event id") from error
+    return site.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+
+
+def select_refs(
+    site: Site,
+    ids: Sequence[str] | None,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    system: str | None,
+    experiment: str | None,
+) -> list[Ref] | None:
+    """Return the events that were named or else selected by options; None if neither was given.
+
+    Raises:
+        NotFound: no such event.
+    """
+    if ids:
+        return [find_ref(site, one) for one in ids]
+    if since or until or system or experiment:
+        found = site.catalog.ledgers(system=system, experiment=experiment, since=as_utc(since), until=as_utc(until))
+        return [one.ref for one in found if one.event.sealed_at is not None]
+    return None
