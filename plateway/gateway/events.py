@@ -18,7 +18,7 @@ from plateway.errors import NotFound, Unavailable
 from plateway.events import LARGEST, Kind, Ref
 from plateway.gateway.access import request_info
 from plateway.gateway.dlm_api import Instant, Name, Seen
-from plateway.gateway.images import bucket_of
+from plateway.gateway.images import format_bucket
 from plateway.gateway.probes import Probe, Probes
 from plateway.instruments import Instrument
 from plateway.ledger import Cursor, Ledger
@@ -113,7 +113,7 @@ def statuses(site: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Pr
 def detail(site: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
     """Report all that is known of one event; bucket and bench are waited for a bounded time, both at a time."""
     bench = start_bench(site, ledger, probes=probes)
-    place = bucket_of(ledger.export) if ledger.export else "catalogue"
+    place = format_bucket(ledger.export) if ledger.export else "catalogue"
     whole = probes.start(place, partial(pipeline.detail, replace(site, instrument=_no_instrument), ledger))
     try:
         told = whole.result()

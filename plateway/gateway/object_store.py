@@ -23,7 +23,7 @@ from plateway.checksums import PartHasher, part_size
 from plateway.errors import Busy, Damaged, NotFound
 from plateway.gateway import keys as names
 from plateway.gateway.errors import Problem
-from plateway.gateway.http_conditions import Span, consider
+from plateway.gateway.http_conditions import Span, check_conditions
 from plateway.store import Objects, Stat
 
 MIB = 1 << 20
@@ -189,7 +189,7 @@ class Shelf:
 
     def _conditions(self, name: str, headers: Headers) -> None:
         if any(field in headers for field in ("if-match", "if-none-match", "if-unmodified-since")):
-            consider(headers, self.store.look(name), method="PUT")
+            check_conditions(headers, self.store.look(name), method="PUT")
 
     def look(self, key: str) -> Stat | None:
         """Look at an object."""

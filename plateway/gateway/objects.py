@@ -29,9 +29,9 @@ from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import (
     CONDITIONS,
     Span,
-    consider,
-    digests,
-    ranged,
+    check_conditions,
+    parse_digests,
+    parse_range,
 )
 from plateway.gateway.object_store import Shelf
 from plateway.gateway.rate_limits import Limits
@@ -40,10 +40,10 @@ from plateway.gateway.streaming import (
     SMALL,
     Rest,
     Slots,
-    beginning,
-    content,
-    described,
-    streamed,
+    describe,
+    read_beginning,
+    respond,
+    store_stream,
 )
 from plateway.gateway.tokens import Token
 from plateway.store import Stat
@@ -121,9 +121,9 @@ class Desk:
 async def put_object(key: str, request: Request, token: Annotated[Token, auth.needs("write")]) -> Response:
     """Store an object, whole or not at all; whatever had the key before is replaced."""
     desk, key = _desk(request), _key(request, token)
-    store = partial(desk.shelf.put, key, headers=request.headers, wanted=digests(request.headers))
+    store = partial(desk.shelf.put, key, headers=request.headers, wanted=parse_digests(request.headers))
     size, pieces = _length(request.headers), request.stream()
-    head, over = await beginning(pieces)
+    head, over = await read_beginning(pieces)
     if over:
         body = b"".join(head)
         if size is not None and len(body) != size:
@@ -132,7 +132,7 @@ async def put_object(key: str, request: Request, token: Annotated[Token, auth.ne
         etag, sums = await desk.run(call)
     else:
         async with desk.uploads.slot(token.hash):
-            etag, sums = await streamed(partial(store, size=size), head, pieces)
+            etag, sums = await store_stream(partial(store, size=size), head, pieces)
     told = Kept(key=key, size=sums.size, created_at=datetime.now(UTC))
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(sums.sha256).decode()}:"}
     return Response(told.model_dump_json(), 200, headers | ({"ETag": f'"{etag}"'} if etag else {}), JSON)
@@ -145,8 +145,8 @@ async def get_object(key: str, request: Request, token: Annotated[Token, auth.ne
         stat, span = None, None
         if CONDITIONS & set(request.headers.keys()):
             stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
-            consider(request.headers, stat, method="GET")
-            span = ranged(request.headers, stat)
+            check_conditions(request.headers, stat, method="GET")
+            span = parse_range(request.headers, stat)
         try:
             begun = await desk.run(partial(_begin, desk.shelf, key, span))
         except Damaged:  # it was replaced by a smaller one
@@ -155,7 +155,7 @@ async def get_object(key: str, request: Request, token: Annotated[Token, auth.ne
             raise _missing(key)
         found, first, rest = begun
         if stat is None or stat.etag == found.etag:
-            return content(key, found, span=span, first=first, rest=rest, run=desk.run)
+            return respond(key, found, span=span, first=first, rest=rest, run=desk.run)
         rest.close()
     raise Problem(503, "The object is being replaced", headers={"Retry-After": "1"})
 
@@ -164,8 +164,8 @@ async def head_object(key: str, request: Request, token: Annotated[Token, auth.n
     """Look at an object."""
     desk, key = _desk(request), _key(request, token)
     stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
-    consider(request.headers, stat, method="HEAD")
-    return Response(None, 200, {**described(key, stat), "Content-Length": str(stat.size)}, MEDIA)
+    check_conditions(request.headers, stat, method="HEAD")
+    return Response(None, 200, {**describe(key, stat), "Content-Length": str(stat.size)}, MEDIA)
 
 
 async def delete_object(key: str, request: Request, token: Annotated[Token, auth.needs("delete")]) -> Response:

@@ -1,4 +1,4 @@
-"""Bodies on their way between the network, which is asynchronous, and stores, which are not; what is said of them."""
+"""Stream bodies between the network, which is asynchronous, and stores, which are not; and describe responses."""
 
 from __future__ import annotations
 
@@ -15,100 +15,99 @@ from anyio import CapacityLimiter, to_thread
 from starlette.responses import Response, StreamingResponse
 
 from plateway.errors import Busy, PlatewayError, Unsettled
-from plateway.gateway.http_conditions import Span, date
-from plateway.store import Stat
+from plateway.gateway.http_conditions import Described, Span, format_date
 
 T = TypeVar("T")
 MIB = 1 << 20
-SMALL = MIB  # bytes of a body that goes in one piece
-AHEAD = 4  # pieces of an upload that wait for the store
-WAIT = 30.0  # seconds that a large upload waits for its turn
+SMALL = MIB  # bytes of the largest body that is sent in one piece
+AHEAD = 4  # pieces of an upload that are buffered for the store
+WAIT = 30.0  # seconds that a large upload waits for a slot
 MEDIA = "application/octet-stream"
 Run = Callable[[Callable[[], bytes]], Coroutine[Any, Any, bytes]]
 
 
 class Rest(NamedTuple):
-    """What is still to be read of an object."""
+    """The part of an object that is not read yet."""
 
     chunks: Iterator[bytes]
 
     def next(self) -> bytes:
-        """Read the next piece; nothing at the end."""
+        """Read the next piece; empty at the end."""
         return next(self.chunks, b"")
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if isinstance(self.chunks, Generator):
             self.chunks.close()
 
 
-class Pipe:
-    """What comes over the network, for the thread that stores it: some pieces ahead, no more."""
+class UploadPipe:
+    """A bounded buffer between the network and the thread that stores an upload."""
 
     def __init__(self) -> None:
         self._pieces: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(AHEAD)
         self._loop = asyncio.get_running_loop()
-        self._shut = False
+        self._stopped = False
 
     async def push(self, piece: bytes) -> bool:
-        """Hand on a piece when there is room; False: nobody takes it any more."""
+        """Buffer a piece when there is room. Returns False if the reading thread has stopped."""
         await self._room.acquire()
         self._pieces.put(piece)
-        return not self._shut
+        return not self._stopped
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more comes, or why."""
+        """End the body, or fail it with an error."""
         self._pieces.put(error)
 
-    def shut(self) -> None:
-        """Say, from the thread, that nothing more is wanted."""
-        self._shut = True
-        self._free()
+    def stop(self) -> None:
+        """Stop reading; called by the reading thread."""
+        self._stopped = True
+        self._release()
 
     def __iter__(self) -> Iterator[bytes]:
         while (piece := self._pieces.get()) is not None:
             if isinstance(piece, BaseException):
                 raise piece
-            self._free()
+            self._release()
             yield piece
 
-    def _free(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+    def _release(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nothing waits
             self._loop.call_soon_threadsafe(self._room.release)
 
 
-def content(
-    name: str, stat: Stat, *, span: Span | None, first: bytes, rest: Rest, run: Run, media: str = MEDIA
+def respond(
+    name: str, stat: Described, *, span: Span | None, first: bytes, rest: Rest, run: Run, media: str = MEDIA
 ) -> Response:
-    """Send something, or a part of it, of which `first` was read; what is small in one piece."""
+    """Make the response for an object, or a range of it, whose first piece was read; one piece is sent at once."""
     size = span.length if span else stat.size
-    headers = {**described(name, stat), "Content-Length": str(size)}
+    headers = {**describe(name, stat), "Content-Length": str(size)}
     if span:
         headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{stat.size}"
     status = 206 if span else 200
     if len(first) == size:
         rest.close()
         return Response(first, status, headers, media)
-    return StreamingResponse(ahead(first, rest, run=run), status, headers, media)
+    return StreamingResponse(read_ahead(first, rest, run=run), status, headers, media)
 
 
-def described(name: str, stat: Stat) -> dict[str, str]:
-    """Describe what is sent in headers that the client has no say in."""
+def describe(name: str, stat: Described) -> dict[str, str]:
+    """Return the headers that describe an object."""
     last = name.rstrip("/").rpartition("/")[2] or "object"
     plain = "".join(letter if " " <= letter <= "~" and letter not in '"%\\' else "_" for letter in last)
     whole = quote(last.encode("utf-8", "surrogateescape"), safe="")
     return {
         "ETag": f'"{stat.etag}"',
-        "Last-Modified": date(stat.modified),
+        "Last-Modified": format_date(stat.modified),
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
         "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}",
     }
 
 
-async def ahead(first: bytes, rest: Rest, *, run: Run) -> AsyncIterator[bytes]:
-    """Read the next piece while one is being sent."""
+async def read_ahead(first: bytes, rest: Rest, *, run: Run) -> AsyncIterator[bytes]:
+    """Yield pieces; the next one is read while one is sent."""
     coming = asyncio.ensure_future(run(rest.next))
     try:
         yield first
@@ -121,8 +120,8 @@ async def ahead(first: bytes, rest: Rest, *, run: Run) -> AsyncIterator[bytes]:
         rest.close()
 
 
-async def beginning(pieces: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
-    """Take the beginning of a body, and tell whether that is all."""
+async def read_beginning(pieces: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
+    """Read up to about `SMALL` bytes of a body, and return them and whether the body is complete."""
     head, size = [], 0
     async for piece in pieces:
         head.append(piece)
@@ -133,18 +132,18 @@ async def beginning(pieces: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
 
 
 class Slots:
-    """Large uploads at a time: so many together, and half as many of one token, so that none holds up the others."""
+    """Limits concurrent large uploads: `most` together, and half as many of one token."""
 
     def __init__(self, most: int) -> None:
         self._all, self._each = asyncio.Semaphore(most), max(1, most // 2)
-        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of tokens that upload now
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of tokens with running uploads
 
     @asynccontextmanager
     async def slot(self, token: str) -> AsyncIterator[None]:
         """Wait for a slot, and hold it.
 
         Raises:
-            Busy: there was none for too long.
+            Busy: no slot was free within `WAIT` seconds.
         """
         own = self._own.setdefault(token, asyncio.Semaphore(self._each))
         async with AsyncExitStack() as held:
@@ -157,19 +156,19 @@ class Slots:
             yield
 
 
-async def streamed(store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes]) -> T:
-    """Store a body while it comes."""
-    pipe = Pipe()
+async def store_stream(store: Callable[[Iterable[bytes]], T], head: list[bytes], pieces: AsyncIterator[bytes]) -> T:
+    """Store a body while it is received."""
+    pipe = UploadPipe()
 
-    def stored() -> T:
+    def store_pipe() -> T:
         try:
             return store(pipe)
         finally:
-            pipe.shut()
+            pipe.stop()
 
-    job = asyncio.ensure_future(to_thread.run_sync(stored, limiter=CapacityLimiter(1)))
+    job = asyncio.ensure_future(to_thread.run_sync(store_pipe, limiter=CapacityLimiter(1)))
     try:
-        async for piece in _gathered(head, pieces):
+        async for piece in _join_pieces(head, pieces):
             if not await pipe.push(piece):
                 break
         pipe.end()
@@ -181,8 +180,8 @@ async def streamed(store: Callable[[Iterable[bytes]], T], head: list[bytes], pie
     return await job
 
 
-async def _gathered(head: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Bring a body into pieces of about 1 MiB: what a thread takes at a time."""
+async def _join_pieces(head: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Join the pieces of a body to about 1 MiB each."""
     held, size = head, sum(map(len, head))
     async for piece in pieces:
         held.append(piece)

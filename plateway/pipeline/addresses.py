@@ -23,9 +23,9 @@ from plateway.names import confined, shown
 from plateway.outcome import Outcome, Result
 from plateway.pipeline.read import (
     Copy,
-    home,
-    named,
-    take,
+    find_member,
+    original_name,
+    read_member,
 )
 from plateway.store import Stat, Store, object_metadata
 from plateway.store.admin import Address, compare, landing
@@ -105,12 +105,12 @@ def image(store: Store, key: str, name: str) -> Iterator[bytes]:
         NotFound: there is no such object or image. Damaged: it is no bundle, or the image is other than it says.
     """
     store = PerFile(store)
-    member = named(_tail(store, key).manifest, name)
+    member = find_member(_tail(store, key).manifest, name)
 
     def read(start: int, length: int | None) -> Iterator[bytes]:
         return store.open(key, start=start, length=length)
 
-    return take([Copy("bucket", key, None, read)], member)
+    return read_member([Copy("bucket", key, None, read)], member)
 
 
 def _tail(store: Store, key: str) -> Tail:
@@ -154,7 +154,7 @@ def examine(found: AddressInfo, stat: Stat) -> Source:
         return Source(stat, place)
     place = place.removesuffix(".tar") if place.endswith(".tar") else PurePosixPath(place).parent.as_posix()
     below = PurePosixPath(place)
-    files = {"/".join((*below.parts, *confined(home(one)))): one for one in tail.manifest.members}
+    files = {"/".join((*below.parts, *confined(original_name(one)))): one for one in tail.manifest.members}
     return Source(stat, place, tail, files)
 
 

@@ -1,8 +1,8 @@
 """Read an event's bytes from whichever copy has them: one image, a part, or the whole bundle.
 
-A copy is where the bundle of an event lies whole: an object in the bucket, or a member of a tar on the archive. All
-copies of an event are the same bytes, so the offsets that the manifest tells hold in each of them, and what one copy
-cannot give, another can.
+A copy is one complete bundle of an event: an object in the bucket, or a member of a tar on the archive. All copies of
+an event are the same bytes, so the offsets in the manifest hold in each of them, and a read that fails in one copy can
+continue in another.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cache, partial
+from datetime import datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from plateway import bundle, keys
@@ -31,6 +31,7 @@ from plateway.ledger import Ledger
 from plateway.names import shown
 from plateway.pipeline.context import Site
 from plateway.records import ArchiveLocation, Export
+from plateway.store import Store
 
 if TYPE_CHECKING:
     from plateway.archive import Archive
@@ -38,21 +39,20 @@ if TYPE_CHECKING:
 Where = Literal["bucket", "archive"]
 T = TypeVar("T")
 
-HELD = 16 << 20  # bytes of the largest image that is compared before any of it is handed out
-ON_REQUEST = "restored on request"
-NEAR = 1 << 20  # files with at most so many bytes between them are read as one
+HELD = 16 << 20  # bytes of the largest image whose checksum is compared before any of it is returned
 EVIDENCE = {"checksum": 0, "size": 1, "name": 2}  # the strongest first
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One place that has the bundle of an event."""
+    """One copy of the bundle of an event."""
 
     where: Where
-    place: str  # the key in the bucket, or the path of the archive
+    place: str  # key in the bucket, or path of the archive
     size: int | None  # of the bundle, in bytes
     read: Callable[[int, int | None], Iterator[bytes]]
     first: Callable[[], int] = lambda: 0  # offset of the bundle in its archive
+    sign: Callable[[timedelta], str] | None = None  # makes an expiring link; None: not in the bucket
 
     def open(self, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice of the bundle: from `start` (from the end if negative), at most `length` bytes.
@@ -66,11 +66,11 @@ class Copy:
         return f"{self.where} {self.place}"
 
 
-def copies(site: Site, ledger: Ledger) -> list[Copy]:
-    """Name the places that have an event's bundle, the best first: the bucket, then archives by their evidence.
+def find_copies(site: Site, ledger: Ledger) -> list[Copy]:
+    """List the copies of an event's bundle, the best first: the bucket, then archives by their evidence.
 
-    Left out are a bucket copy that is damaged or has expired, or lies in a bucket that the settings do not name, and
-    all archives when they cannot be read from here.
+    Excluded are a bucket copy that is damaged or expired, or in a bucket that the settings do not name, and all
+    archives if no archive target is configured.
     """
     export = ledger.export
     if export is None:
@@ -78,13 +78,12 @@ def copies(site: Site, ledger: Ledger) -> list[Copy]:
     found = []
     if export.damage is None and not ledger.expired:
         with suppress(Misconfigured):
-            bound = site.holding(export)
-            found.append(Copy("bucket", export.key, export.size, partial(_read_object, bound, export.key)))
+            found.append(_bucket_copy(site.holding(export).store, export))
     return [*found, *archived_copies(site, ledger)]
 
 
 def archived_copies(site: Site, ledger: Ledger) -> list[Copy]:
-    """List the copies on tape, the best first: by evidence; damaged ones last. None where tape cannot be read."""
+    """List the copies on tape, best evidence first, damaged ones last; empty if no archive target is configured."""
     export, archive = ledger.export, site.archive
     if export is None or archive is None:
         return []
@@ -92,17 +91,23 @@ def archived_copies(site: Site, ledger: Ledger) -> list[Copy]:
     def rank(one: ArchiveLocation) -> tuple[bool, int, datetime, str]:
         return one.damage is not None, EVIDENCE.get(one.evidence, 3), one.reported_at, one.path
 
-    return [_archived(archive, location, export) for location in sorted(ledger.archives, key=rank)]
+    return [_archive_copy(archive, location, export) for location in sorted(ledger.archives, key=rank)]
 
 
-def _read_object(site: Site, key: str, start: int, length: int | None) -> Iterator[bytes]:
-    return site.store.open(key, start=start, length=length)
+def _bucket_copy(store: Store, export: Export) -> Copy:
+    def read(start: int, length: int | None) -> Iterator[bytes]:
+        return store.open(export.key, start=start, length=length)
+
+    def sign(expires: timedelta) -> str:
+        return store.sign(export.key, expires=expires)
+
+    return Copy("bucket", export.key, export.size, read, sign=sign)
 
 
-def _archived(archive: Archive, location: ArchiveLocation, export: Export) -> Copy:
+def _archive_copy(archive: Archive, location: ArchiveLocation, export: Export) -> Copy:
     @cache
     def first() -> int:
-        return location.offset if location.offset is not None else _offset(archive, location, export)
+        return location.offset if location.offset is not None else _find_offset(archive, location, export)
 
     def read(start: int, length: int | None) -> Iterator[bytes]:
         start = max(0, export.size + start) if start < 0 else min(start, export.size)
@@ -112,11 +117,11 @@ def _archived(archive: Archive, location: ArchiveLocation, export: Export) -> Co
     return Copy("archive", location.path, export.size, read, first)
 
 
-def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
-    """Find where in an archive a bundle begins, by the headers of its members.
+def _find_offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
+    """Find the offset of a bundle in an archive, from the headers of its members.
 
     Raises:
-        NotFound: no member of its name has its size.
+        NotFound: no member has the bundle's name and size.
     """
     names = {name.removeprefix("./") for name in (location.member, keys.tar_name(export.key)) if name}
     for member in archive.members(location.path):
@@ -130,37 +135,41 @@ def _offset(archive: Archive, location: ArchiveLocation, export: Export) -> int:
 
 @dataclass
 class Search:
-    """The copies to ask, and what was wrong with those that were asked."""
+    """One read over several copies: the copies to try, and the errors of those that were tried."""
 
     copies: list[Copy]
     troubles: list[str] = field(default_factory=list)
-    passing: bool = False  # may waiting help?
+    passing: bool = False  # an error is transient: a retry may succeed
 
     def wrong(self, copy: Copy, error: PlatewayError) -> None:
+        """Record the error of a copy."""
         self.troubles.append(f"{copy}: {error}")
         self.passing |= isinstance(error, Transient)
 
     def failure(self, what: str) -> PlatewayError:
+        """Return the error to raise after all copies failed."""
         kind = Unavailable if self.passing else Damaged
         return kind(f"{what}: {'; '.join(self.troubles)}")
 
 
 def search_copies(site: Site, ledger: Ledger, source: Where | None) -> tuple[Search, Export]:
-    """Find the copies that may be asked.
+    """Find the copies of an event that can be read.
 
     Raises:
-        NotFound: there is none, and why.
+        NotFound: there is none; the message has the reason.
     """
     export = ledger.export
     if export is None:
         raise NotFound(f"{ledger.ref} is not exported yet")
-    found = [copy for copy in copies(site, ledger) if source in {None, copy.where}]
+    found = [copy for copy in find_copies(site, ledger) if source in {None, copy.where}]
     if not found:
-        raise NotFound(f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_why(site, ledger)}")
+        raise NotFound(
+            f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_explain_no_copy(site, ledger)}"
+        )
     return Search(found), export
 
 
-def _why(site: Site, ledger: Ledger) -> str:
+def _explain_no_copy(site: Site, ledger: Ledger) -> str:
     export = ledger.export
     assert export is not None
     bucket = (
@@ -182,7 +191,7 @@ def _why(site: Site, ledger: Ledger) -> str:
 
 
 def read_manifest(search: Search, export: Export) -> Manifest:
-    """Read the manifest from the first copy that has the one that was recorded; copies before it come last from now.
+    """Read the manifest from the first copy that has the recorded one, and move the copies before it to the end.
 
     Raises:
         Unavailable: no copy can be read now. Damaged: none has it.
@@ -201,151 +210,177 @@ def read_manifest(search: Search, export: Export) -> Manifest:
     raise search.failure(f"{export.key}: no copy has its manifest")
 
 
+class BundleReader:
+    """One event's bundle: its ledger, its export and its copies, each looked up once, when the reader is made.
+
+    Every read tries the copies in order, the best first. A reader has no state beyond that: threads can share it.
+
+    Raises:
+        NotFound: there is no copy to read; the message has the reason.
+    """
+
+    def __init__(self, site: Site, ledger: Ledger, *, source: Where | None = None) -> None:
+        search, self.export = search_copies(site, ledger, source)
+        self.ledger, self.copies = ledger, tuple(search.copies)
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the first copy is the one in the bucket."""
+        return self.copies[0].where == "bucket"
+
+    def sign(self, expires: timedelta) -> str | None:
+        """Return an expiring link to the bundle in the bucket, or None if the first copy is on tape.
+
+        Raises:
+            Refused: the store makes no links.
+        """
+        sign = self.copies[0].sign
+        return sign(expires) if sign else None
+
+    def read_manifest(self) -> Manifest:
+        """Read the manifest from the first copy that has the recorded one.
+
+        Raises:
+            Unavailable: no copy can be read now. Damaged: none has it.
+        """
+        return read_manifest(Search([*self.copies]), self.export)
+
+    def image(self, member: Member, *, verify_first: bool = False) -> Iterator[bytes]:
+        """Read one image of the manifest, as `cat` does.
+
+        With `verify_first` the checksum is compared before any byte is returned, whatever the image's size.
+
+        Raises:
+            Unavailable: no copy can be read now. Damaged: no copy is good.
+        """
+        search = Search([*self.copies])
+        if verify_first and member.size > HELD:
+            search.copies = [_find_intact(search, member)]
+        return _read_image(search, member)
+
+    def part(self, *, start: int, length: int) -> Iterator[bytes]:
+        """Read a part of the bundle without comparing checksums; another copy continues where one fails.
+
+        Raises:
+            Unavailable: no copy can be read now. Damaged: all are shorter.
+        """
+        return _read_pieces(Search([*self.copies]), self.export.key, start=start, length=length)
+
+    def whole(self) -> Iterator[bytes]:
+        """Read the whole bundle; raises `Damaged` after its last byte if the checksum differs.
+
+        Raises:
+            Unavailable: no copy can be read now. Damaged: none is good.
+        """
+        export = self.export
+        return _read_verified(Search([*self.copies]), export.key, start=0, length=export.size, sha256=export.sha256)
+
+
 def contents(site: Site, ledger: Ledger) -> Manifest:
     """Read the manifest of an event's bundle from the first copy that has it.
 
     Raises:
         NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none has it.
     """
-    return read_manifest(*search_copies(site, ledger, None))
+    return BundleReader(site, ledger).read_manifest()
 
 
 def cat(site: Site, ref: Ref, name: str, *, source: Where | None = None) -> Iterator[bytes]:
     """Read one image, by its name on the bench or in the bundle, with one ranged read.
 
-    An image of up to 16 MiB is compared with its SHA-256 before any of it is handed out, and read from another copy
-    where it is other. Of larger ones the last byte is followed by `Damaged` if what came was wrong.
+    The checksum of an image of up to 16 MiB is compared before any of it is returned; if it differs, another copy is
+    read. After the last byte of a larger image, `Damaged` is raised if its checksum differs.
 
     Raises:
-        NotFound: no such event, copy or image; similar names are told.
+        NotFound: no such event, copy or image; the message lists similar names.
         Unavailable: no copy can be read now. Damaged: no copy is good.
     """
     search, export = search_copies(site, site.catalog.ledger(ref), source)
-    return _image(search, named(read_manifest(search, export), name))
+    return _read_image(search, find_member(read_manifest(search, export), name))
 
 
-def image(site: Site, ledger: Ledger, member: Member, *, doubted: bool = False) -> Iterator[bytes]:
-    """Read one image that the manifest tells of, as `cat` does; a doubted one is compared first, however large it is.
-
-    Raises:
-        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: no copy is good.
-    """
-    search, _ = search_copies(site, ledger, None)
-    if doubted and member.size > HELD:
-        search.copies = [_right(search, member)]
-    return _image(search, member)
-
-
-def take(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
-    """Read one image that the manifest tells of from these copies, as `cat` does.
+def read_member(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
+    """Read one image of the manifest from these copies, as `cat` does.
 
     Raises:
         Unavailable: none can be read now. Damaged: none is good.
     """
-    return _image(Search([*copies]), member)
+    return _read_image(Search([*copies]), member)
 
 
-def part(site: Site, ledger: Ledger, *, start: int, length: int) -> Iterator[bytes]:
-    """Read a part of an event's bundle, uncompared, from the first copy that has it; another goes on where one breaks.
-
-    Raises:
-        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: all are shorter.
-    """
-    search, export = search_copies(site, ledger, None)
-    return _pieces(search, export.key, start=start, length=length)
-
-
-def whole(site: Site, ledger: Ledger) -> Iterator[bytes]:
-    """Read an event's whole bundle; its last byte is followed by `Damaged` if what came was wrong.
-
-    Raises:
-        NotFound: there is no copy to read. Unavailable: none can be read now. Damaged: none is good.
-    """
-    search, export = search_copies(site, ledger, None)
-    return _proven(search, export.key, start=0, length=export.size, sha256=export.sha256)
-
-
-def there(site: Site, ledger: Ledger) -> list[Where]:
-    """Say where copies of an event are that can be asked, the best first.
-
-    Raises:
-        NotFound: there is none, and why.
-    """
-    search, _ = search_copies(site, ledger, None)
-    return [copy.where for copy in search.copies]
-
-
-def home(member: Member) -> str:
-    """Say what a file was called on the bench."""
+def original_name(member: Member) -> str:
+    """Return the name of a file on the bench."""
     return member.source or member.name
 
 
-def named(manifest: Manifest, name: str) -> Member:
-    """Find a file by its name on the bench, or else in the bundle.
+def find_member(manifest: Manifest, name: str) -> Member:
+    """Find a file by its name on the bench, or else by its name in the bundle.
 
     Raises:
-        NotFound: there is none; similar names are told.
+        NotFound: there is none; the message lists similar names.
     """
     wanted = name.removeprefix("./")
-    for names in (home, lambda member: member.name):
+    for names in (original_name, lambda member: member.name):
         for member in manifest.members:
             if names(member) == wanted:
                 return member
-    there = [home(member) for member in manifest.members]
+    there = [original_name(member) for member in manifest.members]
     last = wanted.rpartition("/")[2]
     near = [one for one in there if one.rpartition("/")[2] == last] or difflib.get_close_matches(wanted, there[:5000])
     told = f"similar: {', '.join(map(shown, near[:5]))}" if near else f"{len(there)} others are"
     raise NotFound(f"{shown(name)} is not in the bundle; {told}")
 
 
-def _image(search: Search, member: Member) -> Iterator[bytes]:
+def _read_image(search: Search, member: Member) -> Iterator[bytes]:
     if member.size <= HELD:
-        return iter((_whole(search, member),))
-    return _proven(search, shown(home(member)), start=member.offset, length=member.size, sha256=member.sha256)
+        return iter((_read_whole(search, member),))
+    return _read_verified(
+        search, shown(original_name(member)), start=member.offset, length=member.size, sha256=member.sha256
+    )
 
 
-def _whole(search: Search, member: Member) -> bytes:
-    """Read an image that is compared before it is handed out."""
+def _read_whole(search: Search, member: Member) -> bytes:
+    """Read an image and compare its checksum before it is returned."""
 
     def read(copy: Copy) -> bytes:
         content = b"".join(copy.open(member.offset, member.size))
-        _compare(member, len(content), hashlib.sha256(content).hexdigest())
+        _compare_checksums(member, len(content), hashlib.sha256(content).hexdigest())
         return content
 
-    return _tried(search, member, read)
+    return _try_copies(search, member, read)
 
 
-def _right(search: Search, member: Member) -> Copy:
-    """Find a copy that has an image as it was sent, by reading it there."""
+def _find_intact(search: Search, member: Member) -> Copy:
+    """Find a copy whose bytes of an image have the recorded checksum, by reading them."""
 
     def read(copy: Copy) -> Copy:
         size, digest = 0, hashlib.sha256()
         for piece in copy.open(member.offset, member.size):
             size += len(piece)
             digest.update(piece)
-        _compare(member, size, digest.hexdigest())
+        _compare_checksums(member, size, digest.hexdigest())
         return copy
 
-    return _tried(search, member, read)
+    return _try_copies(search, member, read)
 
 
-def _compare(member: Member, size: int, sha256: str) -> None:
+def _compare_checksums(member: Member, size: int, sha256: str) -> None:
     if sha256 != member.sha256:
         raise Damaged(f"{size} of {member.size} bytes with sha256 {sha256}, {member.sha256} expected")
 
 
-def _tried(search: Search, member: Member, read: Callable[[Copy], T]) -> T:
-    """Read an image from one copy after the other, until that goes well."""
+def _try_copies(search: Search, member: Member, read: Callable[[Copy], T]) -> T:
+    """Read an image from one copy after the other until one read succeeds."""
     for copy in search.copies:
         try:
             return read(copy)
         except PlatewayError as error:
             search.wrong(copy, error)
-    raise search.failure(shown(home(member)))
+    raise search.failure(shown(original_name(member)))
 
 
-def _pieces(search: Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
-    """Hand out a part of the bundle as it comes; where one copy breaks off, another goes on."""
+def _read_pieces(search: Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
+    """Yield a part of the bundle as it is read; where one copy fails, another continues."""
     sent = 0
     for copy in search.copies:
         try:
@@ -360,10 +395,10 @@ def _pieces(search: Search, what: str, *, start: int, length: int) -> Iterator[b
     raise search.failure(what)
 
 
-def _proven(search: Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
-    """Hand out a part of the bundle as it comes, and say at its end if it was wrong."""
+def _read_verified(search: Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
+    """Yield a part of the bundle as it is read; raise `Damaged` at its end if the checksum differs."""
     digest = hashlib.sha256()
-    for piece in _pieces(search, what, start=start, length=length):
+    for piece in _read_pieces(search, what, start=start, length=length):
         digest.update(piece)
         yield piece
     if (found := digest.hexdigest()) != sha256:

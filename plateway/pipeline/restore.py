@@ -31,7 +31,7 @@ from plateway.pipeline.read import (
     Copy,
     Search,
     Where,
-    home,
+    original_name,
     read_manifest,
     search_copies,
 )
@@ -95,7 +95,7 @@ def _check(manifest: Manifest, export: Export) -> None:
     """
     names = set()
     for member in manifest.members:
-        name = home(member)
+        name = original_name(member)
         confined(name)
         if name in names:
             raise Rejected(f"{shown(name)} is in the manifest twice")
@@ -128,7 +128,9 @@ def _bring(
                 told.append(f"{len(missing) - len(left)} of {len(manifest.members)} files from {copy}")
             missing = left
         if missing:
-            raise search.failure(f"{len(missing)} of {len(manifest.members)} files, like {shown(home(missing[0]))}")
+            raise search.failure(
+                f"{len(missing)} of {len(manifest.members)} files, like {shown(original_name(missing[0]))}"
+            )
     return (*told, *search.troubles) if told else ()
 
 
@@ -151,11 +153,11 @@ class _Progress:
 
 def _there(landing: folder.Landing, member: Member, progress: _Progress) -> bool:
     """Return whether a file is there already; other bytes in its place are refused."""
-    found = landing.digest(home(member))
+    found = landing.digest(original_name(member))
     if found is None:
         return False
     if found != member.sha256:
-        raise Conflict(f"{shown(home(member))}: other bytes are there already (sha256 {found})")
+        raise Conflict(f"{shown(original_name(member))}: other bytes are there already (sha256 {found})")
     progress.add(member.size)
     return True
 
@@ -225,7 +227,7 @@ def _fetch(
             for member in run:
                 mtime, content = reading.modified(member), map(progress.counted, reading.pieces(member.size))
                 try:
-                    landing.write(home(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
+                    landing.write(original_name(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
                 except Damaged as error:  # of the member alone: what follows is read on
                     search.wrong(copy, error)
                     progress.add(-member.size)
@@ -281,7 +283,7 @@ def _to_bench(
             site.catalog.note_restored(
                 ledger.ref, "raw", at=site.catalog.now(), reason=ON_REQUEST, cause=Restored.REQUESTED, fence=fence
             )
-    folder.remove(instrument.root, back, names=[f"images/{home(member)}" for member in manifest.members])
+    folder.remove(instrument.root, back, names=[f"images/{original_name(member)}" for member in manifest.members])
     return sum(member.size for member in manifest.members), tuple(told)
 
 
@@ -293,7 +295,7 @@ def _whole(root: Path, path: str, manifest: Manifest) -> None:
     """
     with folder.enter(root, path) as images:
         there = {(file.name, file.size) for file in images.files()}
-    if there != {(home(member), member.size) for member in manifest.members}:
+    if there != {(original_name(member), member.size) for member in manifest.members}:
         raise Unsettled(f"{shown(path)}: changed while the event was restored")
 
 
@@ -311,7 +313,7 @@ def clear_leftover(site: Site, ref: Ref) -> None:
         hold, now = Hold(site, ref, fence), site.catalog.now()
         needed = ["archive" if ledger.expired else "bucket"]
         prove_copies(site, ledger, instrument.policy, needed=needed, since=now, beat=hold, now=now)
-        expected = {home(one): one.sha256 for one in read_manifest(*search_copies(site, ledger, None)).members}
+        expected = {original_name(one): one.sha256 for one in read_manifest(*search_copies(site, ledger, None)).members}
         with folder.enter(instrument.root, back) as leftover:
             files = leftover.files()
             strange = [
@@ -332,7 +334,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
     Raises:
         Refused: with every difference.
     """
-    expected = {home(member): member.sha256 for member in manifest.members}
+    expected = {original_name(member): member.sha256 for member in manifest.members}
     with folder.enter(root, path) as images:
         found = {file.name: sha256_of(images.read(file)) for file in images.files()}
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -343,7 +345,7 @@ def _only(root: Path, path: str, manifest: Manifest) -> None:
 def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -> str:
     """Return what is to be moved to the event's path: a directory, or the one file that was announced."""
     only = event.path.rpartition("/")[2]
-    alone = [home(member) for member in manifest.members] == [only]
+    alone = [original_name(member) for member in manifest.members] == [only]
     if purge is not None and "only" in purge.proof:
         alone = purge.proof["only"] is not None
     return f"{back}/images/{only}" if alone else f"{back}/images"

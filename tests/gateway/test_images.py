@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import numpy.typing as npt
 import pytest
 import tifffile
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from plateway import keys, pipeline
 from plateway.archive import open_archive
@@ -29,12 +31,12 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import Rejected
 from plateway.events import Ref
-from plateway.gateway import Parts, access
-from plateway.gateway.images import Recall
+from plateway.gateway import Parts, access, images
 from plateway.gateway.thumbnail_cache import Thumbs
 from plateway.instruments import Shape
+from plateway.ledger import Ledger
 from plateway.local.seaweed import PLAIN
-from plateway.pipeline import read
+from plateway.pipeline import Site, read
 from plateway.store import open_store
 from plateway.store.memory import Memory
 from plateway.store.per_file import PerFile
@@ -352,7 +354,7 @@ def taped(place: Place, ref: Ref) -> None:
 
 def offset(place: Place, ref: Ref, name: str) -> int:
     manifest = read.contents(place.lab.site, place.lab.ledger(ref))
-    return read.named(manifest, name).offset
+    return read.find_member(manifest, name).offset
 
 
 def test_wrong_bytes_are_never_handed_out(own: Place) -> None:
@@ -541,20 +543,76 @@ def test_small_pictures_have_a_bounded_room(tmp_path: Path) -> None:
         other.find("no")
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """By weight and by time; the latest stays, however heavy."""
-    asked: list[int] = []
+@dataclass
+class Counts:
+    """What requests cost: queries of the catalogue, reads of the bucket, and searches for copies."""
 
-    def find(number: int) -> list[int]:
-        asked.append(number)
-        return [0] * number
+    place: Place
+    statements: list[str]
+    searches: list[Ref]
+    store: Counting
 
-    recall = Recall[list[int]](10, weigh=len)
-    for number in (4, 5, 4, 5, 3, 4, 5, 50, 50):
-        assert len(recall.get(str(number), lambda number=number: find(number))) == number  # type: ignore[misc]
-    assert asked == [4, 5, 3, 4, 5, 50]
-    brief = Recall[list[int]](10, holds=0.0)
-    assert brief.get("a", lambda: [1]) is not brief.get("a", lambda: [1])
+    def of(self, rest: str, ref: Ref, **how: Any) -> tuple[int, int, int]:
+        """Count what one request costs."""
+        for counted in (self.statements, self.searches, self.store.reads):
+            counted.clear()
+        answer = self.place.client.request(how.pop("method", "GET"), f"/api/1/events/{ref}/{rest}", **how)
+        assert answer.status_code in {200, 206}
+        return len(self.statements), len(self.store.reads), len(self.searches)
+
+
+@pytest.fixture
+def counts(own: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
+    """The workshop with a counting catalogue and a counting store."""
+    statements: list[str] = []
+    searches: list[Ref] = []
+    find = read.find_copies
+
+    def find_copies(site: Site, ledger: Ledger) -> list[read.Copy]:
+        searches.append(ledger.ref)
+        return find(site, ledger)
+
+    def execute(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    monkeypatch.setattr(read, "find_copies", find_copies)
+    event.listen(Engine, "before_cursor_execute", execute)
+    own.lab.store = Counting(own.lab.store)
+    yield Counts(own, statements, searches, own.lab.store)
+    event.remove(Engine, "before_cursor_execute", execute)
+
+
+def test_one_request_looks_nothing_up_twice(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first image costs one ledger, one search for copies, the manifest and the image; the next ones one read."""
+    monkeypatch.setattr(images, "HOLDS", 60.0)
+    ref = announce(counts.place.lab, {f"Img_r01_c{number:02d}.tif": tiff(number) for number in range(1, 6)})
+    lab, secret = counts.place.lab, counts.place.gateway.secrets["all"]
+    parts = replace(counts.place.gateway.parts, home=lab.home / uuid4().hex)
+    with ExitStack() as stack:
+        fresh = stack.enter_context(running(parts))
+        fresh.secrets["all"] = secret
+        client = stack.enter_context(fresh.client())
+        counts.place = Place(lab, fresh, client)
+        counts.place.get(Ref(uuid4(), 1))  # opens a connection of the catalogue
+        statements, reads, searches = counts.of("images/Img_r01_c01.tif", ref)
+        assert (reads, searches) == (2, 1)
+        counts.statements.clear()
+        counts.place.lab.catalog.ledger(ref)
+        assert statements == 1 + len(counts.statements)  # the newest revision, and its ledger
+        assert counts.of("images/Img_r01_c02.tif", ref) == (0, 1, 0)
+        assert counts.of("images/Img_r01_c02.tif", ref, headers={"Range": "bytes=0-9"}) == (0, 1, 0)
+        assert counts.of("images/Img_r01_c02.tif", ref, method="HEAD") == (0, 0, 0)
+        assert counts.of("images/Img_r01_c02.tif/thumbnail", ref) == (0, 1, 0)
+        assert counts.of("images/Img_r01_c03.tif/thumbnail?levels=event", ref) == (0, 1 + 5, 0)
+        assert counts.of("bundle", ref) == (0, 1, 0)
+        assert counts.of("images", ref) == (0, 0, 0)
+
+
+def test_a_manifest_of_any_size_is_cached() -> None:
+    """A manifest with more files than fit is cached alone."""
+    large = images.Contents((None,) * (images.MEMBERS + 1), {})  # type: ignore[arg-type]
+    assert images._count_members(large) == images.MEMBERS
 
 
 # --------------------------------------------------------------------------------------------------------------- bundle

@@ -15,12 +15,13 @@ from plateway.errors import NotFound, PlatewayError
 from plateway.events import Ref
 from plateway.gateway import auth, errors, events, images, pictures
 from plateway.gateway.access import request_info
-from plateway.gateway.images import Gallery
+from plateway.gateway.images import CachedEvent, Gallery
 from plateway.gateway.pages import rendering, timeline
 from plateway.gateway.pictures import Grid
 from plateway.gateway.probes import SECONDS
 from plateway.ledger import Cursor, Ledger
-from plateway.pipeline import Site, read
+from plateway.pipeline import Site
+from plateway.pipeline.read import original_name
 
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
@@ -58,10 +59,11 @@ def install(app: FastAPI, site: Site) -> None:
 
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
-        ledger, now = gallery.ledger(id, seen), site.catalog.now()
+        found, now = gallery.event(id, seen), site.catalog.now()
+        ledger = found.ledger
         request_info(request.scope).key = ledger.event.key
         bench = events.start_bench(site, ledger, probes=app.state.probes)
-        members, problem = _members(gallery, ledger)
+        members, problem = _members(gallery, found)
         earlier, later = around(site, ledger, seen)
         return rendering.render(
             request,
@@ -85,9 +87,10 @@ def install(app: FastAPI, site: Site) -> None:
 
     def image(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
-        ledger, name = gallery.ledger(id, seen), _name(request)
+        event, name = gallery.event(id, seen), _name(request)
+        ledger = event.ledger
         request_info(request.scope).key = f"{ledger.event.key}/{name}"
-        found = [_picture(ledger.ref, member) for member in gallery.contents(ledger, seconds=SECONDS).members]
+        found = [_picture(ledger.ref, member) for member in gallery.contents(event.reader, seconds=SECONDS).members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:
             raise NotFound("the event has no image of this name")
@@ -106,9 +109,9 @@ def install(app: FastAPI, site: Site) -> None:
 
     def cover(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
-        ledger = gallery.ledger(id, seen)
-        members = gallery.contents(ledger, seconds=SECONDS).members
-        chosen = middle([_picture(ledger.ref, member) for member in members])
+        event = gallery.event(id, seen)
+        members = gallery.contents(event.reader, seconds=SECONDS).members
+        chosen = middle([_picture(event.ledger.ref, member) for member in members])
         if chosen is None or chosen.thumbnail is None:
             raise NotFound("the event has no image to show")
         kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
@@ -164,18 +167,18 @@ def _rows(grid: Grid, found: list[Picture]) -> tuple[tuple[Picture | None, ...],
     return tuple(tuple(cells.get((row, column)) for column in range(grid.columns)) for row in range(grid.rows))
 
 
-def _members(gallery: Gallery, ledger: Ledger) -> tuple[Sequence[Member], str | None]:
+def _members(gallery: Gallery, event: CachedEvent) -> tuple[Sequence[Member], str | None]:
     """Read what is in the bundle, and say why where that cannot be done."""
-    if ledger.export is None:
+    if event.ledger.export is None:
         return [], "The images can be seen here as soon as they are in the bucket."
     try:
-        return gallery.contents(ledger, seconds=SECONDS).members, None
+        return gallery.contents(event.reader, seconds=SECONDS).members, None
     except PlatewayError as error:
         return [], f"The images cannot be read now: {errors.problem(error).message}"
 
 
 def _picture(ref: Ref, member: Member, *, levels: images.Levels = "own") -> Picture:
-    name = read.home(member)
+    name = original_name(member)
     return Picture(
         name=name,
         size=member.size,
