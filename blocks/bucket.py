@@ -1,4 +1,4 @@
-"""Where exports go, as an operator sees it in the Prefect UI: a bucket and the credentials for it."""
+"""A bucket with its credentials, as an operator edits it in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plateway.store import Store, filesystem, open_store
 
 
 class Bucket(Block):
-    """The bucket that receives the exports. What is changed here holds from the next run on."""
+    """The bucket that receives the exports. Changes apply to the next run."""
 
     _block_type_name = "Plateway Bucket"
     _block_type_slug = "plateway-bucket"
     _logo_url = HttpUrl(
         "https://cdn.sanity.io/images/3ugk85nk/production/d74b16fe84ce626345adf235a47008fea2869a60-225x225.png"
     )
-    _description = "The bucket that receives the exports, with its credentials. Changes hold from the next run on."
+    _description = "The bucket that receives the exports, with its credentials. Changes apply to the next run."
     _code_example = """
         ```python
         from blocks.bucket import Bucket
@@ -35,9 +35,9 @@ class Bucket(Block):
     """
 
     url: str = Field("s3://plateway-raw", title="URL", description="s3://bucket[/prefix], or file://… on one machine")
-    endpoint: str | None = Field(None, description="Where S3 is, if not AWS: http://host:port")
-    endpoint_name: str | None = Field(None, description="What the catalogue calls it, if its address may change")
-    credentials: AwsCredentials | MinIOCredentials = Field(default_factory=AwsCredentials, description="Who asks")
+    endpoint: str | None = Field(None, description="Address of S3, if not AWS: http://host:port")
+    endpoint_name: str | None = Field(None, description="Its name in the catalogue, if its address may change")
+    credentials: AwsCredentials | MinIOCredentials = Field(default_factory=AwsCredentials, description="The key for S3")
     read_only: bool = Field(False, description="Refuse everything that would change the bucket")
     bypass_proxy: bool = Field(False, description="Reach the endpoint directly although HTTP_PROXY is set")
 
@@ -50,9 +50,9 @@ class Bucket(Block):
         return filesystem(self.url, self.value().endpoint)
 
     def value(self, systems: tuple[str, ...] = ()) -> Declaration:
-        """Return what was typed as the library takes it."""
+        """Return the bucket as the library's declaration of one."""
         key, secret, token = keys(self.credentials)
-        who = Endpoint(
+        endpoint = Endpoint(
             url=self.endpoint or self.credentials.aws_client_parameters.endpoint_url,
             name=self.endpoint_name or None,
             access_key_id=key,
@@ -62,35 +62,35 @@ class Bucket(Block):
             read_only=self.read_only,
             bypass_proxy=self.bypass_proxy,
         )
-        return Declaration(url=self.url, endpoint=who, systems=systems)
+        return Declaration(url=self.url, endpoint=endpoint, systems=systems)
 
     @classmethod
     def of(cls, known: Declaration) -> Bucket:
-        """Fill the block from what the settings say."""
-        who = known.endpoint
+        """Create the block from the settings."""
+        endpoint = known.endpoint
         credentials = AwsCredentials(
-            aws_access_key_id=who.access_key_id,
-            aws_secret_access_key=who.secret_access_key,
-            aws_session_token=who.session_token and who.session_token.get_secret_value(),
-            region_name=who.region,
+            aws_access_key_id=endpoint.access_key_id,
+            aws_secret_access_key=endpoint.secret_access_key,
+            aws_session_token=endpoint.session_token and endpoint.session_token.get_secret_value(),
+            region_name=endpoint.region,
         )
         return cls(
             url=known.url,
-            endpoint=who.url,
-            endpoint_name=who.name,
+            endpoint=endpoint.url,
+            endpoint_name=endpoint.name,
             credentials=credentials,
-            read_only=who.read_only,
-            bypass_proxy=who.bypass_proxy,
+            read_only=endpoint.read_only,
+            bypass_proxy=endpoint.bypass_proxy,
         )
 
 
-def keys(who: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None, str | None]:
-    """Return key, secret and token; where none was typed, what boto3 finds (profile, role, environment), or nothing."""
-    if isinstance(who, MinIOCredentials):
-        return who.minio_root_user, who.minio_root_password.get_secret_value(), None
-    if who.aws_secret_access_key is not None and who.assume_role_arn is None:
-        return who.aws_access_key_id, who.aws_secret_access_key.get_secret_value(), who.aws_session_token
-    found = who.get_boto3_session().get_credentials()
+def keys(typed: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | None, str | None]:
+    """Return key, secret and token; without any in the block those that boto3 finds (profile, role, environment)."""
+    if isinstance(typed, MinIOCredentials):
+        return typed.minio_root_user, typed.minio_root_password.get_secret_value(), None
+    if typed.aws_secret_access_key is not None and typed.assume_role_arn is None:
+        return typed.aws_access_key_id, typed.aws_secret_access_key.get_secret_value(), typed.aws_session_token
+    found = typed.get_boto3_session().get_credentials()
     return tuple(found.get_frozen_credentials()) if found else (None, None, None)
 
 
@@ -98,10 +98,12 @@ def load(name: str) -> Endpoint:
     """Read the endpoint and the credentials of a Bucket block from Prefect, outside of a flow.
 
     Raises:
-        NotFound: there is no such block. Misconfigured: nobody says where Prefect is. Unavailable: it does not answer.
+        NotFound: there is no such block.
+        Misconfigured: PREFECT_API_URL is not set.
+        Unavailable: Prefect does not answer.
     """
-    if not PREFECT_API_URL.value():  # or Prefect would start a server of its own, which knows no blocks
-        raise Misconfigured(f"PREFECT_API_URL is not set, where the Bucket block {name!r} would be")
+    if not PREFECT_API_URL.value():  # otherwise Prefect starts a server of its own, without blocks
+        raise Misconfigured(f"PREFECT_API_URL is not set: cannot read the Bucket block {name!r}")
     try:
         block: Bucket = Bucket.load(name)  # type: ignore[assignment]  # no async client here
         return block.value().endpoint

@@ -1,4 +1,4 @@
-"""One imaging system, as an operator sees it in the Prefect UI: where it writes, and when its images may go."""
+"""One imaging system, as an operator edits it in the Prefect UI: where it writes, and when its images may be purged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Duration = Annotated[settings.Duration, WithJsonSchema({"type": "string"})]
 
 
 class Instrument(Block):
-    """One imaging system and the rules for its images. What is changed here holds from the next run on."""
+    """One imaging system and the rules for its images. Changes apply to the next run."""
 
     _block_type_name = "Plateway Instrument"
     _block_type_slug = "plateway-instrument"
     _logo_url = HttpUrl(
         "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/filesystem.png"
     )
-    _description = "One imaging system: where it writes, how it behaves and when its raw images may go."
+    _description = "One imaging system: where it writes, how it behaves and when its raw images may be purged."
     _code_example = """
         ```python
         from blocks.instrument import Instrument
@@ -57,8 +57,8 @@ class Instrument(Block):
     layout: Literal["bundle", "files"] = Field("bundle", description="One tar for each event, or an object per file")
 
     def value(self, site: Policy | None = None) -> instruments.Instrument:
-        """Return what was typed as the library takes it; what a copy must be to be proof is the ``site``'s to say."""
-        told = {name: getattr(self, name) for name in SHARED} | {
+        """Return the instrument as the library's; the rules of proof are those of the ``site``."""
+        shared = {name: getattr(self, name) for name in SHARED} | {
             "root": Path(self.root),
             "timezone": ZoneInfo(self.timezone) if self.timezone else None,
             "patterns": tuple(self.patterns),
@@ -66,18 +66,18 @@ class Instrument(Block):
             "bucket": self.bucket or None,
         }
         policy = replace(site or Policy(), **{name: getattr(self, name) for name in RULES})
-        return instruments.Instrument(name=self.system, policy=policy, **told)
+        return instruments.Instrument(name=self.system, policy=policy, **shared)
 
     @classmethod
     def of(cls, known: instruments.Instrument) -> Instrument:
-        """Fill the block from what the settings say."""
-        told = {name: getattr(known, name) for name in SHARED} | {
+        """Create the block from the settings."""
+        shared = {name: getattr(known, name) for name in SHARED} | {
             "root": str(known.root),
             "timezone": known.timezone and known.timezone.key,
             "patterns": list(known.patterns),
             "staging": str(known.staging) if known.staging else None,
         }
-        return cls(system=known.name, **told, **{name: getattr(known.policy, name) for name in RULES})
+        return cls(system=known.name, **shared, **{name: getattr(known.policy, name) for name in RULES})
 
 
 SHARED = Instrument.model_fields.keys() & {one.name for one in fields(instruments.Instrument)}

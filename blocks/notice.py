@@ -1,8 +1,8 @@
-"""Whom alerts go to: any notification block of Prefect (Slack, Teams, e-mail, a webhook …), by its document's name."""
+"""Send alerts through a notification block of Prefect (Slack, Teams, e-mail, a webhook …), by its document's name."""
 
 from __future__ import annotations
 
-from prefect.blocks import notifications  # noqa: F401  makes Prefect's own notification blocks known
+from prefect.blocks import notifications  # noqa: F401  registers Prefect's own notification blocks
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 
@@ -13,7 +13,7 @@ async def load(name: str) -> NotificationBlock:
     """Load a notification block called ``<type>/<name>``, like ``slack-webhook/alerts``.
 
     Raises:
-        Misconfigured: there is no such block, or it notifies nobody.
+        Misconfigured: there is no such block, or it is no notification block.
     """
     try:
         block: object = await Block.aload(name)
@@ -29,11 +29,11 @@ async def send(name: str, *, subject: str, body: str) -> None:
 
     Raises:
         Misconfigured: there is no such block.
-        Unavailable: it did not go out. Why is not told: foreign messages may hold the secret address.
+        Unavailable: it was not sent. The message has no cause: that may contain the secret address.
     """
     block = await load(name)
     try:
         with block.raise_on_failure():
             await getattr(block, "anotify", block.notify)(body, subject)
     except Exception as error:  # noqa: BLE001  each block fails in its own way
-        raise Unavailable(f"{name} did not take the message: {type(error).__name__}") from None
+        raise Unavailable(f"{name} did not accept the message: {type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""The line as configured in the Prefect UI: the blocks go before the settings, and are read anew by every run."""
+"""The site as configured in the Prefect UI: blocks override the settings, and every run reads them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plateway.settings import MAIN, Settings
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[tuple[Site, Settings]]:
-    """Open the line for one run. A block that is not there leaves its part to the settings."""
+    """Open the site for one run. The settings replace a missing block."""
     known = settings.load()
     buckets, instruments = await asyncio.gather(load_buckets(), load_instruments())
     site = await asyncio.to_thread(put_together, known, buckets, instruments)
@@ -43,14 +43,14 @@ async def load_instruments() -> list[Instrument]:
 
 
 def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[Instrument]) -> Site:
-    """Turn blocks into library values."""
+    """Open the site with the values of these blocks."""
     values = {instrument.system: instrument.value(known.policy(instrument.system)) for instrument in instruments}
     places = {name: bucket.value() for name, bucket in buckets.items()}
     return pipeline.open_site(known, buckets=places, instruments=values)
 
 
 async def doors(known: Settings) -> tuple[Inbox | None, Poll | None]:
-    """Give the doors that archive manifests are fetched from: a directory anywhere, and a server."""
+    """Return the sources of archive manifests: a directory or bucket, and a server."""
     bucket = (await load_buckets()).get(MAIN)
     s3 = bucket.value().endpoint if bucket else known.endpoint
     inbox = Inbox(known.archive_inbox, s3) if known.archive_inbox else None

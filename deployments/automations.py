@@ -1,7 +1,7 @@
-"""The automations that stand beside the deployments: what to do about runs that fall silent or fail.
+"""The automations that belong to no deployment: for runs without heartbeats, failures and damage.
 
-They are created when they are not there, and never touched again: an operator may change or disable them in the UI.
-The ones that only tell do nothing yet: give them a notification there.
+They are created if they are missing, and never changed again: an operator may edit or disable them in the UI.
+All but the first have no action yet: an operator adds a notification in the UI.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SILENCE = timedelta(seconds=90)  # three heartbeats
 OURS = {"prefect.resource.id": "prefect.tag.plateway"}
 
 
-def told(name: str, description: str, expect: set[str], related: dict[str, str] | None = None) -> AutomationCore:
-    """Declare an automation that fires each time one of these events comes, for an operator to hear of it."""
+def alert(name: str, description: str, expect: set[str], related: dict[str, str] | None = None) -> AutomationCore:
+    """Return an automation that fires at each of these events, and does nothing until it has a notification."""
     trigger = EventTrigger(
         expect=expect,
         match_related=related or {},
@@ -49,18 +49,18 @@ SILENT = AutomationCore(
 )
 STANDING = (
     SILENT,
-    told(
+    alert(
         "plateway: a run failed",
         "A run failed or crashed. Add a notification here.",
         {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
         OURS,
     ),
-    told(
+    alert(
         "plateway: images need attention",
         "An announcement went to quarantine, or an export is not what was sent. Add a notification here.",
         {"plateway.imaging-event.quarantined", "plateway.imaging-event.damaged"},
     ),
-    told(
+    alert(
         "plateway: an automation could not act",
         "Prefect could not do what an automation asked for. Add a notification here.",
         {"prefect.automation.action.failed"},
@@ -68,8 +68,8 @@ STANDING = (
 )
 
 
-async def stand(client: PrefectClient) -> list[str]:
-    """Create the standing automations that are not there; return their names."""
+async def create_missing(client: PrefectClient) -> list[str]:
+    """Create the automations that are missing, and return their names."""
     missing = [one for one in STANDING if not await client.read_automations_by_name(one.name)]
     for one in missing:
         await client.create_automation(one)

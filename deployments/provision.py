@@ -1,8 +1,8 @@
-"""Bring a Prefect server to where Plateway runs on it: blocks, work pool, queues, deployments, automations.
+"""Create what Plateway needs on a Prefect server: blocks, work pool, queues, deployments, automations.
 
-Everything may be repeated. What an operator changed in the UI stays: a block is filled anew only as long as it holds
-what was put there from here, deployments are made anew only when they changed in the project. Both are remembered in
-the home, as digests.
+Everything may be repeated. Changes that an operator made in the UI stay: a block is updated only if it still has the
+values that were written from here, deployments are created again only when they changed in the project. The home has
+digests of both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from deployments import automations, schedules, worker  # noqa: F401  the worker's type makes its pool
+from deployments import automations, schedules, worker  # noqa: F401  registers the type resident
 from plateway import bench, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
@@ -55,47 +55,51 @@ logger = get_logger("plateway.provision")
 
 
 class Memory:
-    """What was put onto the server from this home, as digests by name."""
+    """Digests of what was written to the server from this home, by name."""
 
     def __init__(self, home: Path) -> None:
         self._file = home / KEPT
         self._digests: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
 
     def holds(self, name: str, digest: str) -> bool:
-        """Say whether exactly this was put there last."""
+        """Return whether this was the last value written."""
         return self._digests.get(name) == digest
 
-    def note(self, name: str, digest: str) -> None:
-        """Remember what was put there, as soon as it is."""
+    def record(self, name: str, digest: str) -> None:
+        """Record what was written, right after it was."""
         self._digests[name] = digest
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._file.with_suffix(".part")
-        aside.write_text(json.dumps(self._digests, indent=1, sort_keys=True))
-        aside.chmod(0o600)
-        aside.replace(self._file)
+        draft = self._file.with_suffix(".part")
+        draft.write_text(json.dumps(self._digests, indent=1, sort_keys=True))
+        draft.chmod(0o600)
+        draft.replace(self._file)
 
 
 async def provision(known: Settings) -> None:
-    """Make sure that everything is there.
+    """Create whatever is missing, and update what changed.
 
     Raises:
         Unavailable: the server does not answer.
-        Misconfigured: the work pool does not exist, and is none that this machine could make.
+        Misconfigured: the work pool does not exist, and Prefect has no worker type of that name.
     """
     memory = Memory(known.home.absolute())
     async with get_client() as client:
-        await answering(client)
+        await wait_for_server(client)
         await block_types(client, memory)
         await buckets(client, known, memory)
         await instruments(client, known, memory)
         await pool(client, known.work_pool)
         await deploy(client, known, memory)
-        for name in await automations.stand(client):
-            logger.info("automation %s: made", name)
+        for name in await automations.create_missing(client):
+            logger.info("automation %s: created", name)
 
 
-async def answering(client: PrefectClient) -> None:
-    """Wait until the server answers."""
+async def wait_for_server(client: PrefectClient) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        Unavailable: it does not within 300 s.
+    """
     deadline = time.monotonic() + PATIENCE
     while (error := await client.api_healthcheck()) is not None:
         if time.monotonic() > deadline:
@@ -104,21 +108,21 @@ async def answering(client: PrefectClient) -> None:
 
 
 async def block_types(client: PrefectClient, memory: Memory) -> None:
-    """Make the block types known, anew when they changed; it takes Prefect a second to describe them."""
+    """Register the block types if they are missing or changed; Prefect needs a second for each."""
     wanted = digest(b"".join(file.read_bytes() for file in sorted((PROJECT / "blocks").glob("*.py"))))
     for kind in (Bucket, Instrument):
         slug = kind.get_block_type_slug()
         try:
             await client.read_block_type_by_slug(slug)
         except ObjectNotFound:
-            memory.note(f"type {slug}", "")
+            memory.record(f"type {slug}", "")
         if not memory.holds(f"type {slug}", wanted):
             await kind.aregister_type_and_schema(client=client)
-            memory.note(f"type {slug}", wanted)
+            memory.record(f"type {slug}", wanted)
 
 
 async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> None:
-    """Fill a Bucket block for each bucket of the site, and the credentials that it uses."""
+    """Write a Bucket block for each bucket of the site, and a block for its credentials."""
     for name, one in {MAIN: known.bucket, **known.buckets}.items():
         block = Bucket.of(one)
         await put(client, block.credentials, name, memory)
@@ -126,26 +130,26 @@ async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> Non
 
 
 async def instruments(client: PrefectClient, known: Settings, memory: Memory) -> None:
-    """Fill one Instrument block for each system on the bench."""
+    """Write an Instrument block for each system on the bench."""
     for system in bench.list_systems(known.root):
         await put(client, Instrument.of(known.instrument(system)), document(system), memory)
 
 
 async def put(client: PrefectClient, block: Block, name: str, memory: Memory) -> None:
-    """Save a block where there is none, or where there still is what was put there from here and more is known now."""
+    """Write a block if it is missing, or still has the values written from here and those have changed."""
     key = f"block {block.get_block_type_slug()}/{name}"
-    wanted = digest(json.dumps(dict(block), default=plain, sort_keys=True).encode())
-    there = await look(client, block, name)
-    if there is not None and (memory.holds(f"{key} of", wanted) or not memory.holds(key, there)):
+    wanted = digest(json.dumps(dict(block), default=to_json, sort_keys=True).encode())
+    present = await digest_block(client, block, name)
+    if present is not None and (memory.holds(f"{key} of", wanted) or not memory.holds(key, present)):
         return
     await block.asave(name, overwrite=True, client=client)
-    memory.note(key, str(await look(client, block, name)))
-    memory.note(f"{key} of", wanted)
-    logger.info("%s: %s", key, "made" if there is None else "brought up to date")
+    memory.record(key, str(await digest_block(client, block, name)))
+    memory.record(f"{key} of", wanted)
+    logger.info("%s: %s", key, "created" if present is None else "updated")
 
 
-async def look(client: PrefectClient, block: Block, name: str) -> str | None:
-    """Digest what the server holds under this name, secrets included, blocks within it not; None for nothing."""
+async def digest_block(client: PrefectClient, block: Block, name: str) -> str | None:
+    """Return a digest of the values on the server, with secrets and without inner blocks; None if there is no block."""
     try:
         document = await client.read_block_document_by_name(name, block.get_block_type_slug())
     except ObjectNotFound:
@@ -155,21 +159,25 @@ async def look(client: PrefectClient, block: Block, name: str) -> str | None:
     return digest(json.dumps(own, sort_keys=True).encode())
 
 
-def plain(value: object) -> object:
-    """Tell json how to write what a block holds."""
+def to_json(value: object) -> object:
+    """Convert a value of a block for JSON."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return type(value).__name__ if isinstance(value, Block) else str(value)
 
 
 def document(system: str) -> str:
-    """Name the block of a system; block names have lower case letters, digits and dashes only."""
+    """Return the block name of a system: lower case letters, digits and dashes only."""
     plain = "".join(one if one.isascii() and (one.islower() or one.isdigit()) else "-" for one in system.lower())
     return plain if plain == system else f"{plain}-{digest(system.encode())[:6]}"
 
 
 async def pool(client: PrefectClient, name: str) -> None:
-    """Make the work pool and its queues; a pool of another type than its name must be there already."""
+    """Create the work pool and its queues.
+
+    Raises:
+        Misconfigured: there is no such pool, and no worker type of that name.
+    """
     try:
         await client.read_work_pool(name)
     except ObjectNotFound:
@@ -177,37 +185,37 @@ async def pool(client: PrefectClient, name: str) -> None:
         if kind is None:
             raise Misconfigured(f"there is no work pool {name!r}, and no worker type of that name") from None
         template = kind.get_default_base_job_template()
-        with suppress(ObjectAlreadyExists):  # a worker that starts meanwhile makes it as well
+        with suppress(ObjectAlreadyExists):  # a worker that starts meanwhile also creates it
             await client.create_work_pool(WorkPoolCreate(name=name, type=name, base_job_template=template))
-            logger.info("work pool %s: made", name)
-    there = {queue.name for queue in await client.read_work_queues(work_pool_name=name)}
+            logger.info("work pool %s: created", name)
+    present = {queue.name for queue in await client.read_work_queues(work_pool_name=name)}
     for queue, (priority, limit) in QUEUES.items():
-        if queue not in there:
+        if queue not in present:
             await client.create_work_queue(queue, work_pool_name=name, priority=priority, concurrency_limit=limit)
 
 
 async def deploy(client: PrefectClient, known: Settings, memory: Memory) -> None:
-    """Deploy prefect.yaml, when it or a flow changed since the last time or a deployment is missing.
+    """Deploy prefect.yaml if it or a flow changed since the last time, or a deployment is missing.
 
-    Prefect makes the triggers anew with each deployment, so doing it needlessly would lose what was edited.
+    Prefect recreates the triggers with each deployment, so a needless one would lose what was edited.
     """
     sources = [PROJECT / "prefect.yaml", *sorted((PROJECT / "flows").glob("*.py"))]
     wanted = digest(b"\0".join([known.work_pool.encode(), bytes(PROJECT), *(file.read_bytes() for file in sources)]))
     console = Console(quiet=True)
     configs, actions = _load_deploy_configs_and_actions(prefect_file=PROJECT / "prefect.yaml", console=console)
-    if memory.holds("deployments", wanted) and await deployed(client):
-        for name in await schedules.mend(client, configs):
-            logger.info("schedule %s: has its parameters again", name)
+    if memory.holds("deployments", wanted) and await are_deployed(client):
+        for name in await schedules.restore_parameters(client, configs):
+            logger.info("schedule %s: parameters restored", name)
         return
     os.environ |= {"PLATEWAY_PROJECT": str(PROJECT), "PLATEWAY_WORK_POOL": known.work_pool}
     with chdir(PROJECT):
         await _run_multi_deploy(configs, actions, deploy_all=True, console=console, is_interactive=lambda: False)
-    memory.note("deployments", wanted)
-    logger.info("deployments: made from prefect.yaml")
+    memory.record("deployments", wanted)
+    logger.info("deployments: created from prefect.yaml")
 
 
-async def deployed(client: PrefectClient) -> bool:
-    """Say whether all deployments are there."""
+async def are_deployed(client: PrefectClient) -> bool:
+    """Return whether all deployments exist."""
     try:
         for flow in FLOWS:
             await client.read_deployment_by_name(f"{flow}/{NAME}")
@@ -217,7 +225,7 @@ async def deployed(client: PrefectClient) -> bool:
 
 
 def digest(content: bytes) -> str:
-    """Hash bytes."""
+    """Return the SHA-256 of bytes, as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""The file sensor: tells Prefect of new event files and archive manifests, so that a flow looks within a second.
+"""The file sensor: reports new event files and archive manifests to Prefect, so that a flow runs within a second.
 
-It remembers nothing and decides nothing: the file system is the truth, and what is said here only a hint. A hint that
-is lost costs a minute, for a manifest a quarter of an hour, until the schedule comes round. Run it beside the disk:
-``python -m deployments.sensor``.
+It has no state and decides nothing: the file system is the truth, and its events are only hints. A lost hint delays
+the export until the next scheduled run: a minute, for a manifest a quarter of an hour. Run it on the machine that has
+the disk: ``python -m deployments.sensor``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from plateway.errors import Misconfigured
 ANNOUNCED = "plateway.event-file.announced"
 DELIVERED = "plateway.archive-manifest.announced"
 NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "beegfs", "gpfs", "virtiofs", "vbox")
-STEP, BATCH = 50, 200  # ms without a change end a batch, and so do ms in all
-GAP = 1.0  # seconds at least between two hints about one place; what comes meanwhile goes into the next
-LOOK = 1.0  # seconds between two looks for new places
-PATIENCE = (1.0, 30.0)  # seconds between two tries to reach the API: at first, at most
-NAMED = 5  # files that a hint names
-SHARE = 20  # polling takes at most one part in so many of the time
+STEP, BATCH = 50, 200  # a batch ends after so many ms without a change, or so many ms in all
+GAP = 1.0  # seconds, at least, between two hints about one directory; files seen meanwhile are in the next one
+INTERVAL = 1.0  # seconds between two searches for new directories
+RETRY_AFTER = (1.0, 30.0)  # seconds between two requests to an API that fails: at first, at most
+NAMED = 5  # files named in a hint
+SHARE = 20  # polling uses at most one part in so many of the time
 
 logger = get_logger("plateway.sensor")
-Tell = Callable[[Event], Awaitable[None]]
+Report = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A directory where files announce something, and what to call that."""
+    """A directory to watch, and the event that reports new files in it."""
 
     path: Path
     event: str
@@ -56,24 +56,24 @@ class Watched:
     suffix: str = ".json"
 
     def hint(self, names: Iterable[str]) -> Event:
-        """Say that these files came; none: that somebody should look."""
-        came = sorted(names)
+        """Return the event that reports these files; without files it only starts a run."""
+        files = sorted(names)
         name = self.resource.rpartition(".")[2]
         about = Resource({"prefect.resource.id": self.resource, "prefect.resource.name": name})
-        return Event(event=self.event, resource=about, payload={"count": len(came), "files": came[:NAMED]})
+        return Event(event=self.event, resource=about, payload={"count": len(files), "files": files[:NAMED]})
 
     def identity(self) -> tuple[int, int]:
-        """Tell this directory from another one that is mounted or made in its place.
+        """Return device and inode, which differ if another directory is mounted or created at the path.
 
         Raises:
-            OSError: it is not there right now.
+            OSError: it is missing.
         """
-        look = self.path.stat()
-        return look.st_dev, look.st_ino
+        stat = self.path.stat()
+        return stat.st_dev, stat.st_ino
 
 
 def places(root: Path) -> list[Watched]:
-    """Name what there is to watch on the bench now; the root may be missing."""
+    """List the directories to watch on the bench; none if the root is missing."""
     if not root.is_dir():
         return []
     return [
@@ -82,68 +82,68 @@ def places(root: Path) -> list[Watched]:
     ]
 
 
-def letterbox(url: str | None) -> Watched | None:
-    """Name the inbox for archive manifests, where it is a directory; others are looked into by schedule."""
+def find_inbox(url: str | None) -> Watched | None:
+    """Return the inbox for archive manifests if it is a directory; others are read by schedule."""
     scheme, _, rest = url.partition("://") if url and "://" in url else ("file", "", url)
     if not rest or scheme not in {"file", "local"}:
         return None
     return Watched(Path(rest), event=DELIVERED, resource="plateway.archive.inbox")
 
 
-async def sense(root: Path, tell: Tell, *, poll: bool, interval: timedelta, inbox: Watched | None = None) -> None:
-    """Watch every place, also those that appear, vanish or are mounted anew, until cancelled."""
+async def sense(root: Path, report: Report, *, poll: bool, interval: timedelta, inbox: Watched | None = None) -> None:
+    """Watch every directory until cancelled, also those that appear, disappear or are mounted again."""
     watching: dict[tuple[Watched, tuple[int, int]], asyncio.Task[None]] = {}
-    anyio.to_thread.current_default_thread_limiter().total_tokens = 1000  # each watch keeps one
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1000  # each watch occupies one
     async with asyncio.TaskGroup() as group:
         while True:
-            there = await asyncio.to_thread(identified, root, inbox)
-            for key in [key for key, task in watching.items() if key not in there or task.done()]:
+            present = await asyncio.to_thread(find_directories, root, inbox)
+            for key in [key for key, task in watching.items() if key not in present or task.done()]:
                 logger.info("%s: not watched any more", key[0].resource)
                 watching.pop(key).cancel()
-            for key in sorted(there - watching.keys(), key=str):
-                watching[key] = group.create_task(watch(key[0], tell, poll=poll, interval=interval))
-            await asyncio.sleep(LOOK)
+            for key in sorted(present - watching.keys(), key=str):
+                watching[key] = group.create_task(watch(key[0], report, poll=poll, interval=interval))
+            await asyncio.sleep(INTERVAL)
 
 
-def identified(root: Path, inbox: Watched | None = None) -> set[tuple[Watched, tuple[int, int]]]:
-    """Name what there is to watch, so that something else in the same place counts as new."""
+def find_directories(root: Path, inbox: Watched | None = None) -> set[tuple[Watched, tuple[int, int]]]:
+    """List the directories to watch with their identities: another directory at the same path counts as new."""
     found = set()
-    looks: dict[str, Callable[[], list[Watched]]] = {
+    searches: dict[str, Callable[[], list[Watched]]] = {
         "the bench": lambda: places(root),
         "the archive inbox": lambda: [inbox] if inbox else [],
     }
-    for name, look in looks.items():
+    for name, search in searches.items():
         try:
-            for place in look():
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            for place in search():
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     found.add((place, place.identity()))
         except OSError as error:
             logger.warning("%s cannot be listed: %s", name, error.strerror)
     return found
 
 
-async def watch(place: Watched, tell: Tell, *, poll: bool, interval: timedelta) -> None:
-    """Give a hint at once, and one for every batch of files that comes."""
-    slow = poll or await asyncio.to_thread(remote, place.path)
+async def watch(place: Watched, report: Report, *, poll: bool, interval: timedelta) -> None:
+    """Send a hint at once, and one for every batch of new files."""
+    slow = poll or await asyncio.to_thread(is_remote, place.path)
     logger.info("%s: %s", place.resource, "polled" if slow else "watched")
     try:
         async for names in batches(place, poll=slow, interval=interval):
-            await tell(place.hint(names))
+            await report(place.hint(names))
             await asyncio.sleep(GAP)
-    except OSError as error:  # no inotify watches left, say
+    except OSError as error:  # for example no inotify watches left
         logger.warning("%s: polled from now on: %s", place.resource, error.strerror or type(error).__name__)
         async for names in batches(place, poll=True, interval=interval):
-            await tell(place.hint(names))
+            await report(place.hint(names))
             await asyncio.sleep(GAP)
 
 
 async def batches(place: Watched, *, poll: bool, interval: timedelta) -> AsyncIterator[set[str]]:
-    """Yield nothing first, when the place is being watched, then the names of the files that came, until it goes."""
-    pause = max(interval.total_seconds(), SHARE * await asyncio.to_thread(effort, place.path)) if poll else 0
-    gone = str(place.path)  # a directory made anew may look like the one that was deleted
+    """Yield an empty set once the directory is watched, then the names of new files, until it is removed."""
+    pause = max(interval.total_seconds(), SHARE * await asyncio.to_thread(measure_scan, place.path)) if poll else 0
+    removed = str(place.path)  # a new directory may have the identity of the one that was deleted
     changes = awatch(
         place.path,
-        watch_filter=lambda change, path: announces(place, path) if change is not Change.deleted else path == gone,
+        watch_filter=lambda change, path: path == removed if change is Change.deleted else is_announcement(place, path),
         debounce=BATCH,
         step=STEP,
         recursive=False,
@@ -156,23 +156,23 @@ async def batches(place: Watched, *, poll: bool, interval: timedelta) -> AsyncIt
     yield set()
     try:
         while True:
-            came = await coming
-            if (Change.deleted, gone) in came:
+            changed = await coming
+            if (Change.deleted, removed) in changed:
                 return
-            yield {Path(path).name for _, path in came}
+            yield {Path(path).name for _, path in changed}
             coming = asyncio.ensure_future(anext(changes))
     finally:
         coming.cancel()
 
 
-def announces(place: Watched, path: str) -> bool:
-    """Say whether a file of this name announces something."""
-    name = os.path.basename(path)  # noqa: PTH119  a Path for each of many changes would be slow
+def is_announcement(place: Watched, path: str) -> bool:
+    """Return whether a file of this name is an announcement."""
+    name = os.path.basename(path)  # noqa: PTH119  a Path for each change is slow
     return name.endswith(place.suffix) and not name.startswith(".")
 
 
-def effort(path: Path) -> float:
-    """Measure the seconds that one look at every file takes."""
+def measure_scan(path: Path) -> float:
+    """Measure the seconds that a stat of every file takes."""
     started = time.monotonic()
     for entry in os.scandir(path):
         with contextlib.suppress(OSError):
@@ -180,25 +180,25 @@ def effort(path: Path) -> float:
     return time.monotonic() - started
 
 
-def remote(path: Path) -> bool:
-    """Say whether a directory is on a network mount, where changes made elsewhere are not reported."""
+def is_remote(path: Path) -> bool:
+    """Return whether a directory is on a network mount, where the kernel does not report changes of other machines."""
     resolved = path.resolve()
     mounts = [mount for mount in psutil.disk_partitions(all=True) if resolved.is_relative_to(mount.mountpoint)]
     nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
     return nearest is not None and nearest.fstype.startswith(NETWORK)
 
 
-async def post(client: PrefectClient, event: Event, *, patience: tuple[float, float] = PATIENCE) -> None:
-    """Give one event to Prefect and know that it arrived; until it does, try again.
+async def post(client: PrefectClient, event: Event, *, patience: tuple[float, float] = RETRY_AFTER) -> None:
+    """Send one event to Prefect, and retry until it is accepted.
 
-    A request and its answer take a few milliseconds; `emit_event` would queue it and not say when it is lost.
+    The request takes a few milliseconds; `emit_event` would queue the event, and not report a loss.
     """
     pause, longest = patience
     while True:
         try:
             await client.request("POST", "/events", json=[event.model_dump(mode="json")])
         except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            logger.warning("the Prefect API does not take hints, next try in %g s: %s", pause, type(error).__name__)
+            logger.warning("the Prefect API does not accept hints, retry in %g s: %s", pause, type(error).__name__)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
         else:
@@ -207,10 +207,10 @@ async def post(client: PrefectClient, event: Event, *, patience: tuple[float, fl
 
 
 async def run(known: settings.Settings) -> None:
-    """Sense until SIGTERM or SIGINT.
+    """Run the sensor until SIGTERM or SIGINT.
 
     Raises:
-        Misconfigured: no server is named, and Prefect would start one of its own.
+        Misconfigured: PREFECT_API_URL is not set; Prefect would start a server of its own.
     """
     if not PREFECT_API_URL.value():
         raise Misconfigured("PREFECT_API_URL is not set")
@@ -224,7 +224,7 @@ async def run(known: settings.Settings) -> None:
             lambda event: post(client, event),
             poll=known.poll,
             interval=known.poll_interval,
-            inbox=letterbox(known.archive_inbox),
+            inbox=find_inbox(known.archive_inbox),
         )
 
 

@@ -49,17 +49,17 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 from pydantic import PrivateAttr
 
 logger = get_logger("worker.resident")
-HERE = f"{socket.gethostname()}:{os.getpid()}"
-GOING = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
-LIMBO = timedelta(seconds=60)  # a run that was taken but has no process by then has none at all
-PATIENCE = 5.0  # seconds that a stopping worker gives its runs to finish
-FAREWELL = 5.0  # seconds after that for a run to report its end
+IDENTIFIER = f"{socket.gethostname()}:{os.getpid()}"
+ACTIVE = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+SUBMISSION_LIMIT = timedelta(seconds=60)  # a run without a process after that has crashed
+FINISH_WITHIN = 5.0  # seconds until a stopping worker cancels its runs
+REPORT_WITHIN = 5.0  # seconds after that for a run to report its end
 
 
 class ResidentConfiguration(BaseJobConfiguration):
-    """What a run asks of its surroundings: nothing that would change them for the other runs."""
+    """The environment variables that a run requires; they must be the worker's, since all runs share its process."""
 
-    _asked: dict[str, str | None] = PrivateAttr(default_factory=dict)
+    _required: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
     def prepare_for_flow_run(  # noqa: PLR0917  as Prefect calls it
         self,
@@ -70,27 +70,27 @@ class ResidentConfiguration(BaseJobConfiguration):
         worker_name: str | None = None,
         worker_id: UUID | None = None,
     ) -> None:
-        """Remember which variables were asked for, before Prefect adds its own."""
-        self._asked = dict(self.env)
+        """Record the required variables before Prefect adds its own."""
+        self._required = dict(self.env)
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
 
     @property
-    def foreign(self) -> list[str]:
-        """Names of the variables that this process does not have as asked."""
-        return sorted(name for name, value in self._asked.items() if os.environ.get(name) != value)
+    def missing(self) -> list[str]:
+        """Names of the required variables that this process lacks, or has with another value."""
+        return sorted(name for name, value in self._required.items() if os.environ.get(name) != value)
 
 
 class ResidentResult(BaseWorkerResult):
-    """How a run ended, for the worker's log."""
+    """The result of a run, for the worker's log."""
 
 
 class ResidentEngine(AsyncFlowRunEngine[Any, Any]):
-    """Prefect's engine, in which a task that the worker cancelled counts as cancelled, not as crashed."""
+    """Prefect's engine, but a run that the worker cancelled ends as Cancelled, not as Crashed."""
 
     cancelled: threading.Event
 
     async def handle_crash(self, exc: BaseException) -> None:
-        """Report Cancelled where cancelling was asked for; anything else is a crash."""
+        """Report Cancelled if cancellation was requested, else Crashed."""
         if isinstance(exc, asyncio.CancelledError) and self.cancelled.is_set():
             await self.handle_cancellation(exc)
         else:
@@ -99,7 +99,7 @@ class ResidentEngine(AsyncFlowRunEngine[Any, Any]):
 
 @dataclass
 class Running:
-    """One flow run in its thread, and how to end it from another thread."""
+    """One flow run in a thread of its own."""
 
     flow_run: FlowRun
     flow: Flow[..., Any]
@@ -113,13 +113,13 @@ class Running:
         threading.Thread(target=self._main, name=f"run-{self.flow_run.id}", daemon=True).start()
 
     def stop(self) -> None:
-        """Cancel the run where it waits; a task in a thread ends with its current call."""
+        """Cancel the run at its next await, from another thread; a task in a thread ends after its current call."""
         with contextlib.suppress(RuntimeError):  # the loop has closed: the run is over
             if self.loop is not None and self.task is not None:
                 self.loop.call_soon_threadsafe(self.task.cancel)
 
     def cancel(self) -> None:
-        """Stop the run such that it ends Cancelled instead of Crashed; asking again would disturb its farewell."""
+        """Stop the run so that it ends as Cancelled; a second call does nothing, as it would interrupt the cleanup."""
         if not self.cancelled.is_set():
             self.cancelled.set()
             self.stop()
@@ -127,19 +127,19 @@ class Running:
     def _main(self) -> None:
         try:
             asyncio.run(self._run())
-        except (Abort, Pause, asyncio.CancelledError):  # the server or the worker said so, and the state says it too
+        except (Abort, Pause, asyncio.CancelledError):  # requested by the server or the worker; the state has it
             self.done.set_result(None)
-        except BaseException as error:  # noqa: BLE001  raised where the run is waited for
+        except BaseException as error:  # noqa: BLE001  raised where the result is awaited
             self.done.set_exception(error)
         else:
             self.done.set_result(None)
 
     async def _run(self) -> None:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-        # the engine checks them: a run with wrong ones fails with their names
+        # validated by the engine: a run with wrong ones fails with their names
         engine = ResidentEngine(flow=self.flow, flow_run=self.flow_run, parameters=dict(self.flow_run.parameters))
         engine.cancelled = self.cancelled
-        if self.cancelled.is_set():  # before there was a task to cancel
+        if self.cancelled.is_set():  # cancelled before the task existed
             return
         async with engine.start():
             while engine.is_running():
@@ -149,17 +149,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A flow as it was read, and from what."""
+    """A loaded flow, its file and the stamp of its sources."""
 
     flow: Flow[..., Any]
     file: Path
     stamp: tuple[Any, ...]
 
 
-class Shelf:
-    """The flows read so far, one for each deployment; read again when a file beside it or the deployment changed.
+class FlowCache:
+    """The loaded flow of each deployment; loaded again when the deployment or a file in the flow's directory changes.
 
-    Modules from elsewhere are kept as Python keeps them: they change with a restart of the worker.
+    Changes of other modules take effect after a restart of the worker.
     """
 
     def __init__(self) -> None:
@@ -167,52 +167,52 @@ class Shelf:
         self._lock = asyncio.Lock()
 
     async def flow(self, deployment: DeploymentResponse) -> Flow[..., Any]:
-        """Give the deployment's flow, reading it only when needed.
+        """Return the deployment's flow, and load it only if it is new or changed.
 
         Raises:
-            RuntimeError: the flow is not async, so it could neither be cancelled nor leave the others alone.
+            RuntimeError: the flow is not async: it could not be cancelled, and would block the other runs.
         """
         async with self._lock:
-            kept = self._loaded.get(deployment.id)
-            if kept is None or kept.stamp != stamp(deployment, kept.file):
-                kept = self._loaded[deployment.id] = await read(deployment)
-        if not kept.flow.isasync or kept.flow.isgenerator:
+            cached = self._loaded.get(deployment.id)
+            if cached is None or cached.stamp != read_stamp(deployment, cached.file):
+                cached = self._loaded[deployment.id] = await load(deployment)
+        if not cached.flow.isasync or cached.flow.isgenerator:
             raise RuntimeError(f"{deployment.entrypoint} is no async flow: run it in a pool of type process")
-        return kept.flow
+        return cached.flow
 
 
-def stamp(deployment: DeploymentResponse, file: Path) -> tuple[Any, ...]:
-    """Tell what a flow was read from: where, which version, and the files of its directory as they are now."""
-    looks = [(one.name, one.stat().st_mtime_ns, one.stat().st_size) for one in sorted(file.parent.glob("*.py"))]
-    return deployment.entrypoint, deployment.version, repr(deployment.pull_steps), looks
+def read_stamp(deployment: DeploymentResponse, file: Path) -> tuple[Any, ...]:
+    """Return what a flow is loaded from: entrypoint, version, and name, time and size of the files beside it."""
+    files = [(one.name, one.stat().st_mtime_ns, one.stat().st_size) for one in sorted(file.parent.glob("*.py"))]
+    return deployment.entrypoint, deployment.version, repr(deployment.pull_steps), files
 
 
-def forget(folder: Path) -> None:
-    """Let the modules of a directory be imported anew; runs that are going on keep theirs."""
+def unload_modules(folder: Path) -> None:
+    """Remove the modules of a directory from ``sys.modules``, to import them again; active runs keep theirs."""
     for name, module in list(sys.modules.items()):
         if (source := getattr(module, "__file__", None)) and Path(source).parent == folder:
             del sys.modules[name]
 
 
-async def read(deployment: DeploymentResponse) -> Loaded:
-    """Run the pull steps of a deployment and load its flow; the working directory stays where they lead."""
+async def load(deployment: DeploymentResponse) -> Loaded:
+    """Run the pull steps of a deployment, change into their directory, and load the flow there."""
     steps = deployment.pull_steps or [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
     output = await run_steps(steps, print_function=logger.info)
     os.chdir(output.get("directory", "."))
     entrypoint = str(deployment.entrypoint)
     file = Path(entrypoint.rpartition(":")[0]).absolute()
-    now = stamp(deployment, file)
-    forget(file.parent)
-    load = partial(load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False)
-    return Loaded(await anyio.to_thread.run_sync(load), file, now)
+    stamp = read_stamp(deployment, file)
+    unload_modules(file.parent)
+    load_flow = partial(load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False)
+    return Loaded(await anyio.to_thread.run_sync(load_flow), file, stamp)
 
 
-def dead(run: FlowRun) -> bool:
-    """Say whether nobody runs this: its process is gone from this machine, or it was taken long ago and never begun."""
+def has_crashed(run: FlowRun) -> bool:
+    """Return whether the process of a run on this machine has ended, or the run was never started within 60 s."""
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
     if pid:
         return host == socket.gethostname() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
-    return run.state is not None and datetime.now(UTC) - run.state.timestamp > LIMBO
+    return run.state is not None and datetime.now(UTC) - run.state.timestamp > SUBMISSION_LIMIT
 
 
 class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentResult]):
@@ -225,8 +225,8 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
     _logo_url = "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/process.png"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"prefetch_seconds": 0})  # a run fetched early would hold its slot in vain
-        self._shelf = Shelf()
+        super().__init__(*args, **kwargs | {"prefetch_seconds": 0})  # a run fetched early would occupy its slot
+        self._flows = FlowCache()
         self._running: dict[UUID, Running] = {}
 
     async def run(
@@ -238,23 +238,23 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         """Run one flow run to its end.
 
         Raises:
-            RuntimeError: it wants environment variables that this process does not have.
+            RuntimeError: it requires environment variables that this process does not have.
         """
-        if configuration.foreign:
-            raise RuntimeError(f"runs share this process: set {', '.join(configuration.foreign)} where it starts")
-        flow = await self._shelf.flow(configuration._related_objects["deployment"])
+        if configuration.missing:
+            raise RuntimeError(f"runs share this process: set {', '.join(configuration.missing)} where it starts")
+        flow = await self._flows.flow(configuration._related_objects["deployment"])
         running = self._running[flow_run.id] = Running(flow_run, flow)
         running.start()
         if task_status is not None:
-            task_status.started(HERE)  # type: ignore[arg-type]  # any printable id will do
+            task_status.started(IDENTIFIER)  # type: ignore[arg-type]  # any printable id will do
         try:
-            await self._end(running)
-        except Exception:  # noqa: BLE001  said in the run's log, and the run is reported as crashed
+            await self._wait_or_stop(running)
+        except Exception:  # noqa: BLE001  logged for the run, which is reported as crashed
             self.get_flow_run_logger(flow_run).exception("The run ended outside Prefect's engine")
-            return ResidentResult(identifier=HERE, status_code=1)
+            return ResidentResult(identifier=IDENTIFIER, status_code=1)
         finally:
-            self._forget(flow_run.id)
-        return ResidentResult(identifier=HERE, status_code=0)
+            self._remove_run(flow_run.id)
+        return ResidentResult(identifier=IDENTIFIER, status_code=0)
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: ResidentConfiguration, grace_seconds: int = 30
@@ -263,49 +263,48 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
 
         Raises:
             InfrastructureNotAvailable: the run is in another process.
-            InfrastructureNotFound: no such run is going on here.
+            InfrastructureNotFound: this process does not run it.
         """
-        if infrastructure_pid != HERE:
-            raise InfrastructureNotAvailable(f"{infrastructure_pid} is not {HERE}")
+        if infrastructure_pid != IDENTIFIER:
+            raise InfrastructureNotAvailable(f"{infrastructure_pid} is not {IDENTIFIER}")
         running = self._running.get(configuration._related_objects["flow-run"].id)
         if running is None:
-            raise InfrastructureNotFound(f"{HERE} does not run it any more")
+            raise InfrastructureNotFound(f"{IDENTIFIER} does not run it any more")
         running.cancel()
         with anyio.move_on_after(grace_seconds):
-            await self._done(running)
+            await self._wait_for_end(running)
 
     async def _setup_cancellation_observer(self) -> None:
-        with temporary_settings(
-            {PREFECT_WORKER_ENABLE_CANCELLATION: True}
-        ):  # nobody else can end a run of this process
+        # no other process can end a run of this one
+        with temporary_settings({PREFECT_WORKER_ENABLE_CANCELLATION: True}):
             await super()._setup_cancellation_observer()
 
     async def _initialize_after_sync(self) -> None:
         await super()._initialize_after_sync()
-        await self._bury()
+        await self._report_crashed_runs()
 
-    async def _bury(self) -> None:
-        """Report the runs whose process is gone as crashed, so that the next ones need not wait for their slots."""
-        going = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*GOING]))
+    async def _report_crashed_runs(self) -> None:
+        """Report runs whose process has ended as crashed, which frees their slots for the next ones."""
+        active = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ACTIVE]))
         runs = await self.client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=going),
+            flow_run_filter=FlowRunFilter(state=active),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name])),
         )
         for run in runs:
-            if run.id in self._running or run.id in self._submitting_flow_run_ids or not dead(run):
+            if run.id in self._running or run.id in self._submitting_flow_run_ids or not has_crashed(run):
                 continue
             if run.state is not None and run.state.is_cancelling():
                 await self._mark_flow_run_as_cancelled(run)
             else:
-                await self._propose_crashed_state(run, "The process that ran it is gone")
+                await self._propose_crashed_state(run, "The process that ran it has ended")
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
-        """Leave out a state that would last no time: nothing is submitted anywhere."""
+        """Skip the state Submitting: nothing is submitted elsewhere."""
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         await super()._submit_run(flow_run)
         if flow_run.id in self._running and self._cancelling_observer is not None:
-            self._cancelling_observer.add_in_flight_flow_run_id(flow_run.id)  # the base stops observing here
+            self._cancelling_observer.add_in_flight_flow_run_id(flow_run.id)  # the base class stops observing here
 
     async def _cancel_run(self, flow_run_id: UUID) -> None:
         running = self._running.get(flow_run_id)
@@ -313,34 +312,34 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
             await super()._cancel_run(flow_run_id)
             return
         running.cancel()
-        await self._done(running)
+        await self._wait_for_end(running)
         flow_run = await self.client.read_flow_run(flow_run_id)
         if flow_run.state is not None and not flow_run.state.is_final():
             await self._mark_flow_run_as_cancelled(flow_run)
 
-    async def _end(self, running: Running) -> None:
-        """Wait for the end of a run; when the worker stops, not for long."""
+    async def _wait_or_stop(self, running: Running) -> None:
+        """Wait for the end of a run; if the worker stops meanwhile, stop the run."""
         try:
             await asyncio.shield(asyncio.wrap_future(running.done))
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
-                await self._part(running)
+                await self._stop_run(running)
             raise
 
-    async def _part(self, running: Running) -> None:
-        with anyio.move_on_after(PATIENCE):
-            await self._done(running)
+    async def _stop_run(self, running: Running) -> None:
+        with anyio.move_on_after(FINISH_WITHIN):
+            await self._wait_for_end(running)
         running.stop()
-        with anyio.move_on_after(FAREWELL):
-            await self._done(running)
+        with anyio.move_on_after(REPORT_WITHIN):
+            await self._wait_for_end(running)
         if not running.done.done():
-            with anyio.move_on_after(FAREWELL):
+            with anyio.move_on_after(REPORT_WITHIN):
                 await self._propose_crashed_state(running.flow_run, "The worker stopped before the run ended")
 
-    async def _done(self, running: Running) -> None:
+    async def _wait_for_end(self, running: Running) -> None:
         await asyncio.wait([asyncio.wrap_future(running.done)])
 
-    def _forget(self, flow_run_id: UUID) -> None:
+    def _remove_run(self, flow_run_id: UUID) -> None:
         self._running.pop(flow_run_id, None)
         if self._cancelling_observer is not None:
             self._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)

@@ -37,7 +37,7 @@ class Slow:
 
 freed = []
 server.PAUSE = 0.1
-server.collect_aside()
+server.collect_in_thread()
 Slow()
 started = longest = last = time.monotonic()
 longest = 0.0

@@ -196,7 +196,7 @@ def test_the_report_and_alerts_reach_people(site: Site, worker: subprocess.Popen
         assert "prince: " in letter["text"]
         deaf = ran("report")
         assert deaf.state_name == "Failed"
-        assert message(deaf).endswith("Unavailable: custom-webhook/alerts did not take the message: ConnectError")
+        assert message(deaf).endswith("Unavailable: custom-webhook/alerts did not accept the message: ConnectError")
     finally:
         prince.stuck_after = untouched
         ask(lambda client: awaited(prince.asave("prince", overwrite=True, client=client)))

@@ -45,7 +45,7 @@ def sensing(
 ) -> Heard:
     """Do something while the sensor watches, and return what it said."""
     heard = Heard()
-    letters = sensor.letterbox(str(inbox)) if inbox else None
+    letters = sensor.find_inbox(str(inbox)) if inbox else None
 
     async def both() -> None:
         watching = asyncio.create_task(
@@ -151,7 +151,7 @@ def test_manifests_in_the_inbox_are_sensed(tmp_path: Path, poll: bool) -> None:
 )
 def test_only_a_directory_is_sensed(url: str | None, path: str | None) -> None:
     """An inbox in a bucket or on another machine is looked into by schedule."""
-    place = sensor.letterbox(url)
+    place = sensor.find_inbox(url)
     assert (place and str(place.path)) == path
 
 

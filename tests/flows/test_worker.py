@@ -153,7 +153,7 @@ def test_a_worker_buries_the_runs_of_its_dead_predecessor(heir: tuple[UUID, Proc
     state = ended(heir[0], seconds=60).state
     assert state is not None
     assert state.is_crashed()
-    assert state.message == "The process that ran it is gone"
+    assert state.message == "The process that ran it has ended"
 
 
 def test_a_stopping_worker_reports_its_runs(heir: tuple[UUID, Process], project: Path) -> None:
