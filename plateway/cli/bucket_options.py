@@ -17,6 +17,7 @@ from plateway.cli.options import Home
 from plateway.endpoint import Endpoint
 from plateway.errors import Refused
 from plateway.keys import MARKER_FILE
+from plateway.local.project import import_from_project
 from plateway.names import shown
 from plateway.store.admin import Address, Buckets
 
@@ -54,9 +55,7 @@ class BucketOptions:
         elif self.block in config.buckets:
             found = config.buckets[self.block].endpoint
         else:
-            from blocks import bucket as blocks  # noqa: PLC0415  imports Prefect, which takes seconds
-
-            found = blocks.load(self.block)
+            found = import_from_project("blocks.bucket").load(self.block)
         return replace(found, url=self.endpoint_url) if self.endpoint_url else found
 
     def confirm(self, where: Address, typed: str | None, *, whole: bool = False) -> None:

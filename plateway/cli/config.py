@@ -12,6 +12,7 @@ from plateway import settings
 from plateway.cli.console import out, print_json, print_text
 from plateway.cli.options import Home, Json
 from plateway.errors import NotFound
+from plateway.local.project import import_from_project
 
 app = typer.Typer(no_args_is_help=True, help="Show settings and where their values come from.")
 
@@ -31,8 +32,7 @@ def show_settings(home: Home = None, as_json: Json = False) -> None:
 @app.command("bucket")
 def print_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a Bucket block.")]) -> None:
     """Print a Bucket block of Prefect as a table for buckets.toml, with its keys."""
-    from blocks import site as blocks  # noqa: PLC0415  imports Prefect, which takes seconds
-
+    blocks = import_from_project("blocks.site")
     found = asyncio.run(blocks.load_buckets()).get(name)
     if found is None:
         raise NotFound(f"no Bucket block {name!r} in Prefect")
