@@ -29,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="Create, list, fill, copy, empty an
 lifecycle = typer.Typer(no_args_is_help=True, help="Show and replace the rules by which a bucket deletes objects.")
 
 Url = Annotated[str, typer.Argument(metavar="s3://BUCKET[/KEY]")]
-Urls = Annotated[list[str], typer.Argument(metavar="s3://BUCKET/KEY…")]
+Bucket = Annotated[str, typer.Argument(metavar="s3://BUCKET")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include everything in a folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be deleted.")]
 TypedName = Annotated[
@@ -39,7 +39,9 @@ TypedName = Annotated[
 
 @app.command("mb")
 @with_bucket_options
-def make_buckets(options: BucketOptions, *, buckets: Urls) -> None:
+def make_buckets(
+    options: BucketOptions, *, buckets: Annotated[list[str], typer.Argument(metavar="s3://BUCKET")]
+) -> None:
     """Create buckets."""
     for url in buckets:
         name = parse_bucket(url)
@@ -52,7 +54,7 @@ def make_buckets(options: BucketOptions, *, buckets: Urls) -> None:
 def list_objects(
     options: BucketOptions,
     *,
-    url: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]")] = None,
+    url: Annotated[str | None, typer.Argument(metavar="s3://BUCKET[/KEY]")] = None,
     recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +99,7 @@ def print_usage(options: BucketOptions, *, url: Url, as_json: Json = False) -> N
 def upload_files(
     options: BucketOptions,
     *,
-    files: Annotated[list[Path], typer.Argument(help="Files; with --recursive also directories.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files; with --recursive also directories.")],
     url: Url,
     recursive: Recursive = False,
     name: TypedName = None,
@@ -119,7 +121,7 @@ def download_objects(
     options: BucketOptions,
     *,
     url: Url,
-    to: Annotated[Path, typer.Argument(help="Directory; for one object also a file.")] = Path(),
+    to: Annotated[Path, typer.Argument(metavar="PATH", help="Directory; for one object also a file.")] = Path(),
     recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
@@ -138,8 +140,8 @@ def download_objects(
 def copy_objects(
     options: BucketOptions,
     *,
-    source: Url,
-    target: Url,
+    source: Annotated[str, typer.Argument(metavar="s3://BUCKET[/KEY]", help="Object or folder to copy.")],
+    target: Annotated[str, typer.Argument(metavar="s3://BUCKET[/KEY]", help="Key of the copy, or a folder.")],
     recursive: Recursive = False,
     name: TypedName = None,
     as_json: Json = False,
@@ -161,7 +163,7 @@ def copy_objects(
 def delete_objects(
     options: BucketOptions,
     *,
-    urls: Urls,
+    urls: Annotated[list[str], typer.Argument(metavar="s3://BUCKET/KEY")],
     recursive: Recursive = False,
     dry_run: DryRun = False,
     name: TypedName = None,
@@ -189,7 +191,7 @@ def delete_objects(
 def remove_bucket(
     options: BucketOptions,
     *,
-    url: Url,
+    url: Bucket,
     force: Annotated[
         bool, typer.Option("--force", help="Also delete everything in it, all versions included.")
     ] = False,
@@ -222,7 +224,7 @@ def tag_object(
     *,
     url: Url,
     tags: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", help="New tags; without them: show the tags.")
+        list[str] | None, typer.Argument(metavar="NAME=VALUE", help="New tags; without them: show the tags.")
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all tags.")] = False,
     as_json: Json = False,
@@ -240,7 +242,7 @@ def tag_object(
 
 @lifecycle.command("show")
 @with_bucket_options
-def show_lifecycle(options: BucketOptions, *, url: Url) -> None:
+def show_lifecycle(options: BucketOptions, *, url: Bucket) -> None:
     """Show the lifecycle rules of a bucket as JSON."""
     print_json({"Rules": list(options.buckets.lifecycle(parse_bucket(url)))})
 
@@ -250,9 +252,10 @@ def show_lifecycle(options: BucketOptions, *, url: Url) -> None:
 def set_lifecycle(
     options: BucketOptions,
     *,
-    url: Url,
+    url: Bucket,
     rules: Annotated[
-        Path, typer.Argument(help='JSON file as `aws s3api` reads it: {"Rules": …}; - is standard input.')
+        Path,
+        typer.Argument(metavar="RULES", help='JSON file as `aws s3api` reads it: {"Rules": …}; - is standard input.'),
     ],
     name: TypedName = None,
 ) -> None:
@@ -280,10 +283,13 @@ app.add_typer(lifecycle, name="lifecycle")
 def run_command(
     options: BucketOptions,
     *,
-    name: Annotated[str, typer.Argument(help="Start of the bucket's name.")],
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Start of the bucket's name.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Command and its arguments, after --.")],
 ) -> None:
-    """Run a command with a temporary bucket, which is always removed afterwards."""
+    """Run a command with a temporary bucket.
+
+    The bucket is removed with its contents afterwards, also if the command fails or is interrupted.
+    """
     with handle_signals() as child, temporary(options.buckets, name) as bucket:
         err.print(f"s3://{bucket}")
         code = child.run(command, settings.environment(bucket_environment(options.endpoint, bucket)))
@@ -296,13 +302,13 @@ def run_selftest(
     options: BucketOptions,
     *,
     url: Annotated[
-        str | None, typer.Argument(metavar="[s3://BUCKET[/KEY]]", help="Test in here instead of in a new bucket.")
+        str | None, typer.Argument(metavar="s3://BUCKET[/KEY]", help="Test in here instead of in a new bucket.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test what the endpoint supports, and export and restore simulated events.
+    """Test an endpoint: its features, and an export and restore.
 
-    Removes everything that it wrote.
+    Uses simulated events, and removes everything that it wrote.
     """
     from plateway import selftest  # noqa: PLC0415  pipeline and numpy, which other commands do not need
 

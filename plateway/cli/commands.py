@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from functools import cached_property
 from importlib import import_module
@@ -76,16 +77,25 @@ class LazyCommand(TyperCommand):
         """The command itself: the ``app`` of a file that has a group of commands, else the function of that name."""
         module = import_module(f"plateway.cli.{self._file}")
         if hasattr(module, "app"):
-            group = get_group(module.app)
-            group.name = self.name
-            return group
-        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        single.command(self.name)(getattr(module, str(self.name)))
-        return get_command(single)
+            command: Any = get_group(module.app)
+            command.name = self.name
+        else:
+            single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            single.command(self.name)(getattr(module, str(self.name)))
+            command = get_command(single)
+        join_help_lines(command)
+        return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Parse arguments with the command itself, which then runs."""
         return self.loaded.make_context(info_name, args, parent=parent, **extra)
+
+
+def join_help_lines(command: Any) -> None:
+    """Join the lines of each paragraph of a command's help, which rich would not wrap to the width of the terminal."""
+    command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
+    for one in getattr(command, "commands", {}).values():
+        join_help_lines(one)
 
 
 class LazyGroup(TyperGroup):

@@ -45,7 +45,7 @@ def list_manifests(
 
 @app.command("show")
 def show_manifest(
-    id: Annotated[str, typer.Argument(help="First digits of its digest.")],  # noqa: A002
+    id: Annotated[str, typer.Argument(metavar="ID", help="First digits of its digest.")],  # noqa: A002
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +77,9 @@ def list_parked(home: Home = None, as_json: Json = False) -> None:
 
 @app.command("receive")
 def import_manifests(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Manifests, as JSON files.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Manifests, as JSON files.")
+    ],
     home: Home = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 Home = Annotated[Path | None, typer.Option("--home", help="Directory of local state; default: PLATEWAY_HOME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]…", help="Event ids, as `plateway status` prints them.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Event ids, as `plateway status` prints them.")]
 Since = Annotated[datetime | None, typer.Option(help="Imaged at or after this time (UTC unless it has a zone).")]
 Until = Annotated[datetime | None, typer.Option(help="Imaged before this time.")]
 System = Annotated[str | None, typer.Option(help="Only this instrument.")]

@@ -38,7 +38,7 @@ def list_entries(
 
 @app.command("show")
 def show_entry(
-    id: Annotated[int, typer.Argument(help="Id of an entry, as `plateway quarantine list` prints it.")],  # noqa: A002
+    id: Annotated[int, typer.Argument(metavar="ID", help="Id of an entry, as `plateway quarantine list` prints it.")],  # noqa: A002
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +56,9 @@ def show_entry(
 
 @app.command("replay")
 def replay_entries(
-    ids: Annotated[list[int], typer.Argument(help="Ids of entries, as `plateway quarantine list` prints them.")],
+    ids: Annotated[
+        list[int], typer.Argument(metavar="ID", help="Ids of entries, as `plateway quarantine list` prints them.")
+    ],
     home: Home = None,
 ) -> None:
     """Release entries, so that the next discovery reads their event files again."""

@@ -35,7 +35,7 @@ def restore(
     options: BucketOptions,
     *,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]…", help="Event ids, or addresses like s3://bucket/prefix.")
+        list[str] | None, typer.Argument(metavar="ID", help="Event ids, or addresses like s3://bucket/prefix.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option(resolve_path=True, help="Write to this directory, one subdirectory for each event.")
@@ -82,10 +82,12 @@ def restore(
 def cat(
     options: BucketOptions,
     *,
-    id: Annotated[str, typer.Argument(help="Event id, or address of an object: s3://bucket/key.")],  # noqa: A002
+    id: Annotated[str, typer.Argument(metavar="ID", help="Event id, or address of an object: s3://bucket/key.")],  # noqa: A002
     name: Annotated[
         str | None,
-        typer.Argument(help="Image, as `plateway show` names it. Without it: the object at the address as it is."),
+        typer.Argument(
+            metavar="NAME", help="Image, as `plateway show` names it; default: the object at the address as it is."
+        ),
     ] = None,
     span: Annotated[
         str | None,

@@ -41,7 +41,9 @@ def show_places(*, home: Home = None, as_json: Json = False) -> None:
 @app.command()
 def adopt(
     *,
-    name: Annotated[str, typer.Argument(help="Name of a place, as `plateway site show` lists it: bench/prince.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a place, as `plateway site show` lists it: bench/prince.")
+    ],
     home: Home = None,
     as_json: Json = False,
 ) -> None:

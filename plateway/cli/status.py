@@ -71,7 +71,11 @@ def format_state(event: wire.EventStatus) -> Text:
     return text.append(" conflict", style="red") if event.conflict else text
 
 
-def show(id: Annotated[str, typer.Argument(help="Event id.")], home: Home = None, as_json: Json = False) -> None:  # noqa: A002
+def show(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Event id.")],  # noqa: A002
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
     """Show everything that is recorded about one event.
 
     Its images and where each one is, its copies and the evidence for them, and its history.

@@ -58,9 +58,9 @@ def add(
 def refresh(
     context: typer.Context, name: Name, *, ttl: Days, scope: Scopes = None, prefix: Prefix = None, home: Home = None
 ) -> None:
-    """Replace a token by a new one with a new expiry (shown once, on the last line).
+    """Replace a token (shown once, on the last line).
 
-    The old token is revoked at once. Scopes and prefix stay unless given.
+    Revokes the old token at once. Scopes and prefix stay unless given.
     """
     with print_errors():
         minted = tokens.refresh(
@@ -84,7 +84,10 @@ def delete(context: typer.Context, name: Name, home: Home = None) -> None:
 
 @app.command("link")
 def print_link(home: Home = None) -> None:
-    """Print a link that signs in one browser, once, within 15 minutes (on the last line)."""
+    """Print a link that signs in one browser, to view events (on the last line).
+
+    The link works once, within 15 minutes.
+    """
     config = settings.load(home=home)
     out.print(tokens.sign_in_link(config.home.absolute(), config.gateway, now=datetime.now(UTC)), soft_wrap=True)
 
