@@ -60,7 +60,7 @@ DEMO = "demo.txt"  # in homes that `plateway demo` made
 PRIVATE = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
 AUTH = "prefect.auth"  # user:password of Prefect's API and UI
 WORKER = "plateway"
-TYPES = ("resident", "process")  # of work pools that can be made from here; they are named like their type
+TYPES = ("resident", "process")  # of work pools that are created here; each is named like its type
 OBJECTS = "s3://plateway-objects"  # bucket of the object API on the embedded S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
 FIRST_START = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 measured on busy ones
@@ -153,7 +153,7 @@ def up(settings: Settings, console: Console) -> int:
 
 
 def unmark_demo(home: Path) -> None:
-    """Remove the mark of a demo from a home, so that no demo uses it, and purges what is in it, again.
+    """Remove the mark of a demo from a home, so that later demos refuse to purge it.
 
     Raises:
         Busy: another process runs on this home.
