@@ -200,6 +200,18 @@ def test_every_fault_is_told() -> None:
 # ------------------------------------------------------------------------------------------------- tables and the code
 
 
+NAMED = re.compile(r"`((?:plateway|flows|blocks|deployments|tests|scripts|benchmarks)/[\w/.*-]+)`")
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "docs" / "decisions").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """A reader who opens the file that a page names finds it."""
+    named = set(NAMED.findall(page.read_text())) - {"plateway/_project"}
+    assert [path for path in named if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
 def rows(page: str, heading: str) -> list[list[str]]:
     """Read the cells of the first table below a heading, without its head."""
     section = (ROOT / "docs" / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
