@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -24,11 +25,20 @@ from plateway.catalog.predicates import (
     superseded,
     tied,
 )
-from plateway.catalog.rows import EPOCH, chunks, fenced, fetch_ledger, fetch_ledgers, let_go, own, required
+from plateway.catalog.rows import chunks, fenced, fetch_ledger, fetch_ledgers, grant, let_go, own, required
 from plateway.errors import Busy, NotFound
 from plateway.events import Ref
 from plateway.ledger import Ledger
-from plateway.records import Event, Export, Lease
+from plateway.records import Event, Export
+
+
+class Claim(NamedTuple):
+    """An event that is to be exported, and the fence of its lease; None: it was not granted."""
+
+    event: Event
+    export: Export | None
+    fence: int | None = None
+    busy: str = ""  # who holds the lease
 
 
 class Work(Database):
@@ -125,22 +135,31 @@ class Work(Database):
             return sorted(found, key=lambda one: (one.event.timestamp, one.ref))[:limit]
 
     def lease(self, ref: Ref, *, owner: str, ttl: timedelta, now: datetime) -> int:
-        """Take an event for a while; return the fence, which is larger with each grant.
+        """Lease an event; return the fence, which is larger with each grant.
 
         Raises:
-            Busy: somebody holds it, be it the same owner.
+            Busy: a worker holds the lease, be it the same one.
         """
         with self._writing() as session:
             own(session, ref)
-            lease = session.get(Lease, tuple(ref))
-            if lease is None:
-                lease = Lease(event_id=ref.id, revision=ref.revision, owner=owner, fence=0, expires_at=EPOCH)
-                session.add(lease)
-            if lease.expires_at > now:
-                left = (lease.expires_at - now).total_seconds()
-                raise Busy(f"{ref}: {lease.owner} is at it, for {left:.0f} s unless it renews")
-            lease.owner, lease.fence, lease.expires_at = owner, lease.fence + 1, now + ttl
-            return lease.fence
+            return grant(session, ref, owner, now, ttl)
+
+    def claim_export(self, ref: Ref, *, owner: str, ttl: timedelta, now: datetime, again: bool = False) -> Claim:
+        """Lease an event for its export, in one transaction with what is recorded of it.
+
+        No lease is granted for an event that has an undamaged export, unless ``again``.
+
+        Raises:
+            NotFound: no such event.
+        """
+        with self._writing() as session:
+            event, export = own(session, ref), session.get(Export, tuple(ref))
+            if export is not None and export.damage is None and not again:
+                return Claim(event, export)
+            try:
+                return Claim(event, export, grant(session, ref, owner, now, ttl))
+            except Busy as error:
+                return Claim(event, export, busy=str(error))
 
     def renew(self, ref: Ref, *, fence: int, ttl: timedelta, now: datetime) -> None:
         """Keep a lease for longer, also one that expired while nobody else wanted it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
@@ -56,6 +56,23 @@ def own(session: Session, ref: Ref) -> Event:
     """Fetch an event and make other writers about it wait; NotFound when nothing announced it."""
     query = select(Event).where(is_event(*ref)).with_for_update(key_share=True)
     return required(session.scalar(query), ref)
+
+
+def grant(session: Session, ref: Ref, owner: str, now: datetime, ttl: timedelta) -> int:
+    """Grant the lease of an event whose row is locked; return the new fence.
+
+    Raises:
+        Busy: a worker holds the lease.
+    """
+    lease = session.get(Lease, tuple(ref))
+    if lease is None:
+        lease = Lease(event_id=ref.id, revision=ref.revision, owner=owner, fence=0, expires_at=EPOCH)
+        session.add(lease)
+    if lease.expires_at > now:
+        left = (lease.expires_at - now).total_seconds()
+        raise Busy(f"{ref}: {lease.owner} is at it, for {left:.0f} s unless it renews")
+    lease.owner, lease.fence, lease.expires_at = owner, lease.fence + 1, now + ttl
+    return lease.fence
 
 
 def fenced(session: Session, ref: Ref, fence: int) -> Lease:

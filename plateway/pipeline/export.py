@@ -20,7 +20,6 @@ from plateway.errors import (
     Conflict,
     Damaged,
     DiskUnavailable,
-    Misconfigured,
     PlatewayError,
     Taken,
     Unsettled,
@@ -44,56 +43,43 @@ def due(site: Site, verb: str, *, now: datetime | None = None, limit: int = 1000
 
 
 def export(site: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], None] | None = None) -> Outcome:
-    """Stream an event's bundle into the bucket and note what was sent; the evidence comes later, from ``verify``.
+    """Stream an event's bundle into the bucket and record the upload; its evidence comes later, from ``verify``.
 
-    ``beat`` is told the bytes sent so far. With ``force`` an export that is not known to be damaged is sent again.
+    ``beat`` is called with the bytes sent so far. With ``force`` an undamaged export is sent again.
 
     Raises:
-        Transient, Permanent: why this event could not be exported; noted as a setback, with the time of the next try.
+        Transient, Permanent: why this event could not be exported; recorded as a setback.
     """
     started, began = time.monotonic(), site.catalog.now()
-    event, sent = site.catalog.found(ref)
+    claim = site.catalog.claim_export(ref, owner=site.owner, ttl=site.lease, now=began, again=force)
+    event, sent = claim.event, claim.export
     outcome = partial(Outcome, ref, event.system, "export", key=event.key)
-    if _sent(sent) and not force:
-        return outcome(Result.EXPORTED_ALREADY, size=sent.size)
+    if claim.fence is None:
+        if claim.busy:
+            return outcome(Result.BUSY, reasons=(claim.busy,))
+        return outcome(Result.EXPORTED_ALREADY, size=sent.size if sent else None)
+    bound = site
     try:
-        packed = _carry(site, ref, force=force, beat=beat)
-    except Busy as error:
-        return outcome(Result.BUSY, reasons=(str(error),))
-    except Conflict as error:
-        return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=time.monotonic() - started))
-    except PlatewayError as error:
-        with suppress(Misconfigured):  # then no endpoint was asked
-            site = _bound(site, event, sent)
-        set_back(site, ref, "export", error, began=began)
+        bound = _choose_bucket(site, event, sent)
+        check_bucket(bound)
+        packed = _send(bound, event, sent, force=force, hold=Hold(bound, ref, claim.fence, beat))
+        uploaded = make_export(bound, event, packed, etag=packed.etag, at=bound.catalog.now())
+        bound.catalog.note_export(uploaded, fence=claim.fence)  # and releases the lease
+    except BaseException as error:
+        site.catalog.release(ref, fence=claim.fence)
+        seconds = time.monotonic() - started
+        match error:
+            case Busy():
+                return outcome(Result.BUSY, reasons=(str(error),))
+            case Conflict():
+                return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=seconds))
+            case PlatewayError():
+                set_back(bound, ref, "export", error, began=began)
         raise
-    if packed is None:
-        return outcome(Result.EXPORTED_ALREADY)
     return log_outcome(outcome(Result.EXPORTED, size=packed.size, seconds=time.monotonic() - started))
 
 
-def _carry(site: Site, ref: Ref, *, force: bool, beat: Callable[[int], None] | None) -> bundle.Packed | None:
-    """Send and note one event under its lease; None when somebody else was quicker."""
-    fence = site.catalog.lease(ref, owner=site.owner, ttl=site.lease, now=site.catalog.now())
-    packed = None
-    try:
-        event, sent = site.catalog.found(ref)  # again: until now nobody was kept from exporting it
-        if force or not _sent(sent):
-            site = _bound(site, event, sent)
-            check_bucket(site)
-            hold = Hold(site, ref, fence, beat)
-            packed = _send(site, event, sent, force=force, hold=hold)
-            sent = make_export(site, event, packed, etag=packed.etag, at=site.catalog.now())
-            site.catalog.note_export(sent, fence=fence)  # and lets the event go
-    except BaseException:
-        site.catalog.release(ref, fence=fence)
-        raise
-    if packed is None:
-        site.catalog.release(ref, fence=fence)
-    return packed
-
-
-def _bound(site: Site, event: Event, sent: Export | None) -> Site:
+def _choose_bucket(site: Site, event: Event, sent: Export | None) -> Site:
     """Choose the bucket: an export stays in its own, unless it is bad there and the settings do not name that one."""
     if sent is None or (sent.damage is not None and site.at(sent.endpoint, sent.bucket) is None):
         return site.to(event.system)
