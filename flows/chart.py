@@ -34,7 +34,7 @@ def days(told: Sequence[DayReport]) -> str:
 
 
 def summary(told: Sequence[DayReport]) -> str:
-    """Say in words what the picture shows, for those who cannot see it."""
+    """Describe the chart in words, for readers who cannot see it."""
     sums = {series.name: sum(getattr(day, series.name) for day in told) for series in BARS}
     counts = ", ".join(f"{count:,} {name}" for name, count in sums.items())
     return f"Last {len(told)} days: {counts}; {told[-1].waiting if told else 0:,} waiting now"
@@ -90,7 +90,7 @@ def bar(series: Series, day: DayReport, *, left: float, wide: float, top: int) -
 
 
 def legend() -> list[str]:
-    """Name the colours."""
+    """Draw the legend."""
     entries = [
         f'<rect x="{LEFT + 110 * at}" y="14" width="11" height="11" rx="2" fill="{series.colour}"/>'
         f'<text x="{LEFT + 110 * at + 17}" y="24" fill="{INK}">{series.name}</text>'

@@ -31,7 +31,7 @@ async def discover() -> State[None]:
 
 
 async def drain(carrier: tasks.Carrier) -> datetime:
-    """Look at the bench again and again while there is something to carry; return when it was looked at last.
+    """Repeat passes over the bench until nothing is due; return the time of the last pass.
 
     What is big holds up nothing new.
     """
@@ -57,7 +57,7 @@ async def drain(carrier: tasks.Carrier) -> datetime:
 
 
 async def look(carrier: tasks.Carrier) -> timedelta | None:
-    """Register what is new, and say when something else will have settled."""
+    """Register what is new; return when something else will have settled."""
     found = await asyncio.to_thread(pipeline.register, carrier.site)
     reporting.registered(found.new)
     for outcome in (*found.quarantined, *found.troubled):
@@ -67,6 +67,6 @@ async def look(carrier: tasks.Carrier) -> timedelta | None:
 
 
 def work(carrier: tasks.Carrier) -> list[tuple[Ref, Callable[[Ref], Coroutine[None, None, None]]]]:
-    """Name what is due, and what to do with it."""
+    """List what is due, with its task."""
     exports = [(ref, carrier.send) for ref in pipeline.due(carrier.site, "export")]
     return exports + [(ref, carrier.check) for ref in pipeline.due(carrier.site, "verify")]

@@ -1,4 +1,4 @@
-"""Let bucket copies go that the archive holds with proof, where the retention says so."""
+"""Delete bucket copies that the archive has with proof, where retention allows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Take in what the archive says of itself, and hold bench, bucket, catalogue and tape against each other."""
+"""Import archive manifests and compare bench, bucket, catalogue and tape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TROUBLE = BAD | UNFINISHED
 
 @flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def reconcile(quick: bool = False, repair: bool = False, systems: Systems | None = None) -> State[None]:
-    """Collect archive manifests, settle their entries, and compare what bench, bucket, catalogue and tape say.
+    """Collect archive manifests, settle their entries, and compare bench, bucket, catalogue and tape.
 
     Args:
         quick: compare only if a manifest came in
@@ -55,7 +55,7 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
 
 
 async def taken_in(site: Site, settings: Settings) -> list[Outcome]:
-    """Collect what lies at the doors, and settle what can be; tell others which events are archived now."""
+    """Collect new archive manifests, settle their entries, and emit an event for each archived event."""
     inbox, poll = await configured.doors(settings)
     came = await tasks.result(tasks.start(collect, site, inbox=inbox, poll=poll))
     came = [*came, *await tasks.result(tasks.start(settle, site))]
@@ -78,7 +78,7 @@ async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> S
 
 
 def row(finding: Finding) -> dict[str, object]:
-    """Write one finding as a line of the table."""
+    """Format one finding as a row."""
     return {
         "finding": str(finding.kind),
         "system": finding.system,
@@ -91,7 +91,7 @@ def row(finding: Finding) -> dict[str, object]:
 
 
 def trouble(outcome: Outcome) -> dict[str, object]:
-    """Write what could not be done as a line of the same table."""
+    """Format what failed as a row of the same table."""
     return {
         "finding": f"{outcome.verb} {outcome.result}",
         "system": outcome.system,

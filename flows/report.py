@@ -27,7 +27,7 @@ MARKUP = re.compile(r"([\\`*_{}\[\]<>|#!~])")
 
 @flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
 async def report(alerts_only: bool = False) -> State[None]:
-    """Tell where the events of each system are, which are stuck and when disks will be full.
+    """Report where the events of each system are, which are stuck and when disks will be full.
 
     The report goes to the notification block that PLATEWAY_NOTIFY names.
 
@@ -49,7 +49,7 @@ async def report(alerts_only: bool = False) -> State[None]:
 
 
 async def heard() -> set[str]:
-    """Say what alerts were about the last time that they changed."""
+    """Return the subjects of the alerts at their last change."""
     last = await Artifact.aget(ALERTS)
     rows = json.loads(last.data) if last and isinstance(last.data, str) else []
     return {about for row in rows for about in row["about"].split(", ")}
@@ -62,7 +62,7 @@ async def remember(alerts: Sequence[Alert]) -> None:
 
 
 def markdown(told: Report) -> str:
-    """Write the report for the UI: first what somebody should look at, then the picture, then the figures."""
+    """Format the report for the UI: alerts, chart, figures."""
     attention = [f"- {plain(alert.text)}" for alert in told.alerts] or ["All is well."]
     parts = [f"# {told.at:%A %d %B %Y, %H:%M} UTC", "\n".join(attention), chart.days(told.days), figures(told)]
     if told.disks:
@@ -73,7 +73,7 @@ def markdown(told: Report) -> str:
 
 
 def figures(told: Report) -> str:
-    """Write a line for each system."""
+    """Format a row per system."""
     lines = [
         f"| {plain(one.system)} | {' | '.join(f'{getattr(one, name):,}' for name in COUNTS)} "
         f"| {spoken_size(one.bytes_last_day)} |"
@@ -84,7 +84,7 @@ def figures(told: Report) -> str:
 
 
 def stuck(told: Report) -> str:
-    """Write a line for each event that is stuck, the longest waiting first."""
+    """Format a row per stuck event, the longest waiting first."""
     lines = [
         f"| {one.id} | {plain(one.system)} | {one.since:%d %b %H:%M} | {plain('; '.join(one.reasons) or one.state)} |"
         for one in sorted(told.stuck, key=lambda one: one.since)[:STUCK]
@@ -104,5 +104,5 @@ def letter(told: Report) -> str:
 
 
 def plain(text: str) -> str:
-    """Keep what an instrument wrote from being markup."""
+    """Escape markup in text from an instrument."""
     return MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from plateway.events import Ref
 from plateway.outcome import BAD, UNFINISHED, Outcome
 
-EVENTS = {  # by verb and result; a staging copy that goes, or one more look at an export, is nobody else's business
+EVENTS = {  # by verb and result; removed staging copies and repeated verifications are not emitted
     ("export", "verified"): "exported",
     ("verify", "damaged"): "damaged",
     ("export", "damaged"): "damaged",
@@ -47,18 +47,18 @@ PAUSE = 2.0  # seconds between two updates of it
 
 
 def named() -> str:
-    """Name a run by what it does and when it began."""
+    """Return a run's name: what it does and when it began."""
     return f"{flow_run.flow_name} {datetime.now().astimezone():%d %b %H:%M:%S}"
 
 
 def announce(outcome: Outcome) -> None:
-    """Tell others what became of an event, where they may want to know."""
+    """Emit a Prefect event for an outcome that others may act on."""
     if what := EVENTS.get((outcome.verb, outcome.result)):
         emit(what, outcome.ref, outcome)
 
 
 def registered(refs: Sequence[Ref]) -> None:
-    """Tell others which events are new."""
+    """Emit a Prefect event for each new event."""
     for ref in refs:
         emit("registered", ref)
 
@@ -120,7 +120,7 @@ async def relieve(looked: datetime) -> None:
 
 
 def row(outcome: Outcome) -> dict[str, object]:
-    """Write one line of the table."""
+    """Format one row of the table."""
     return {
         "event": str(outcome.ref or ""),
         "system": outcome.system,

@@ -1,4 +1,4 @@
-"""Bring events back from the bucket or the archive, to a directory or to the bench, by hand."""
+"""Restore events from the bucket or the archive, to a directory or to the bench, on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Try the endpoint of a Bucket block: what it supports, and whether events come through the whole line on it."""
+"""Test the endpoint of a Bucket block: what it supports, and a round of simulated events through the pipeline."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ async def selftest(bucket: str = MAIN, within: str | None = None) -> State[None]
 
 
 def ability(one: trial.Capability) -> dict[str, object]:
-    """Write a line of the table for what the endpoint can or cannot do."""
+    """Format a row for one capability of the endpoint."""
     return {"what": one.name, "outcome": one.verdict, "detail": one.detail, "Plateway": one.use}
 
 
 def step(one: trial.Step) -> dict[str, object]:
-    """Write a line of the table for a step of the round."""
+    """Format a row for one step of the round."""
     return {"what": f"round: {one.name}", "outcome": one.result, "detail": one.detail, "Plateway": ""}

@@ -1,4 +1,4 @@
-"""Tasks around the verbs: one event after another through its steps, a few events at a time.
+"""Tasks around the verbs: each event through its steps, a few events at a time.
 
 Only what waiting may heal is tried again here, twice and soon; the catalogue holds the longer pauses.
 """
@@ -32,7 +32,7 @@ Step = Callable[[Ref], Future[Outcome]]
 
 
 def transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Say whether waiting may help."""
+    """Return whether waiting may help."""
     return isinstance(state.result(raise_on_failure=False), Transient)
 
 
@@ -72,12 +72,12 @@ class Carrier:
         await self._steps(ref, "verify", [self._verify(read_back=read_back)])
 
     async def fetch(self, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> None:
-        """Bring one event back."""
+        """Restore one event."""
         options = {"to": to, "to_bench": to_bench, "source": source, "beat": self._beat}
         await self._steps(ref, "restore", [lambda one: start(restore, self.site, one, **options)])
 
     async def all(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Take many events through their steps, and show how far that is."""
+        """Run many events through their steps, with progress."""
         progress = reporting.Progress()
         async with asyncio.TaskGroup() as group:
             pending = tasks = {group.create_task(step) for step in steps}
@@ -106,7 +106,7 @@ class Carrier:
         self.note(replace(outcome, verb=verb, seconds=seconds))
 
     def note(self, outcome: Outcome) -> None:
-        """Keep an outcome for the report, and tell others."""
+        """Collect an outcome for the report, and emit its event."""
         self.outcomes.append(outcome)
         reporting.announce(outcome)
 
@@ -125,7 +125,7 @@ class Carrier:
 
 
 def start(verb: Task[..., T], site: Site, *args: Any, **options: Any) -> Future[T]:
-    """Start a verb as a task; Prefect need not look inside the line for futures."""
+    """Submit a verb as a task; Prefect need not search the site for futures."""
     return cast("Future[T]", verb.submit(quote(site), *args, return_state=False, **options))
 
 
@@ -136,7 +136,7 @@ async def result(future: Future[T]) -> T:
 
 
 def named(site: Site, event_ids: Sequence[str]) -> list[Ref]:
-    """Find events by what somebody typed; an id without a revision means the newest.
+    """Resolve typed ids; one without a revision means the newest.
 
     Raises:
         NotFound: no event is called that.

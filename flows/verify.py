@@ -1,4 +1,4 @@
-"""Look at the exports in the bucket: those without evidence, and a sample that is read back byte by byte."""
+"""Verify exports in the bucket: those without evidence, and a sample that is read back byte by byte."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from plateway import events, folder
 from plateway.errors import Rejected, Unsettled
 from plateway.events import CAP
-from plateway.folder import KINDS, File, door, enter
+from plateway.folder import KINDS, File, enter, translate_errors
 from plateway.instruments import Instrument, image_matcher
 from plateway.isolation import Beat, run_apart
 from plateway.names import shown
@@ -56,7 +56,7 @@ def list_links(root: Path) -> list[str]:
 
 def _entries(root: Path) -> list[os.DirEntry[str]]:
     """List what may be a system, by name. Only the bench itself is asked: each may be a disk that hangs."""
-    with door(root.name), os.scandir(root) as entries:
+    with translate_errors(root.name), os.scandir(root) as entries:
         found = [entry for entry in entries if entry.name[0] != "." and entry.name.isprintable()]
     return sorted(found, key=attrgetter("name"))
 
@@ -67,7 +67,7 @@ def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
     Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
     """
     found = []
-    with enter(instrument.root, "events") as events, door("events"):
+    with enter(instrument.root, "events") as events, translate_errors("events"):
         for entry in events.entries():
             if beat is not None:
                 beat()

@@ -121,7 +121,7 @@ class Folder:
         """Yield the entries of the directory, of every kind."""
         if self.only is not None:
             raise Rejected(f"{shown(self.only)}: a file where a directory should be")
-        with _step(self._descriptor, ".", where=".") as here, door("."), os.scandir(here) as entries:
+        with _step(self._descriptor, ".", where=".") as here, translate_errors("."), os.scandir(here) as entries:
             yield from entries
 
     def read(self, file: File, *, size: int = CHUNK) -> Iterator[bytes]:
@@ -132,20 +132,20 @@ class Folder:
         """
         *above, name = file.name.split("/")
         where = shown(file.name)
-        with _below(self._descriptor, above) as directory, door(where):
+        with _below(self._descriptor, above) as directory, translate_errors(where):
             descriptor = os.open(name, READ, dir_fd=directory)
         try:
-            with door(where):
+            with translate_errors(where):
                 before = _unchanged(descriptor, file)
                 left = file.size
             while left:
-                with door(where):
+                with translate_errors(where):
                     chunk = os.read(descriptor, min(size, left))
                 if not chunk:
                     raise Unsettled(f"{where}: ended {left} bytes early")
                 left -= len(chunk)
                 yield chunk
-            with door(where):
+            with translate_errors(where):
                 # ctime also shows a rewrite whose mtime was set back
                 if _unchanged(descriptor, file).st_ctime_ns != before.st_ctime_ns:
                     raise Unsettled(f"{where}: changed while it was read")
@@ -219,7 +219,7 @@ class Landing:
             Unavailable: no space. Refused: the file system cannot name a file without overwriting another.
         """
         parts, part = confined(name), uuid4().hex
-        with door(name):
+        with translate_errors(name):
             descriptor = os.open(part, WRITE, 0o644, dir_fd=self._aside)
         try:
             try:
@@ -239,7 +239,7 @@ class Landing:
         if _find(self._descriptor, parts) is not None:
             return False
         try:
-            with _below(self._descriptor, parts[:-1], make=True) as taking, door("/".join(parts)):
+            with _below(self._descriptor, parts[:-1], make=True) as taking, translate_errors("/".join(parts)):
                 _rename(part, parts[-1], giving=self._aside, taking=taking, rename=self._rename)
         except Refused as error:
             if isinstance(error.__cause__, FileExistsError):
@@ -312,10 +312,10 @@ def _locked(descriptor: int, path: str) -> Iterator[bool]:
 
 def _clear(directory: int) -> None:
     """Remove the files in a directory of our own making."""
-    with door("."), os.scandir(directory) as entries:
+    with translate_errors("."), os.scandir(directory) as entries:
         names = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
     for name in names:
-        with door(name):
+        with translate_errors(name):
             os.unlink(name, dir_fd=directory)
 
 
@@ -335,7 +335,7 @@ def fingerprint(files: Iterable[File]) -> str:
 
 def free(root: Path) -> int:
     """Return how many bytes may still be written to this file system."""
-    with door(root.name):
+    with translate_errors(root.name):
         status = os.statvfs(root)
     return status.f_bavail * status.f_frsize
 
@@ -397,7 +397,11 @@ def move(root: Path, path: str, *, to: str, rename: Rename = rename_exclusively)
         if here is not None and there is not None and not _unlink_twin(top, source, target):
             raise Refused(f"{shown(to)}: is taken, {shown(path)} stays where it is")
         if here is not None and there is None:
-            with _below(top, source[:-1]) as giving, _below(top, target[:-1], make=True) as taking, door(to):
+            with (
+                _below(top, source[:-1]) as giving,
+                _below(top, target[:-1], make=True) as taking,
+                translate_errors(to),
+            ):
                 _rename(source[-1], target[-1], giving=giving, taking=taking, rename=rename)
         _sync_at(top, target[:-1])  # the new name first: after a crash the folder has one name or both, never none
         _sync_at(top, source[:-1])
@@ -419,7 +423,7 @@ def remove(root: Path, path: str, *, names: Sequence[str], expected: Sequence[Fi
         if found is not None:
             _empty(top, path, names=frozenset(names), expected={file.name: file for file in expected})
         if found is not None and stat.S_ISDIR(found):
-            with _below(top, parts[:-1]) as parent, door(path):
+            with _below(top, parts[:-1]) as parent, translate_errors(path):
                 os.rmdir(parts[-1], dir_fd=parent)
         _sync_at(top, parts[:-1])
 
@@ -465,7 +469,7 @@ def _rename_directory(name: str, new: str, *, giving: int, taking: int) -> None:
 
 def _unlink_twin(top: int, source: Sequence[str], target: Sequence[str]) -> bool:
     """Finish a move that ended between the new name of a file and its old one; no if the two are different files."""
-    with _below(top, source[:-1]) as giving, _below(top, target[:-1]) as taking, door(source[-1]):
+    with _below(top, source[:-1]) as giving, _below(top, target[:-1]) as taking, translate_errors(source[-1]):
         if not _same_file(source[-1], target[-1], giving=giving, taking=taking):
             return False
         _sync(taking)
@@ -494,10 +498,10 @@ def _empty(top: int, path: str, *, names: frozenset[str], expected: Mapping[str,
                 found = _file(file.name, _status(level.descriptor, name, where=shown(file.name)))
                 if file.name not in proven or _touched(found, proven[file.name]):
                     raise Refused(f"{shown(path)}: {shown(file.name)} came or changed while the folder was removed")
-                with door(file.name):
+                with translate_errors(file.name):
                     os.unlink(name, dir_fd=level.descriptor)
             for name in level.directories:
-                with door(level.prefix + name):
+                with translate_errors(level.prefix + name):
                     os.rmdir(name, dir_fd=level.descriptor)
             _sync(level.descriptor)
 
@@ -520,14 +524,14 @@ def _discard_parts(place: int, name: str, turn: int) -> None:
 def _write(source: Folder, files: Sequence[File], *, place: int, part: str, beat: Callable[[], None]) -> dict[str, str]:
     """Write the files below ``part``, synced, and return the SHA-256 of what was read."""
     written = {}
-    with door(part):
+    with translate_errors(part):
         os.mkdir(part, dir_fd=place)
     with _step(place, part, where=shown(part)) as whole:
         for parts in sorted({above[:end] for above in map(_above, files) for end in range(1, len(above) + 1)}):
-            with _below(whole, parts[:-1]) as parent, door("/".join(parts)):
+            with _below(whole, parts[:-1]) as parent, translate_errors("/".join(parts)):
                 os.mkdir(parts[-1], dir_fd=parent)
         for file in files:
-            with _below(whole, _above(file)) as parent, door(file.name):
+            with _below(whole, _above(file)) as parent, translate_errors(file.name):
                 descriptor = os.open(file.name.rpartition("/")[2], WRITE, 0o644, dir_fd=parent)
             try:
                 written[file.name] = _pour(beating(source.read(file), beat), descriptor, file=file)
@@ -547,11 +551,11 @@ def _pour(chunks: Iterable[bytes], descriptor: int, *, file: File) -> str:
     seen = hashlib.sha256()
     for chunk in chunks:
         seen.update(chunk)
-        with door(file.name):
+        with translate_errors(file.name):
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-    with door(file.name):
+    with translate_errors(file.name):
         os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # so that reading back asks the disk
@@ -582,7 +586,7 @@ def _exchange(place: int, part: str, name: str) -> None:
     """Rename a finished copy into place, then remove what was there before."""
     old = f"{name}.old"
     _discard(place, old)
-    with door(name):
+    with translate_errors(name):
         if _is_directory(place, name):
             os.rename(name, old, src_dir_fd=place, dst_dir_fd=place)
         os.rename(part, name, src_dir_fd=place, dst_dir_fd=place)
@@ -597,7 +601,7 @@ def _settle(place: int, name: str) -> None:
 
 def _discard(place: int, name: str) -> None:
     """Clear away a directory of our own making."""
-    with door(name), suppress(FileNotFoundError):
+    with translate_errors(name), suppress(FileNotFoundError):
         shutil.rmtree(name, dir_fd=place)  # itself works on descriptors and follows no link
 
 
@@ -606,13 +610,13 @@ def make(directory: Path) -> None:
     if directory.is_dir():
         return
     make(directory.parent)
-    with door(directory.name):
+    with translate_errors(directory.name):
         directory.mkdir(exist_ok=True)
     _sync_path(directory.parent)
 
 
 def _is_directory(place: int, name: str) -> bool:
-    with door(name):
+    with translate_errors(name):
         try:
             mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -633,7 +637,7 @@ def _sync(descriptor: int) -> None:
 
 def _sync_path(directory: Path) -> None:
     """Sync a directory that may be a link: it is above a root."""
-    with door(directory.name):
+    with translate_errors(directory.name):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(descriptor)
@@ -649,7 +653,7 @@ def _sync_at(top: int, parts: Sequence[str]) -> None:
 
 
 @contextmanager
-def door(name: str) -> Iterator[None]:
+def translate_errors(name: str) -> Iterator[None]:
     """Translate errors of the system; the message names the thing and never its full path."""
     try:
         yield
@@ -671,7 +675,7 @@ def _refusing() -> Iterator[None]:
 @contextmanager
 def _top(root: Path) -> Iterator[int]:
     """Open the root, which is no link; what lies above it may be links."""
-    with door(root.name):
+    with translate_errors(root.name):
         try:
             descriptor = os.open(root, DIRECTORY)
         except NotADirectoryError:
@@ -687,7 +691,7 @@ def _top(root: Path) -> Iterator[int]:
 @contextmanager
 def _step(above: int, name: str, *, where: str) -> Iterator[int]:
     """Open one directory below another."""
-    with door(where):
+    with translate_errors(where):
         try:
             descriptor = os.open(name, DIRECTORY, dir_fd=above)
         except NotADirectoryError:
@@ -708,7 +712,7 @@ def _below(top: int, parts: Sequence[str], *, make: bool = False) -> Iterator[in
     try:
         for count, name in enumerate(parts, start=1):
             if make:
-                with door(name), suppress(FileExistsError):
+                with translate_errors(name), suppress(FileExistsError):
                     os.mkdir(name, dir_fd=descriptor)
                 _sync(descriptor)
             with _step(descriptor, name, where=shown("/".join(parts[:count]))) as below:
@@ -722,10 +726,10 @@ def _levels(descriptor: int, prefix: str, *, device: int, beat: Callable[[], Non
     if prefix.count("/") > DEPTH:
         raise Rejected(f"{shown(prefix)[:80]}: more than {DEPTH} directories below each other")
     files, directories = [], []
-    with door(prefix or "."), os.scandir(descriptor) as entries:
+    with translate_errors(prefix or "."), os.scandir(descriptor) as entries:
         for entry in entries:
             beat()
-            with door(prefix + entry.name):
+            with translate_errors(prefix + entry.name):
                 status = entry.stat(follow_symlinks=False)
             if status.st_dev != device:
                 raise Rejected(f"{shown(prefix + entry.name)}: on another file system")
@@ -747,7 +751,7 @@ def _file(name: str, status: os.stat_result) -> File:
 
 def _status(directory: int, name: str, *, where: str) -> os.stat_result:
     """Return the status of one entry, links not followed; it must be on the directory's file system."""
-    with door(where):
+    with translate_errors(where):
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if status.st_dev != os.fstat(directory).st_dev:
             raise Rejected(f"{where}: on another file system")

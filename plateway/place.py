@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from uuid import UUID, uuid5
 
 from plateway.errors import Conflict, Denied, Misconfigured, NotFound, Refused, Unsettled
-from plateway.folder import door, move
+from plateway.folder import move, translate_errors
 from plateway.keys import MARKER_FILE, MARKER_PREFIX
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class DirectoryPlace:
         self._path, self._name = path, name
 
     def read_marker(self) -> Marker | None:
-        with door(self._name):
+        with translate_errors(self._name):
             if not self._path.is_dir():
                 raise Unsettled(f"{self._name}: no such directory: is it mounted?")
             try:
@@ -112,7 +112,7 @@ class DirectoryPlace:
         return True
 
     def root_identity(self) -> str:
-        with door(self._name):
+        with translate_errors(self._name):
             status, system = self._path.stat(), os.statvfs(self._path)
         return f"{system.f_fsid or status.st_dev:x}:{status.st_ino}"
 

@@ -263,7 +263,7 @@ class ArchiveLocation(Record, table=True):
     damaged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
-class Door(Record, table=True):
+class ManifestSource(Record, table=True):
     """The state of a manifest source at the last poll, so that only new manifests are fetched."""
 
     __tablename__: ClassVar[Any] = "door"

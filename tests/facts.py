@@ -83,7 +83,7 @@ def export(catalog: Catalog, ref: Ref, **other: Any) -> Export:
     """Export an event the way a worker does."""
     fence = catalog.lease(ref, owner="worker", ttl=MINUTE, now=NOW)
     row = upload(ref, catalog.get(ref), **other)
-    catalog.note_export(row, fence=fence)
+    catalog.record_export(row, fence=fence)
     catalog.release(ref, fence=fence)
     return row
 
@@ -100,7 +100,7 @@ def prove(
     """Note evidence for the export that is catalogued."""
     row = catalog.ledger(ref).export
     assert row is not None
-    catalog.note_evidence(
+    catalog.record_evidence(
         ref,
         kind=kind,
         at=at,
@@ -117,7 +117,7 @@ def damage(catalog: Catalog, ref: Ref, what: str = "lost: no such object") -> No
     row = catalog.ledger(ref).export
     assert row is not None
     kind = Damage.LOST if what.startswith("lost") else Damage.CHANGED
-    catalog.note_damage(ref, damage=what, kind=kind, at=NOW, sha256=row.sha256, uploaded_at=row.uploaded_at)
+    catalog.record_damage(ref, damage=what, kind=kind, at=NOW, sha256=row.sha256, uploaded_at=row.uploaded_at)
 
 
 def intent(ref: Ref, place: str = "raw", **other: Any) -> Purge:

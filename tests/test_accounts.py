@@ -40,9 +40,9 @@ def tape(catalog: Catalog, *refs: Ref, path: str = "a.tar", at: timedelta = time
 def purged(catalog: Catalog, ref: Ref, place: str = "raw", *, gone: bool = False) -> None:
     """Let images go, aside or for good."""
     catalog.intend(intent(ref, place))
-    catalog.note_trashed(ref, place, at=NOW)
+    catalog.record_trashed(ref, place, at=NOW)
     if gone:
-        catalog.note_gone(ref, place, at=NOW)
+        catalog.record_gone(ref, place, at=NOW)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def world(catalog: Catalog) -> dict[str, Ref]:
     purged(catalog, refs["aside"])
     purged(catalog, refs["aside"], "staging")
     purged(catalog, refs["back"])
-    catalog.note_restored(refs["back"], "raw", at=NOW, reason="on request", cause=Restored.REQUESTED)
+    catalog.record_restored(refs["back"], "raw", at=NOW, reason="on request", cause=Restored.REQUESTED)
     for name in ("gone", "expired and gone"):
         purged(catalog, refs[name], gone=True)
     for name in ("expired", "expired and gone"):
@@ -176,16 +176,16 @@ def test_an_upload_is_noted_where_it_was_seen(catalog: Catalog) -> None:
     noted = catalog.ledger(ref).export
     assert noted is not None
     told: dict[str, Any] = {"endpoint": "there", "kind": "etag", "etag": "e", "read_back_at": None, "at": NOW + DAY}
-    catalog.note_place(ref, noted, **told)
+    catalog.record_relocation(ref, noted, **told)
     moved = catalog.ledger(ref).export
     assert moved is not None
     assert (moved.endpoint, moved.evidence, moved.evidence_at, moved.seen_etag) == ("there", "etag", NOW + DAY, "e")
     with pytest.raises(Busy):
-        catalog.note_place(ref, noted, **told)
+        catalog.record_relocation(ref, noted, **told)
     later: dict[str, Any] = {"damage": "lost: x", "at": NOW, "sha256": moved.sha256, "uploaded_at": moved.uploaded_at}
-    catalog.note_damage(ref, kind=Damage.LOST, **later)
+    catalog.record_damage(ref, kind=Damage.LOST, **later)
     with pytest.raises(Busy):
-        catalog.note_place(ref, moved, **told)
+        catalog.record_relocation(ref, moved, **told)
 
 
 # ------------------------------------------------------------------------------------------------------------ adopting

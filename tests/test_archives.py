@@ -206,7 +206,7 @@ def test_what_is_not_verified_waits(lab: Lab, tape: Path) -> None:
     ledger = lab.ledger(sent)
     assert ledger.export
     fence = lab.catalog.lease(sent, owner="somebody", ttl=timedelta(minutes=1), now=lab.clock())
-    lab.catalog.note_export(ledger.export, fence=fence)
+    lab.catalog.record_export(ledger.export, fence=fence)
     replaced(lab, damaged, b"other")
     pipeline.verify(lab.site, damaged)
     lab.clock.turn(days=1)

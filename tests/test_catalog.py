@@ -351,7 +351,7 @@ def test_due_export_is_what_may_be_taken_up(catalog: Catalog) -> None:
     assert catalog.due("export", now=NOW) == [free, lost]
     assert catalog.due("export", now=NOW, limit=1) == [free]
     assert catalog.due("export", now=NOW + DAY) == [free, held, late, lost]
-    catalog.note_restored(purging, "raw", at=NOW, reason="the proof failed", cause=Restored.UNPROVEN)
+    catalog.record_restored(purging, "raw", at=NOW, reason="the proof failed", cause=Restored.UNPROVEN)
     assert catalog.due("export", now=NOW) == [free, lost, purging]
     assert unsealed not in catalog.due("export", now=NOW + DAY)
 
@@ -401,7 +401,7 @@ def test_ledger_has_everything(catalog: Catalog) -> None:
     catalog.set_back(ref, "verify", reason="503", now=NOW)
     catalog.set_back(ref, "purge", reason="EIO", now=NOW)
     catalog.intend(intent(ref))
-    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
+    catalog.record_restored(ref, "raw", at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
     catalog.intend(intent(ref, intended_at=NOW + HOUR))
     catalog.quarantine(ref, "a link", now=NOW)
     found = catalog.ledger(ref)
@@ -524,7 +524,7 @@ def worlds(catalog: Catalog) -> Iterator[tuple[Ref, str, tuple[str, ...]]]:
         prove(catalog, purged)
         catalog.intend(intent(purged))
         if moved:
-            catalog.note_trashed(purged, "raw", at=NOW)
+            catalog.record_trashed(purged, "raw", at=NOW)
         yield purged, "purged" if moved else "exported", ()
     aside = new()
     catalog.quarantine(aside, "a link", now=NOW)
@@ -610,11 +610,11 @@ def test_paused_holder_wakes_late(catalog: Catalog) -> None:
     paused = catalog.lease(ref, owner="paused", ttl=MINUTE, now=NOW)
     awake = catalog.lease(ref, owner="awake", ttl=MINUTE, now=NOW + HOUR)
     with pytest.raises(Busy, match="lost to awake"):
-        catalog.note_export(upload(ref, event, sha256="p" * 64), fence=paused)
+        catalog.record_export(upload(ref, event, sha256="p" * 64), fence=paused)
     assert catalog.ledger(ref).export is None
-    catalog.note_export(upload(ref, event, sha256="a" * 64), fence=awake)
+    catalog.record_export(upload(ref, event, sha256="a" * 64), fence=awake)
     with pytest.raises(Busy):
-        catalog.note_export(upload(ref, event, sha256="p" * 64), fence=paused)
+        catalog.record_export(upload(ref, event, sha256="p" * 64), fence=paused)
     row = catalog.ledger(ref).export
     assert row is not None
     assert row.sha256 == "a" * 64
@@ -624,7 +624,7 @@ def test_expired_holder_that_nobody_followed_may_note(catalog: Catalog) -> None:
     """An upload that took longer than the lease counts, as long as nobody else was granted the event."""
     ref = add(catalog)
     fence = catalog.lease(ref, owner="slow", ttl=MINUTE, now=NOW - DAY)
-    catalog.note_export(upload(ref, catalog.get(ref)), fence=fence)
+    catalog.record_export(upload(ref, catalog.get(ref)), fence=fence)
     assert catalog.ledger(ref).export is not None
 
 
@@ -674,7 +674,7 @@ def drain(url: str) -> list[Ref]:
             except Busy:
                 continue
             if catalog.ledger(ref).export is None:
-                catalog.note_export(upload(ref, catalog.get(ref)), fence=fence)
+                catalog.record_export(upload(ref, catalog.get(ref)), fence=fence)
                 done.append(ref)
             catalog.release(ref, fence=fence)
     catalog.close()
@@ -777,14 +777,14 @@ def test_findings_about_an_earlier_upload_are_refused(catalog: Catalog) -> None:
     """Who verified an upload while another took its place learns so, and nothing is noted."""
     ref = add(catalog)
     with pytest.raises(Busy, match="exported again meanwhile"):
-        catalog.note_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, sha256="s" * 64, uploaded_at=NOW)
+        catalog.record_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, sha256="s" * 64, uploaded_at=NOW)
     old = export(catalog, ref)
     export(catalog, ref, uploaded_at=NOW + HOUR)
     upload_of = {"sha256": old.sha256, "uploaded_at": old.uploaded_at}
     with pytest.raises(Busy, match="exported again meanwhile"):
-        catalog.note_evidence(ref, kind="etag", at=NOW, seen_etag="e", read_back=False, **upload_of)  # type: ignore[arg-type]
+        catalog.record_evidence(ref, kind="etag", at=NOW, seen_etag="e", read_back=False, **upload_of)  # type: ignore[arg-type]
     with pytest.raises(Busy, match="exported again meanwhile"):
-        catalog.note_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, **upload_of)  # type: ignore[arg-type]
+        catalog.record_damage(ref, damage="lost", kind=Damage.LOST, at=NOW, **upload_of)  # type: ignore[arg-type]
     row = catalog.ledger(ref).export
     assert row is not None
     assert (row.evidence, row.damage) == (None, None)
@@ -942,13 +942,13 @@ def test_candidates_are_what_lies_there(catalog: Catalog) -> None:
     assert refs("raw") == [two]
     assert refs("staging") == []
     for place in ("raw", "staging"):
-        catalog.note_restored(one, place, at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
+        catalog.record_restored(one, place, at=NOW, reason="other bytes", cause=Restored.UNPROVEN)
     assert refs("raw") == [one, two]
     assert refs("staging") == [one]
     for place in ("raw", "staging"):
         catalog.intend(intent(one, place))
-        catalog.note_trashed(one, place, at=NOW)
-        catalog.note_gone(one, place, at=NOW)
+        catalog.record_trashed(one, place, at=NOW)
+        catalog.record_gone(one, place, at=NOW)
     assert refs("raw") == [two]
     assert refs("staging") == []
     catalog.stage(one, now=NOW + DAY)
@@ -963,12 +963,12 @@ def test_purge_runs_its_course(catalog: Catalog) -> None:
     assert row.attempt == 1
     assert [(ledger.ref, purge.trash) for ledger, purge in catalog.going()] == [(ref, f"trash/{ref}")]
     assert not catalog.ledger(ref).raw_purged
-    catalog.note_trashed(ref, "raw", at=NOW + MINUTE)
-    catalog.note_trashed(ref, "raw", at=NOW + HOUR)
+    catalog.record_trashed(ref, "raw", at=NOW + MINUTE)
+    catalog.record_trashed(ref, "raw", at=NOW + HOUR)
     assert catalog.ledger(ref).raw_purged
     assert catalog.tally("prince") == 0
     assert catalog.going("staging") == []
-    catalog.note_gone(ref, "raw", at=NOW + DAY)
+    catalog.record_gone(ref, "raw", at=NOW + DAY)
     assert catalog.going() == []
     (row,) = catalog.ledger(ref).purges
     assert (row.proof, row.trashed_at, row.gone_at) == ({"etag": "e-1"}, NOW + MINUTE, NOW + DAY)
@@ -980,8 +980,8 @@ def test_purge_taken_back_is_numbered(catalog: Catalog) -> None:
     """What came back may be purged again, as another attempt; the first stays on record with its reason."""
     ref = ready_to_go(catalog)
     catalog.intend(intent(ref))
-    catalog.note_trashed(ref, "raw", at=NOW)
-    catalog.note_restored(ref, "raw", at=NOW, reason="other bytes in the bucket", cause=Restored.UNPROVEN)
+    catalog.record_trashed(ref, "raw", at=NOW)
+    catalog.record_restored(ref, "raw", at=NOW, reason="other bytes in the bucket", cause=Restored.UNPROVEN)
     assert catalog.tally("prince") == 1
     assert catalog.going() == []
     assert catalog.intend(intent(ref)).attempt == 2
@@ -1011,9 +1011,9 @@ def test_nothing_to_take_back(catalog: Catalog) -> None:
     """Notes about a purge that was never intended are refused."""
     ref = ready_to_go(catalog)
     notes: list[Callable[[], None]] = [
-        lambda: catalog.note_trashed(ref, "raw", at=NOW),
-        lambda: catalog.note_gone(ref, "raw", at=NOW),
-        lambda: catalog.note_restored(ref, "raw", at=NOW, reason="no", cause=Restored.UNPROVEN),
+        lambda: catalog.record_trashed(ref, "raw", at=NOW),
+        lambda: catalog.record_gone(ref, "raw", at=NOW),
+        lambda: catalog.record_restored(ref, "raw", at=NOW, reason="no", cause=Restored.UNPROVEN),
     ]
     for note in notes:
         with pytest.raises(NotFound, match="nothing is being purged from raw"):

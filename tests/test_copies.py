@@ -135,7 +135,7 @@ def tape(
         "archives": [{"path": path, "src_keys": [one["key"] for one in members], "members": members}],
     }
     manifest = json.dumps(notice).encode()
-    assert ingest.receive(lab.site, manifest, door="inbox", name="notice.json").reasons == ()
+    assert ingest.receive(lab.site, manifest, source="inbox", name="notice.json").reasons == ()
     ingest.settle(lab.site)
     assert all(lab.ledger(ref).archives for ref in refs)
     return manifest
@@ -445,7 +445,7 @@ def plant(lab: Lab, ref: Ref, names: Sequence[str], **wrong: int) -> None:
         uploaded_at=lab.clock(),
         **facts,
     )
-    lab.catalog.note_export(export, fence=fence)
+    lab.catalog.record_export(export, fence=fence)
 
 
 HOSTILE = [

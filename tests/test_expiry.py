@@ -383,7 +383,7 @@ def test_a_location_that_was_taken_back_keeps_the_copy(lab: Lab) -> None:
     """Somebody read the archive meanwhile, and did not find it."""
     (ref,) = marked(lab)
     (place,) = lab.ledger(ref).archives
-    lab.catalog.note_misplaced(ref, place.path, reason="sha256 other", at=lab.clock())
+    lab.catalog.record_misplaced(ref, place.path, reason="sha256 other", at=lab.clock())
     assert "restored" in results(pipeline.expire(lab.site))
     assert there(lab, ref)
     assert lab.state(ref) == "exported"
@@ -548,7 +548,7 @@ def test_another_bucket_is_not_touched(lab: Lab) -> None:
 def test_nothing_in_another_bucket_is_no_deletion(lab: Lab) -> None:
     """A run was cut off while it deleted, and the next one is given other settings: the tombstone is not closed."""
     (ref,) = marked(lab)
-    lab.catalog.note_trashed(ref, "bucket", at=lab.clock())
+    lab.catalog.record_trashed(ref, "bucket", at=lab.clock())
     pipeline.expire(replace(lab.site, store=Memory("other")))
     mark = lab.ledger(ref).purge("bucket")
     assert mark

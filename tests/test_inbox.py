@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from plateway import pipeline
-from plateway.archive import Delivery, Entry, Inbox, Limits, Page, Poll, dump, open_archive
+from plateway.archive import Delivery, Entry, Inbox, ManifestPage, Poll, PollLimits, dump, open_archive
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Rejected, Unavailable
@@ -94,7 +94,7 @@ def test_an_event_that_tape_names_is_archived(lab: Lab) -> None:
     """The manifest is kept, its entry finds the export, and the event says where it is."""
     _, ref = lab.exported()
     content = manifest("job-1", ("images/e/2026-05-04.tar", [full(lab, ref)]))
-    assert pipeline.receive(lab.site, content, door="amqp", name="message 1").result == "received"
+    assert pipeline.receive(lab.site, content, source="amqp", name="message 1").result == "received"
     assert [(one.ref, one.result) for one in pipeline.settle(lab.site)] == [(ref, "archived")]
     (location,) = lab.ledger(ref).archives
     assert (location.path, location.job_id, location.evidence) == ("images/e/2026-05-04.tar", "job-1", "name")
@@ -110,12 +110,12 @@ def test_lesson_d12_redelivery_changes_nothing(lab: Lab) -> None:
     """The same manifest again, spelt otherwise or through another door, is known."""
     _, ref = lab.exported()
     content = manifest("job-1", ("a.tar", [full(lab, ref)]))
-    pipeline.receive(lab.site, content, door="amqp", name="1")
+    pipeline.receive(lab.site, content, source="amqp", name="1")
     pipeline.settle(lab.site)
     before = lab.ledger(ref)
     for again in (content, json.dumps(json.loads(content), indent=4, sort_keys=True).encode()):
         lab.clock.turn(hours=1)
-        assert pipeline.receive(lab.site, again, door="inbox", name="2").result == "known"
+        assert pipeline.receive(lab.site, again, source="inbox", name="2").result == "known"
         assert pipeline.settle(lab.site) == []
     assert lab.ledger(ref) == before
     assert len(lab.catalog.manifests()) == 1
@@ -126,7 +126,7 @@ def test_lesson_d12_a_path_that_tape_already_has_is_no_error(lab: Lab) -> None:
     refs = [lab.exported()[1] for _ in range(2)]
     for number, named in enumerate(([0], [0, 1])):
         content = manifest(f"job-{number}", ("a.tar", [full(lab, refs[one]) for one in named]))
-        assert pipeline.receive(lab.site, content, door="amqp", name=str(number)).result == "received"
+        assert pipeline.receive(lab.site, content, source="amqp", name=str(number)).result == "received"
         pipeline.settle(lab.site)
     assert [[one.path for one in lab.ledger(ref).archives] for ref in refs] == [["a.tar"], ["a.tar"]]
 
@@ -138,7 +138,7 @@ def test_lesson_d12_an_unknown_key_is_parked_and_settles_when_its_export_appears
     later = Ref(announced.id, 1)
     lab.settle()
     keys = [full(lab, known), full(lab, later), f"{lab.store.name}/images/e/nobody-knows.tar"]
-    pipeline.receive(lab.site, manifest("job", ("a.tar", keys)), door="amqp", name="1")
+    pipeline.receive(lab.site, manifest("job", ("a.tar", keys)), source="amqp", name="1")
     outcomes = pipeline.settle(lab.site)
     assert [(one.ref, one.result) for one in outcomes] == [(known, "archived"), (None, "parked")]
     assert outcomes[1].reasons == ("2 entries that fit no export yet",)
@@ -155,24 +155,24 @@ def test_lesson_d5_keys_of_old_layouts_are_parked_and_harm_nobody(lab: Lab) -> N
     """What earlier systems wrote is in manifests too: it is kept, and named, and no other entry waits."""
     _, ref = lab.exported()
     old = ["raw/test-id/20010101_0000.tar", "raw/images/e/20010101_0930.tar", "raw/images/e/20010101/093000.tar"]
-    pipeline.receive(lab.site, manifest("job", ("a.tar", [*old, full(lab, ref)])), door="http", name="1")
+    pipeline.receive(lab.site, manifest("job", ("a.tar", [*old, full(lab, ref)])), source="http", name="1")
     assert [one.result for one in pipeline.settle(lab.site)] == ["archived", "parked"]
     assert [one.key for one in lab.catalog.parked()] == sorted(old)
 
 
 def test_lesson_d6_an_empty_list_is_received_and_told(lab: Lab) -> None:
     """An archiver that found nothing is on record; nothing is archived by it."""
-    outcome = pipeline.receive(lab.site, manifest("job"), door="amqp", name="1")
+    outcome = pipeline.receive(lab.site, manifest("job"), source="amqp", name="1")
     assert (outcome.result, pipeline.settle(lab.site)) == ("received", [])
     assert [one.job_id for one in lab.catalog.manifests()] == ["job"]
 
 
 def test_lesson_d16_a_manifest_that_cannot_be_used_is_quarantined(lab: Lab) -> None:
     """Its bytes and the reason are kept, and the next one is received all the same."""
-    outcome = pipeline.receive(lab.site, b"\xff{}", door="amqp", name="message 7")
+    outcome = pipeline.receive(lab.site, b"\xff{}", source="amqp", name="message 7")
     assert (outcome.result, outcome.reasons) == ("quarantined", ("not UTF-8: byte 0xff at 0",))
-    assert pipeline.receive(lab.site, b"\xff{}", door="amqp", name="message 8").result == "quarantined"
-    assert pipeline.receive(lab.site, manifest("job"), door="amqp", name="message 9").result == "received"
+    assert pipeline.receive(lab.site, b"\xff{}", source="amqp", name="message 8").result == "quarantined"
+    assert pipeline.receive(lab.site, manifest("job"), source="amqp", name="message 9").result == "received"
     (kept,) = lab.catalog.manifests(refused=True)
     assert (kept.content, kept.reason, kept.accepted) == (b"\xff{}", "not UTF-8: byte 0xff at 0", False)
 
@@ -181,21 +181,23 @@ def test_lesson_d12_refused_entries_are_told_and_kept_with_the_manifest(lab: Lab
     """One wrong entry is told with its reason, and so are a thousand, in few words."""
     _, ref = lab.exported()
     content = manifest("job", ("a.tar", ["no slash", full(lab, ref)]), ("../b.tar", []))
-    outcome = pipeline.receive(lab.site, content, door="amqp", name="1")
+    outcome = pipeline.receive(lab.site, content, source="amqp", name="1")
     assert outcome.reasons == (
         'archives[0].src_keys[0]: key: "no slash" is not <bucket>/<key>',
         "archives[1]: path: \"../b.tar\" climbs out with '..'",
     )
     assert lab.catalog.manifests(refused=True)[0].reason == "; ".join(outcome.reasons)
     assert [one.result for one in pipeline.settle(lab.site)] == ["archived"]
-    many = pipeline.receive(lab.site, manifest("job", ("a.tar", [f"k{n}" for n in range(1000)])), door="amqp", name="2")
+    many = pipeline.receive(
+        lab.site, manifest("job", ("a.tar", [f"k{n}" for n in range(1000)])), source="amqp", name="2"
+    )
     assert len(many.reasons) == 21
     assert many.reasons[-1] == "and 980 more"
 
 
 def test_a_manifest_that_is_far_too_large_is_quarantined_without_its_bulk(lab: Lab) -> None:
     """The catalogue does not keep tens of megabytes of nonsense."""
-    outcome = pipeline.receive(lab.site, b" " * ((64 << 20) + 1), door="http", name="1")
+    outcome = pipeline.receive(lab.site, b" " * ((64 << 20) + 1), source="http", name="1")
     assert outcome.reasons == ("more than 67,108,864 bytes",)
     assert len(lab.catalog.manifests()[0].content) == 1 << 20
 
@@ -240,7 +242,7 @@ def worlds(lab: Lab, refs: Sequence[Ref], orders: Sequence[Sequence[int]]) -> se
             for table in ("archive_location", "archive_entry", "archive_manifest"):
                 connection.execute(sa.text(f"DELETE FROM {table}"))
         for number in order:
-            pipeline.receive(lab.site, manifests[number], door="amqp", name="m")
+            pipeline.receive(lab.site, manifests[number], source="amqp", name="m")
             if turn % 12 == 0:
                 pipeline.settle(lab.site)
         pipeline.settle(lab.site)
@@ -460,10 +462,10 @@ class Listing(Poll):
     """A server that lists these pages of manifests, and may break before one of them."""
 
     def __init__(self, pages: list[list[bytes]], *, broken: int | None = None) -> None:
-        super().__init__("http://tape.example/manifests", limits=Limits())
+        super().__init__("http://tape.example/manifests", limits=PollLimits())
         self.listed, self.broken, self.known = pages, broken, dict[str, str | None]()
 
-    def pages(self, *, etag: str | None = None, modified: str | None = None) -> Iterator[Page]:
+    def pages(self, *, etag: str | None = None, modified: str | None = None) -> Iterator[ManifestPage]:
         self.known = {"etag": etag, "modified": modified}
         if etag == "v1":
             return
@@ -472,7 +474,7 @@ class Listing(Poll):
                 raise Rejected("page 2 cannot be read")
             named = tuple((f"{self.name}#{place}", content) for place, content in enumerate(page))
             last = number == len(self.listed) - 1
-            yield Page(named, last=last, etag="v1" if last else None)
+            yield ManifestPage(named, last=last, etag="v1" if last else None)
 
 
 def test_what_a_server_lists_is_received_and_remembered(lab: Lab) -> None:
@@ -533,7 +535,7 @@ def tell(lab: Lab, path: str, refs: Sequence[Ref], **details: Any) -> None:
     keys = [full(lab, ref) for ref in refs]
     members = [{"key": key, **details} for key in keys]
     pipeline.receive(
-        lab.site, manifest(f"job {path}".replace("/", "-"), (path, keys), members=members), door="amqp", name="m"
+        lab.site, manifest(f"job {path}".replace("/", "-"), (path, keys), members=members), source="amqp", name="m"
     )
     pipeline.settle(lab.site)
     lab.clock.turn(minutes=1)
@@ -669,7 +671,7 @@ def test_a_manifest_of_ours_carries_checksums(lab: Lab) -> None:
     export = lab.ledger(ref).export
     assert export is not None
     entry = Entry("a.tar", full(lab, ref), "./x.tar", export.size, export.sha256, 512)
-    pipeline.receive(lab.site, dump("job", lab.clock().date(), entries=[entry]), door="archive", name="job")
+    pipeline.receive(lab.site, dump("job", lab.clock().date(), entries=[entry]), source="archive", name="job")
     pipeline.settle(lab.site)
     (location,) = lab.ledger(ref).archives
     assert (location.evidence, location.offset, location.member, location.read_at) == ("checksum", 512, "./x.tar", None)

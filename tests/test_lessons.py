@@ -151,7 +151,7 @@ def test_d14_an_export_cannot_come_before_its_event(lab: Lab) -> None:
     }
     facts |= {"manifest_offset": 0, "manifest_size": 1, "manifest_sha256": "", "uploaded_at": lab.clock()}
     with pytest.raises(NotFound):
-        lab.catalog.note_export(Export(event_id=ref.id, revision=1, **facts), fence=1)
+        lab.catalog.record_export(Export(event_id=ref.id, revision=1, **facts), fence=1)
     lab.settle()
     assert [one.result for one in lab.export()] == ["exported", "verified"]
 

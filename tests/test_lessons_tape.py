@@ -65,7 +65,7 @@ def manifest(lab: Lab, refs: Iterable[Ref], *, job: str = "job", path: str = "im
 
 def told(lab: Lab, content: bytes, name: str = "manifest.json") -> list[str]:
     """Hand in a manifest, and say what came of it."""
-    came = pipeline.receive(lab.site, content, door="test", name=name)
+    came = pipeline.receive(lab.site, content, source="test", name=name)
     return [came.result, *(one.result for one in pipeline.settle(lab.site))]
 
 

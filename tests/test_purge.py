@@ -290,7 +290,7 @@ def test_nothing_goes_that_changes_between_hash_and_removal(lab: Lab, how: str) 
         else:
             image.rename(image.with_name("Img_zzz.tif"))
 
-    catalog: Any = Acting(lab.catalog, "note_removing", change, after=True)
+    catalog: Any = Acting(lab.catalog, "record_removing", change, after=True)
     count = len(digests(trash))
     assert results(pipeline.purge(replace(lab.site, catalog=catalog))) == ["refused"]
     left = digests(trash)
@@ -312,7 +312,7 @@ def test_an_interrupted_removal_goes_on_with_what_was_proven(lab: Lab) -> None:
         first(trash).unlink()
         raise Cut
 
-    catalog: Any = Acting(lab.catalog, "note_removing", cut, after=True)
+    catalog: Any = Acting(lab.catalog, "record_removing", cut, after=True)
     with pytest.raises(Cut):
         pipeline.purge(replace(lab.site, catalog=catalog))
     image = first(trash)
@@ -403,7 +403,7 @@ def tell(lab: Lab, ref: Ref, *, exact: bool) -> None:
     facts = (export.size, export.sha256, 0) if exact else ()
     entry = Entry("nowhere.tar", f"{export.bucket}/{export.key}", f"./{Path(export.key).name}", *facts)
     content = dump("1", lab.clock().date(), entries=[entry])
-    assert pipeline.receive(lab.site, content, door="inbox", name="1.json").result == "received"
+    assert pipeline.receive(lab.site, content, source="inbox", name="1.json").result == "received"
     assert "archived" in results(pipeline.settle(lab.site))
 
 

@@ -429,7 +429,7 @@ def test_tape_names_no_endpoint(lab: Site) -> None:
     lab.clock.turn(days=1)
     named = [f"raw/{lab.export_of(ref).key}", "raw/none.tar"]
     said = {"job_id": "j", "date": "2026-05-04", "archives": [{"path": "images/t.tar", "src_keys": named}]}
-    pipeline.receive(lab.site, json.dumps(said).encode(), door="inbox", name="t.json")
+    pipeline.receive(lab.site, json.dumps(said).encode(), source="inbox", name="t.json")
     pipeline.settle(lab.site)
     assert len(lab.ledger(ref).archives) == 1
     assert [(one.kind, one.key) for one in pipeline.reconcile(lab.site).findings] == [(Kind.UNKNOWN, "raw/none.tar")]

@@ -16,7 +16,13 @@ from plateway.catalog import Catalog
 from plateway.errors import Conflict, NotFound, Refused, Rejected
 from plateway.events import Ref
 from plateway.ledger import Settled
-from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Record
+from plateway.records import (
+    ArchiveEntry,
+    ArchiveLocation,
+    ArchiveManifest,
+    ManifestSource,
+    Record,
+)
 from tests.databases import furnish
 from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove
 
@@ -303,7 +309,7 @@ def test_what_we_read_outranks_what_tape_says(catalog: Catalog) -> None:
     told(catalog, entry(key))
     catalog.settle(now=NOW)
     for at in (NOW + HOUR, NOW + HOUR, NOW):
-        catalog.note_location(ref, PATH, **READ, read_at=at)
+        catalog.record_location(ref, PATH, **READ, read_at=at)
     told(catalog, entry(key, member="./wrong.tar", offset=7, reported_at=NOW - DAY, job_id="early"), digest="d2")
     catalog.settle(now=NOW)
     (row,) = catalog.ledger(ref).archives
@@ -315,11 +321,11 @@ def test_reading_needs_a_manifest_and_the_bytes_of_the_export(catalog: Catalog) 
     """Nothing is a copy that nobody names, or that is something else."""
     ref, key = exported(catalog)
     with pytest.raises(NotFound, match="no manifest says that it is in"):
-        catalog.note_location(ref, PATH, **READ, read_at=NOW)
+        catalog.record_location(ref, PATH, **READ, read_at=NOW)
     told(catalog, entry(key))
     catalog.settle(now=NOW)
     with pytest.raises(Conflict, match=r"100 bytes with SHA-256 ooo.* not its export"):
-        catalog.note_location(ref, PATH, **{**READ, "checksum": OTHER}, read_at=NOW)
+        catalog.record_location(ref, PATH, **{**READ, "checksum": OTHER}, read_at=NOW)
     (row,) = catalog.ledger(ref).archives
     assert row.evidence == "name"
 
@@ -330,11 +336,11 @@ def test_a_location_whose_read_disagrees_is_taken_back(catalog: Catalog) -> None
     told(catalog, entry(key), entry(key, "good.tar"))
     catalog.settle(now=NOW)
     for _ in range(2):
-        catalog.note_misplaced(ref, PATH, reason="no such member", at=NOW + HOUR)
+        catalog.record_misplaced(ref, PATH, reason="no such member", at=NOW + HOUR)
         assert [one.path for one in catalog.ledger(ref).archives] == ["good.tar"]
         assert catalog.settle(now=NOW + DAY) == Settled((), 0, 1)
         assert reasons(catalog) == {key: "no such member"}
-    catalog.note_location(ref, PATH, **READ, read_at=NOW + DAY)
+    catalog.record_location(ref, PATH, **READ, read_at=NOW + DAY)
     assert [one.evidence for one in catalog.ledger(ref).archives] == ["name", "checksum"]
     assert reasons(catalog) == {}
 
@@ -344,7 +350,7 @@ def test_a_new_manifest_may_name_again_what_a_read_refuted(catalog: Catalog) -> 
     ref, key = exported(catalog)
     told(catalog, entry(key))
     catalog.settle(now=NOW)
-    catalog.note_misplaced(ref, PATH, reason="no such member", at=NOW)
+    catalog.record_misplaced(ref, PATH, reason="no such member", at=NOW)
     assert [one.ref for one in catalog.unarchived(before=NOW + DAY)] == [ref]
     told(catalog, entry(key, reported_at=NOW + DAY), digest="d2")
     assert catalog.settle(now=NOW + DAY).archived == (ref,)
@@ -357,7 +363,7 @@ def test_other_bytes_under_the_key_are_not_what_tape_has(catalog: Catalog) -> No
     ref, key = exported(catalog)
     told(catalog, entry(key, checksum=SHA), entry(key, "b.tar", size=100))
     catalog.settle(now=NOW)
-    catalog.note_misplaced(ref, "b.tar", reason="cut", at=NOW)
+    catalog.record_misplaced(ref, "b.tar", reason="cut", at=NOW)
     damage(catalog, ref)
     export(catalog, ref, sha256=SHA, uploaded_at=NOW + HOUR)
     assert [one.path for one in catalog.ledger(ref).archives] == [PATH]  # the same bytes again
@@ -437,7 +443,7 @@ def test_an_expired_copy_is_not_missed(catalog: Catalog) -> None:
     assert catalog.ledger(ref).expired
     assert catalog.going() == []
     assert [one.ref for one, _ in catalog.going("bucket")] == [ref]
-    catalog.note_gone(ref, "bucket", at=NOW + HOUR)
+    catalog.record_gone(ref, "bucket", at=NOW + HOUR)
     assert catalog.going("bucket") == []
     damage(catalog, ref)
     ledger = catalog.ledger(ref)
@@ -469,7 +475,7 @@ def test_a_copy_that_is_only_marked_still_counts(catalog: Catalog) -> None:
 def test_an_export_after_the_expiry_is_a_copy_again(catalog: Catalog) -> None:
     """The tombstone says that it came back, and it can expire a second time."""
     ref = expire(catalog)
-    catalog.note_gone(ref, "bucket", at=NOW + HOUR)
+    catalog.record_gone(ref, "bucket", at=NOW + HOUR)
     export(catalog, ref, uploaded_at=NOW + DAY)
     ledger = catalog.ledger(ref)
     assert (ledger.expired, ledger.purges[0].reason, ledger.purges[0].restored_at) == (
@@ -487,9 +493,11 @@ def test_an_export_after_the_expiry_is_a_copy_again(catalog: Catalog) -> None:
 
 def test_a_door_is_remembered(catalog: Catalog) -> None:
     """What a server said of its list goes into the next request."""
-    assert catalog.door("https://tape/manifests") is None
+    assert catalog.manifest_source("https://tape/manifests") is None
     for number in range(2):
-        catalog.note_door(Door(name="https://tape/manifests", etag=f'"{number}"', seen_at=NOW + timedelta(number)))
-    door = catalog.door("https://tape/manifests")
+        catalog.record_manifest_source(
+            ManifestSource(name="https://tape/manifests", etag=f'"{number}"', seen_at=NOW + timedelta(number))
+        )
+    door = catalog.manifest_source("https://tape/manifests")
     assert door is not None
     assert (door.etag, door.modified, door.seen_at) == ('"1"', None, NOW + DAY)

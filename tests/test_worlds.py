@@ -124,7 +124,7 @@ class Worlds(RuleBasedStateMachine):
             "date": "2026-05-04",
             "archives": [{"path": f"images/{name}.tar", "src_keys": [f"raw/{key}"]}],
         }
-        pipeline.receive(self.lab.site, json.dumps(content).encode(), door="inbox", name=f"{name}.json")
+        pipeline.receive(self.lab.site, json.dumps(content).encode(), source="inbox", name=f"{name}.json")
         pipeline.settle(self.lab.site)
 
     @rule(number=PICK)

@@ -1,8 +1,8 @@
 """Archive manifests from RabbitMQ, as the tape archiver of DLM publishes them.
 
-Owns the connection, the queue and when a message is acknowledged: after ``pipeline.inbox`` has made the manifest
-durable, be it accepted or in quarantine. What a manifest means is left to the inbox. While the catalogue does not
-answer, messages stay unacknowledged and are tried again; a broker that goes away is waited for.
+Manages the connection, the queue and acknowledgements: a message is acknowledged after ``pipeline.ingest`` stored the
+manifest, accepted or in quarantine. While the catalogue cannot be reached, messages stay unacknowledged and are
+retried. After a lost connection the bridge reconnects.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ try:
 except ImportError as error:
     raise Misconfigured("the AMQP bridge needs pika: pip install 'plateway[amqp]'") from error
 
-from plateway.bridges.running import NAP, Patience, rest, stopping
+from plateway.bridges.running import NAP, Backoff, rest, stopping
 from plateway.names import shown
 from plateway.pipeline import Site, ingest
 
 EXCHANGE = "surf-data-archive"
 QUEUE = "plateway"
-TAKEN = 406  # PRECONDITION_FAILED: it is there, and otherwise
+TAKEN = 406  # PRECONDITION_FAILED: it exists with other properties
 
 log = logging.getLogger(__name__)
 
@@ -62,43 +62,43 @@ def run(
     heartbeat: int = 30,
     stop: threading.Event | None = None,
 ) -> None:
-    """Take manifests from a queue bound to a fanout exchange until ``stop`` is set, or SIGTERM or SIGINT comes.
+    """Receive manifests from a queue bound to a fanout exchange until ``stop`` is set, or SIGTERM or SIGINT arrives.
 
-    Exchange, queue and binding are made where they are missing: the exchange as DLM declares it, the queue durable.
-    At most ``prefetch`` messages are in hand at a time, none is lost with them. A connection that says nothing for
-    about two ``heartbeat`` seconds is taken for dead. Without ``stop``, call it from the main thread.
+    Missing exchange, queue and binding are declared: the exchange as DLM declares it, the queue durable. At most
+    ``prefetch`` messages are unacknowledged at a time. A connection without data for about two ``heartbeat`` seconds is
+    closed. Without ``stop``, call it from the main thread.
 
     Raises:
-        Misconfigured: the URL is none, or exchange or queue are there and of another kind.
-        Denied: the broker does not let us in.
+        Misconfigured: the URL is not valid, or exchange or queue exist with another type.
+        Denied: the broker refuses the credentials.
     """
     parameters = _parameters(url, heartbeat)
     where = f"{parameters.host}:{parameters.port}"
-    patience = Patience()
+    patience = Backoff()
     with stopping(stop) as asked:
         while not asked.is_set():
             try:
                 with _channel(parameters, exchange=exchange, queue=queue) as channel:
                     log.info("%s: consuming queue %s of exchange %s", where, queue, exchange)
-                    patience.calm()
+                    patience.reset()
                     channel.basic_qos(prefetch_count=prefetch)
                     _consume(site, channel, queue=queue, exchange=exchange, stop=asked)
             except (AMQPError, OSError) as error:
                 pause = patience.pause()
-                log.warning("%s: %s; trying again in %.1f s", where, _cause(error), pause)
+                log.warning("%s: %s; retrying in %.1f s", where, _describe_error(error), pause)
                 rest(asked, pause)
         log.info("%s: stopped", where)
 
 
 def _parameters(url: str, heartbeat: int) -> pika.URLParameters:
     try:
-        if urlsplit(url).scheme not in {"amqp", "amqps"}:  # pika takes any
+        if urlsplit(url).scheme not in {"amqp", "amqps"}:  # pika accepts any scheme
             raise ValueError
         parameters = pika.URLParameters(url)
         if parameters.heartbeat is None:
             parameters.heartbeat = heartbeat
     except (ValueError, TypeError, LookupError):  # its message may quote the password
-        raise Misconfigured("the AMQP URL is none: amqp://user:password@host:5672/vhost, or amqps://…") from None
+        raise Misconfigured("the AMQP URL is not valid: amqp://user:password@host:5672/vhost, or amqps://…") from None
     parameters.connection_attempts = 1
     parameters.blocked_connection_timeout = 60
     parameters.client_properties = {"connection_name": "plateway"}
@@ -107,7 +107,7 @@ def _parameters(url: str, heartbeat: int) -> pika.URLParameters:
 
 @contextmanager
 def _channel(parameters: pika.URLParameters, *, exchange: str, queue: str) -> Iterator[BlockingChannel]:
-    """Connect, and bring about what is to be consumed."""
+    """Connect, and declare exchange, queue and binding."""
     try:
         connection = pika.BlockingConnection(parameters)
     except (AuthenticationError, ProbableAuthenticationError):
@@ -125,9 +125,9 @@ def _channel(parameters: pika.URLParameters, *, exchange: str, queue: str) -> It
 
 
 def _declare_exchange(connection: pika.BlockingConnection, exchange: str) -> None:
-    """Make the exchange as the archiver does (fanout, not durable), else it could not declare it any more.
+    """Declare the exchange as the archiver does (fanout, not durable), so that its own declaration succeeds.
 
-    One that is there with other properties is taken as it is, if only it is a fanout.
+    An existing fanout exchange with other properties is used as it is.
     """
     channel = connection.channel()
     try:
@@ -154,9 +154,9 @@ def _refused(what: str, error: ChannelClosedByBroker) -> PlatewayError:
 
 
 def _consume(site: Site, channel: BlockingChannel, *, queue: str, exchange: str, stop: threading.Event) -> None:
-    """Take messages until a stop is asked for, or the queue goes away."""
+    """Receive messages until the bridge is stopped, or the queue is deleted."""
     held: deque[Message] = deque()  # unacknowledged; as many as prefetch allows
-    patience = Patience()
+    patience = Backoff()
     again = 0.0
     for method, properties, body in channel.consume(queue, inactivity_timeout=NAP):
         if method is not None and method.delivery_tag and properties is not None:
@@ -166,15 +166,15 @@ def _consume(site: Site, channel: BlockingChannel, *, queue: str, exchange: str,
                 held.append(message)
         if held and time.monotonic() >= again:
             if _settle_held(site, channel, held):
-                patience.calm()
+                patience.reset()
             again = time.monotonic() + patience.pause()
         if stop.is_set():
             return
-    log.warning("queue %s went away", queue)
+    log.warning("queue %s was deleted", queue)
 
 
 def _settle_held(site: Site, channel: BlockingChannel, held: deque[Message]) -> bool:
-    """Try again what is held, until one has to wait; whether any could be acknowledged."""
+    """Retry unacknowledged messages until one fails again. Returns whether any was acknowledged."""
     before = len(held)
     for _ in range(before):
         message = held.popleft()
@@ -187,17 +187,17 @@ def _settle_held(site: Site, channel: BlockingChannel, held: deque[Message]) -> 
 
 
 def _settle(site: Site, channel: BlockingChannel, message: Message) -> PlatewayError | None:
-    """Hand a manifest to the inbox, and acknowledge it if it is durable there; else say why not."""
+    """Store a manifest and acknowledge its message. Returns the error if it was not stored."""
     try:
-        outcome = ingest.receive(site, message.content, door="amqp", name=message.name)
+        outcome = ingest.receive(site, message.content, source="amqp", name=message.name)
     except PlatewayError as error:
-        log.warning("%s (%d bytes): kept for later: %s", message.name, len(message.content), error)
+        log.warning("%s (%d bytes): will be retried: %s", message.name, len(message.content), error)
         return error
     channel.basic_ack(message.tag)
     log.info("%s (%d bytes): %s, acknowledged", message.name, len(message.content), outcome.result)
     return None
 
 
-def _cause(error: Exception) -> str:
-    """Say in words what pika tells in types."""
+def _describe_error(error: Exception) -> str:
+    """Describe an exception of pika in words."""
     return shown(str(error)) or type(error).__name__

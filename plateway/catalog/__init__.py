@@ -1,17 +1,17 @@
-"""The catalogue: the only SQL. It keeps facts and derives states; what to do about them is decided elsewhere.
+"""The catalogue: the only SQL. It records facts and derives states; decisions are made elsewhere.
 
 Every method is one transaction and may be called from any thread. Times arrive as ``now`` or ``at``.
 On SQLite a write begins by taking the one lock there is (``BEGIN IMMEDIATE``); on PostgreSQL it takes the row of the
 event that it is about, or, where new rows are at stake, an advisory lock. So writers take turns, and none finds a
 unique key violated that was free when it looked.
-What SQLAlchemy raises is translated at the door, and never shows the URL's password.
+Errors of SQLAlchemy are translated, and never show the URL's password.
 
     discovery    known register unsettled look seal unseal revise rekey quarantine replay
     work         systems due newest get found ledger revisions ledgers · lease renew release
-    exports      note_export note_evidence note_place note_damage set_back bytes_read sample
-    purges       candidates siblings intend note_trashed note_removing note_gone note_restored going stage tally
-    tape         receive manifests settle parked note_location note_misplaced note_tape_damage unproven only_copies
-                 expired_locations archived_anywhere unarchived door note_door
+    exports      record_export record_evidence record_relocation record_damage set_back bytes_read sample
+    purges       candidates siblings intend record_trashed record_removing record_gone record_restored going stage tally
+    tape         receive manifests settle parked record_location record_misplaced record_tape_damage unproven
+                 only_copies expired_locations archived_anywhere unarchived manifest_source record_manifest_source
     accounts     accounts export_count exported_to sight_dark clear_dark adopt empty
     figures      counts figures history stuck harmed
     incidents    record_incident incidents
@@ -78,5 +78,5 @@ class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures, Search,
     """The facts, in SQLite or PostgreSQL.
 
     ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;
-    ``mounts``, the type of file system by mount point, what the machine says; ``actor`` is who events' histories name.
+    ``mounts`` replaces the machine's list of file systems by mount point; ``actor`` is the name in events' histories.
     """

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from plateway import migrations
-from plateway.catalog.engine import door, make_home, open_engine, pragmas
+from plateway.catalog.engine import make_home, open_engine, pragmas, translate_errors
 from plateway.catalog.rows import add_incident
 from plateway.errors import Damaged
 from plateway.events import Ref
@@ -48,11 +48,11 @@ class Database:
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._engine.dispose()
 
     def now(self) -> datetime:
-        """Tell the time that all machines share: the database's on PostgreSQL, else this machine's."""
+        """Return the time that all machines share: the database's on PostgreSQL, else this machine's."""
         if self._clock is not None:
             return self._clock()
         if not self._postgres:
@@ -62,16 +62,16 @@ class Database:
             return time.astimezone(UTC)
 
     def head(self) -> str:
-        """Name the newest revision of the tables that this version knows."""
+        """Return the newest revision of the tables that this version knows."""
         return migrations.head()
 
     def current(self) -> str:
-        """Name the revision of the tables; empty when there are none."""
+        """Return the revision of the tables; empty if there are none."""
         with self._reading() as session:
             return migrations.current(session.connection())
 
     def upgrade(self, revision: str = "head") -> None:
-        """Bring the tables up to date. May be repeated, and run by several processes at once.
+        """Migrate the tables to the newest revision. May be repeated, and run by several processes at once.
 
         Raises:
             Misconfigured: a newer version has written this database.
@@ -84,14 +84,14 @@ class Database:
             migrations.upgrade(connection, revision)
 
     def downgrade(self, revision: str) -> None:
-        """Take the tables back to an older revision, for an older version to run on."""
+        """Migrate the tables back to an older revision."""
         with self._migrating() as connection:
             migrations.downgrade(connection, revision)
 
     @contextmanager
     def _migrating(self) -> Iterator[Connection]:
-        """Hold the lock; keys that refer to a table are not watched while SQLite writes it anew, but checked after."""
-        with door(), self._writer.connect() as connection:
+        """Lock the catalogue; foreign keys are checked after SQLite has rewritten a table, not meanwhile."""
+        with translate_errors(), self._writer.connect() as connection:
             pragma = pragmas(connection)
             pragma("foreign_keys=OFF")
             try:
@@ -105,12 +105,12 @@ class Database:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with door(), Session(self._reader, expire_on_commit=False) as session:
+        with translate_errors(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
-        with door(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with translate_errors(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     def _append(self, session: Session, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:

@@ -1,4 +1,4 @@
-"""Connections to SQLite and PostgreSQL, and the door through which no foreign exception leaves.
+"""Connections to SQLite and PostgreSQL, and the translation of their errors.
 
 On SQLite every transaction begins where we say so, and one that writes by taking the one lock there is.
 """
@@ -27,7 +27,7 @@ from plateway.settings import OTHERS, make_private
 
 PATIENCE = 5  # seconds that a writer waits for SQLite's lock
 NETWORK = {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "fuse.sshfs"}
-MEANINGS: tuple[tuple[str, type[PlatewayError], str], ...] = (  # of what drivers say; all else may pass by waiting
+MEANINGS: tuple[tuple[str, type[PlatewayError], str], ...] = (  # in drivers' messages; other errors may pass by waiting
     (
         r"no such (table|column)|(relation|column) .* does not exist",
         Misconfigured,
@@ -89,7 +89,7 @@ def _sqlite(url: URL, mounts: Mapping[str, str] | None) -> Engine:
 
     @hooks.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say so
+        connection.isolation_level = None  # transactions begin explicitly
         _write_ahead(connection)
         for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
@@ -103,7 +103,7 @@ def _sqlite(url: URL, mounts: Mapping[str, str] | None) -> Engine:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn on the write-ahead log. SQLite never waits for another process that does the same: it says "locked"."""
+    """Turn on the write-ahead log. SQLite does not wait for another process that does the same: it raises "locked"."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -121,7 +121,7 @@ def close_files(database: Path) -> None:
 
     An existing file is not opened: closing it would take the locks of other connections in this process along.
     """
-    with suppress(OSError):  # SQLite tells what is wrong with the place
+    with suppress(OSError):  # SQLite explains what is wrong with the path
         if not database.exists():
             os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for suffix in ("", "-wal", "-shm"):
@@ -139,7 +139,7 @@ def make_home(database: Path) -> None:
 
 
 def pragmas(connection: Connection) -> Callable[[str], list[Any]]:
-    """Say how to run a PRAGMA outside of SQLAlchemy's transactions; elsewhere than on SQLite there are none."""
+    """Return a function that runs a PRAGMA outside of SQLAlchemy's transactions; a no-op except on SQLite."""
     raw: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
         return lambda text: list(raw.execute(f"PRAGMA {text}"))
@@ -147,7 +147,7 @@ def pragmas(connection: Connection) -> Callable[[str], list[Any]]:
 
 
 def network_file_system(path: Path, *, mounts: Mapping[str, str] | None = None) -> str | None:
-    """Name the file system of a path if it is on another machine. ``mounts``: type by mount point."""
+    """Return the type of a path's file system if it is on another machine. ``mounts``: type by mount point."""
     if mounts is None:
         mounts = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
     place = path.absolute().resolve()
@@ -157,8 +157,8 @@ def network_file_system(path: Path, *, mounts: Mapping[str, str] | None = None) 
 
 
 @contextmanager
-def door() -> Iterator[None]:
-    """Let no foreign exception out but those that tell of a mistake of ours."""
+def translate_errors() -> Iterator[None]:
+    """Translate errors of the database; programming errors pass unchanged."""
     try:
         yield
     except (DBAPIError, PoolTimeout) as error:

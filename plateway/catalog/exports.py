@@ -39,15 +39,15 @@ Cause = Literal["endpoint", "event"]
 class Exports(Database):
     """Uploads, their evidence and their damage."""
 
-    def note_export(self, export: Export, *, fence: int) -> None:
-        """Note an upload that has arrived, without evidence yet, and let the event go. An older upload is forgotten.
+    def record_export(self, export: Export, *, fence: int) -> None:
+        """Record an upload, without evidence yet, and release the lease. An older upload is forgotten.
 
-        The fence must be the last one granted. It may have expired: as long as nobody else was granted the lease,
-        nobody else has uploaded. Where other bytes were before, tape's copies are not of this upload until entries are
+        The fence must be the last one granted. The lease may have expired: as long as no other worker was granted it,
+        none has uploaded. Where other bytes were before, tape's copies are not of this upload until entries are
         settled again; a bucket copy that had expired is one again.
 
         Raises:
-            Busy: somebody else was granted the lease since; nothing is noted.
+            Busy: another worker was granted the lease since; nothing is recorded.
             Conflict: another event is at this key.
         """
         ref = Ref(export.event_id, export.revision)
@@ -68,7 +68,7 @@ class Exports(Database):
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
         self._resume(export.endpoint, export.uploaded_at)
 
-    def note_evidence(
+    def record_evidence(
         self,
         ref: Ref,
         *,
@@ -108,7 +108,7 @@ class Exports(Database):
             _clear(session, ref, "verify")
         self._resume(endpoint, at)
 
-    def note_place(
+    def record_relocation(
         self,
         ref: Ref,
         export: Export,
@@ -121,7 +121,7 @@ class Exports(Database):
         seen_modified: datetime | None = None,
         seen_version: str | None = None,
     ) -> None:
-        """Note that an upload was seen to be good behind another endpoint, since now.
+        """Record that an upload was found undamaged behind another endpoint.
 
         Raises:
             Busy: it is not that upload, or not noted to be where it was, any more.
@@ -138,7 +138,7 @@ class Exports(Database):
             _clear(session, ref, "verify")
         self._resume(endpoint, at)
 
-    def note_damage(
+    def record_damage(
         self, ref: Ref, *, damage: str, kind: Damage, at: datetime, sha256: str, uploaded_at: datetime
     ) -> None:
         """Record that an upload is lost or changed; this takes its evidence away, and stays in the event's history.

@@ -18,7 +18,7 @@ class Incidents(Database):
     """What went wrong with an event, and what was done about it."""
 
     def record_incident(self, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:
-        """Append to an event's history, unless its last entry of that kind and verb says the same.
+        """Append to an event's history; an entry equal to the last of that kind and verb only increases its count.
 
         Raises:
             NotFound: nothing announced the event.

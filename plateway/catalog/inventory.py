@@ -1,4 +1,4 @@
-"""The whole account: every event in the order of its key, objects that nobody recorded, and those taken back in."""
+"""The whole inventory: every event by key, objects in no record, and adoption of such objects."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Accounts(Database):
     """The catalogue's side of a comparison with the bucket, and what comes of it."""
 
     def accounts(self, *, bucket: str | None = None, page: int = PAGE) -> Iterator[Account]:
-        """Give one account for each event, by key in the order of its bytes; ``bucket``: none of exports elsewhere.
+        """Yield one account per event, in the byte order of keys; ``bucket`` leaves out exports elsewhere.
 
         Page by page, each in a transaction of its own: what changes meanwhile may be seen as before or after, and
         ``held_until`` is as it was at the beginning.
@@ -65,7 +65,7 @@ class Accounts(Database):
             after = rows[-1][0]
 
     def _held(self) -> dict[tuple[UUID, int], datetime]:
-        """Tell until when events are held: few are, so this costs less than a look for each."""
+        """Return the end of each lease; few events are leased, so one query serves all."""
         held = select(LEASE.event_id, LEASE.revision, LEASE.expires_at).where(LEASE.expires_at > EPOCH)
         with self._reading() as session:
             return {(id_, revision): until for id_, revision, until in session.execute(held)}
@@ -78,7 +78,7 @@ class Accounts(Database):
             return session.scalar(query) or 0
 
     def exported_to(self, bucket: str, endpoints: Collection[str | None]) -> bool:
-        """Say whether any export was noted to be in a bucket, behind one of these endpoints; None: it was not told."""
+        """Return whether any export is recorded in a bucket behind one of these endpoints; None: endpoint unknown."""
         behind = [EXPORT.endpoint.is_(None) if one is None else EXPORT.endpoint == one for one in endpoints]
         query = select(EXPORT.key).where(EXPORT.bucket == bucket, sa.or_(*behind)).limit(1)
         with self._reading() as session:
@@ -87,7 +87,7 @@ class Accounts(Database):
     def sight_dark(
         self, objects: Sequence[Sight], *, bucket: str, now: datetime, endpoint: str | None = None
     ) -> dict[str, datetime]:
-        """Note which objects nobody recorded; say since when each was seen as it is. Others stay noted."""
+        """Record dark objects; return when each was first seen as it is. Others stay recorded."""
         seen = {one.key: one for one in objects}
         here = sa.and_(DARK.endpoint == (endpoint or ""), DARK.bucket == bucket)
         first: dict[str, datetime] = {}
@@ -119,7 +119,7 @@ class Accounts(Database):
     def adopt(
         self, event: Event, export: Export | None, *, now: datetime, gone: Mapping[str, Any] | None = None
     ) -> bool:
-        """Take in an event, and its export with its evidence, as they were read from the bucket; say if any is new.
+        """Record an event and its export as read from the bucket; return whether either is new.
 
         What is known already stays as it is. ``gone`` is for an export that was read from tape because the bucket
         has it no more: the proof that its new tombstone keeps.
@@ -151,7 +151,7 @@ class Accounts(Database):
 
 
 def _accounts(bucket: str | None) -> Any:
-    """Ask for a page of accounts, in the order of ``Account``, with id and revision for its ref, then the endpoint.
+    """Select a page of accounts: the columns of ``Account`` with id and revision for its ref, then the endpoint.
 
     However many events, a row costs one look into each table.
     """
@@ -201,7 +201,7 @@ def _undark(session: Session, here: sa.ColumnElement[bool], keys: Sequence[str])
 
 
 def _unclaimed(session: Session, event: Event) -> None:
-    """Make sure that no other event has what this one brings."""
+    """Raise if another event has the same identity or key."""
     same = sa.or_(EVENT.key == event.key, sa.and_(EVENT.id == event.id, EVENT.digest == event.digest))
     other = session.execute(select(EVENT.id, EVENT.revision, EVENT.key).where(same)).first()
     if other is not None:

@@ -1,4 +1,4 @@
-"""What there is to do and to tell: events that are due, everything known of one, leases on them."""
+"""Events that are due, everything known of one, and leases."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Work(Database):
     """Questions about events, and who works on them."""
 
     def systems(self) -> list[str]:
-        """Name the systems that ever announced an event."""
+        """List the systems that ever announced an event."""
         with self._reading() as session:
             return list(session.scalars(select(EVENT.system).distinct().order_by(EVENT.system)))
 
     def due(self, verb: str, *, now: datetime, limit: int = 1000) -> list[Ref]:
-        """Name the events that wait for ``export`` or ``verify`` and may be taken up now, oldest first."""
+        """List the events that are due for ``export`` or ``verify`` now, oldest first."""
         later = about(SETBACK, EVENT, SETBACK.verb == verb, SETBACK.next_at > now)
         if verb == "verify":
             query = (
@@ -162,15 +162,15 @@ class Work(Database):
                 return Claim(event, export, busy=str(error))
 
     def renew(self, ref: Ref, *, fence: int, ttl: timedelta, now: datetime) -> None:
-        """Keep a lease for longer, also one that expired while nobody else wanted it.
+        """Extend a lease, also one that expired if no other worker was granted it.
 
         Raises:
-            Busy: somebody else was granted it since.
+            Busy: another worker was granted it since.
         """
         with self._writing() as session:
             fenced(session, ref, fence).expires_at = now + ttl
 
     def release(self, ref: Ref, *, fence: int) -> None:
-        """Let an event go; a lease that was lost meanwhile stays as it is."""
+        """Release a lease; one that was lost meanwhile is left unchanged."""
         with self._writing() as session:
             let_go(session, ref, fence)

@@ -30,7 +30,7 @@ class Places(Database):
             return known.id
 
     def take_site(self, id: UUID, *, now: datetime) -> None:  # noqa: A002 - it is the id of the site
-        """Go on as a site whose catalogue was lost: an empty catalogue takes over its id.
+        """Take over the id of a site whose catalogue was lost, in an empty catalogue.
 
         Raises:
             Refused: the catalogue has events, and another id.

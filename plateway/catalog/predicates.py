@@ -59,7 +59,7 @@ def tied(table: Any, other: Any) -> Any:
 
 
 def about(table: Any, other: Any, *conditions: Any) -> Any:
-    """Is there a row in a table that tells such a thing of the event?"""
+    """Whether a table has such a row about the event."""
     return exists().where(tied(table, other), *conditions).correlate(other.revision.table)
 
 
@@ -80,7 +80,7 @@ def raw_away() -> Any:
 
 
 def expired(other: Any) -> Any:
-    """Say in SQL what ``Ledger.expired`` says."""
+    """``Ledger.expired`` in SQL."""
     return about(PURGE, other, PURGE.place == "bucket", PURGE.trashed_at.is_not(None), PURGE.restored_at.is_(None))
 
 
@@ -91,7 +91,7 @@ def beyond(event: Event) -> Any:
 
 
 def standing(now: datetime) -> Any:
-    """Say what ``Ledger.state`` says, of an event with its export joined."""
+    """``Ledger.state`` in SQL, for an event with its export joined."""
     return sa.case(*((condition, state) for state, condition in _standings(now)), else_=READY)
 
 
@@ -147,7 +147,7 @@ def begins(column: Any, prefix: str) -> Any:
 
 
 def day_of(column: Any, *, postgres: bool) -> Any:
-    """Say on which day (UTC) a time was, as YYYY-MM-DD."""
+    """Return the day (UTC) of a time as YYYY-MM-DD."""
     if postgres:
         return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD")
     return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 10)

@@ -1,4 +1,4 @@
-"""What went, or is going: raw images, staging copies, bucket copies."""
+"""Purges, done and in progress: of raw images, staging copies and bucket copies."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Purges(Database):
             session.add(row)
             return row
 
-    def note_trashed(
+    def record_trashed(
         self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
     ) -> None:
         """Record that the images were moved aside, and what ``proof`` was taken of them there."""
@@ -100,7 +100,7 @@ class Purges(Database):
             if place == "staging":
                 event.staged_at = None
 
-    def note_removing(
+    def record_removing(
         self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
     ) -> None:
         """Record that a removal begins, and its proof: from here on fewer files are no surprise."""
@@ -110,7 +110,7 @@ class Purges(Database):
             purge.removing_at = purge.removing_at or at
             purge.proof = {**purge.proof, **(proof or {})}
 
-    def note_gone(self, ref: Ref, place: str, *, at: datetime, fence: int | None = None) -> None:
+    def record_gone(self, ref: Ref, place: str, *, at: datetime, fence: int | None = None) -> None:
         """Record that the images were removed for good."""
         with self._writing() as session:
             check_fence(session, ref, fence, at)
@@ -119,7 +119,7 @@ class Purges(Database):
             if place == "staging":
                 event.staged_at = None
 
-    def note_restored(
+    def record_restored(
         self, ref: Ref, place: str, *, at: datetime, reason: str, cause: Restored, fence: int | None = None
     ) -> None:
         """Record that the images are back where they were, or that the purge was taken back, and why."""
@@ -167,12 +167,12 @@ class Purges(Database):
 
 
 def _stored() -> Any:
-    """Has it a bucket copy, as far as anybody knows a good one?"""
+    """Whether it has a bucket copy without known damage."""
     return sa.and_(about(EXPORT, EVENT, EXPORT.damage.is_(None)), ~expired(EVENT))
 
 
 def _same_bytes() -> Any:
-    """Does tape have the bytes of the export? It said so with a checksum, or they were read there."""
+    """Whether tape has the bytes of the export: reported with a checksum, or read there."""
     same = about(EXPORT, ARCHIVE, EXPORT.sha256 == ARCHIVE.checksum)
     return sa.and_(ARCHIVE.evidence == "checksum", same)
 

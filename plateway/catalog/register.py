@@ -77,11 +77,11 @@ class Discovery(Database):
             return list(session.scalars(query.order_by(EVENT.waiting_since, EVENT.id, EVENT.revision)))
 
     def look(self, ref: Ref, *, fingerprint: str | None, present: int | None, now: datetime) -> None:
-        """Note what the images of an unsealed event look like; ``fingerprint_at`` moves only when they changed."""
+        """Record the listing of an unsealed event's images; ``fingerprint_at`` changes only with it."""
         self.look_all([(ref, fingerprint, present)], now=now)
 
     def look_all(self, looks: Iterable[tuple[Ref, str | None, int | None]], *, now: datetime) -> None:
-        """Note looks at many events in one transaction."""
+        """Record the listings of many events in one transaction."""
         mark = sa.bindparam("mark", type_=EVENT.fingerprint.type)
         since = sa.case((EVENT.fingerprint.is_not_distinct_from(mark), EVENT.fingerprint_at), else_=now)
         query = (
@@ -95,7 +95,7 @@ class Discovery(Database):
                 session.connection().execute(query, rows)
 
     def seal(self, refs: Iterable[Ref], *, now: datetime) -> None:
-        """Note that the images of these events are complete and have settled."""
+        """Record that the images of these events are complete and have settled."""
         query = (
             sa.update(EVENT.id.table)
             .where(is_event(sa.bindparam("of"), sa.bindparam("at_revision")), EVENT.sealed_at.is_(None))
@@ -137,7 +137,7 @@ class Discovery(Database):
             return Ref(ref.id, revision)
 
     def rekey(self, ref: Ref) -> str:
-        """Give an event another key, because a stranger's bytes lie at its own; return it."""
+        """Assign an event another key, because foreign bytes are at its own; return the key."""
         with self._writing() as session:
             self._take_turn(session)
             event = own(session, ref)
@@ -145,7 +145,7 @@ class Discovery(Database):
             return event.key
 
     def quarantine(self, ref: Ref, reason: str, content: bytes = b"", *, now: datetime) -> None:
-        """Put an event aside whose announcement was fine and whose images are not; again only moves ``last_seen``."""
+        """Quarantine an event because of its images; repeated calls only update ``last_seen``."""
         with self._writing() as session:
             event = own(session, ref)
             mine = select(Quarantine).where(QUARANTINE.event_id == ref.id, QUARANTINE.revision == ref.revision)
@@ -171,7 +171,7 @@ class Discovery(Database):
             return list(session.scalars(query if include_released else query.where(QUARANTINE.released_at.is_(None))))
 
     def replay(self, id: int, *, now: datetime) -> Quarantine:  # noqa: A002 - it is the id of the row
-        """Let an announcement out of quarantine: its file and its images are looked at as if for the first time.
+        """Release an announcement from quarantine: its file and images are read as if for the first time.
 
         Raises:
             NotFound: there is no such quarantine.
@@ -228,7 +228,7 @@ def _row(seen: Seen, said: ImagingEvent, revision: int, key: str, now: datetime)
 
 
 def _said(event: Event) -> ImagingEvent:
-    """Turn a row back into what the instrument said."""
+    """Turn a row back into the announced event."""
     return ImagingEvent(
         id=event.id,
         system=event.system,
@@ -243,7 +243,7 @@ def _said(event: Event) -> ImagingEvent:
 
 
 def _free(session: Session, wanted: Sequence[tuple[ImagingEvent, int]], layout: Shape) -> list[str]:
-    """Give each event a key that no other has: the short one, or a longer or later one where that is taken."""
+    """Assign each event a key of its own: the short one, or a longer or later one if that is taken."""
     short = [event_key(said, revision=revision, layout=layout) for said, revision in wanted]
     taken = set(session.scalars(select(EVENT.key).where(EVENT.key.in_(short))))
     keys = []
@@ -266,7 +266,7 @@ def _later(session: Session, said: ImagingEvent, revision: int, layout: Shape, *
 
 
 def _remember(session: Session, system: str, seen: Sequence[Seen]) -> None:
-    """Note that event files were read as they are now."""
+    """Record that event files were read as they are now."""
     rows = {one.file: {"system": system, "name": one.file, "size": one.size, "mtime_ns": one.mtime_ns} for one in seen}
     _forget(session, system, list(rows))
     if rows:
@@ -279,7 +279,7 @@ def _forget(session: Session, system: str, names: Sequence[str]) -> None:
 
 
 def _sort_out(session: Session, system: str, seen: Sequence[Seen], now: datetime) -> None:
-    """Put rejected files into quarantine, and let out those that are fine now."""
+    """Quarantine rejected files, and release those that are accepted now."""
     latest = {one.file: one for one in seen}
     query = select(Quarantine).where(
         QUARANTINE.system == system,
@@ -305,7 +305,7 @@ def _sort_out(session: Session, system: str, seen: Sequence[Seen], now: datetime
 
 
 def _set_aside(session: Session, new: Quarantine, *, kept: Sequence[Quarantine]) -> None:
-    """Keep the first version of a file and the newest, which is the active one; the same content is no new version.
+    """Keep the first and the newest version of a file; equal content is no new version.
 
     ``kept`` is what there is of this file, oldest first.
     """
@@ -322,7 +322,7 @@ def _set_aside(session: Session, new: Quarantine, *, kept: Sequence[Quarantine])
 
 
 def _start_over(session: Session, ref: Ref, now: datetime) -> None:
-    """Look at an event's images as if it were announced just now."""
+    """Reset an event as if it were announced just now."""
     event = own(session, ref)
     event.waiting_since = now
     event.fingerprint = event.fingerprint_at = event.present = event.sealed_at = None

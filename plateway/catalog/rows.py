@@ -53,7 +53,7 @@ def required(row: T | None, ref: Ref) -> T:
 
 
 def own(session: Session, ref: Ref) -> Event:
-    """Fetch an event and make other writers about it wait; NotFound when nothing announced it."""
+    """Fetch an event and lock its row; NotFound if it was never announced."""
     query = select(Event).where(is_event(*ref)).with_for_update(key_share=True)
     return required(session.scalar(query), ref)
 
@@ -76,7 +76,7 @@ def grant(session: Session, ref: Ref, owner: str, now: datetime, ttl: timedelta)
 
 
 def fenced(session: Session, ref: Ref, fence: int) -> Lease:
-    """Fetch a lease that nobody else was granted since; Busy otherwise."""
+    """Fetch a lease that is still the last one granted; Busy otherwise."""
     own(session, ref)
     lease = session.get(Lease, tuple(ref))
     if lease is None or lease.fence != fence:
@@ -85,7 +85,7 @@ def fenced(session: Session, ref: Ref, fence: int) -> Lease:
 
 
 def check_fence(session: Session, ref: Ref, fence: int | None, at: datetime) -> None:
-    """Refuse to record what a worker did whose lease went to another; without a fence, while anybody holds one.
+    """Raise if another worker was granted the lease; without a fence, if any worker holds it.
 
     Raises:
         Busy: another worker was granted the lease.
@@ -132,7 +132,7 @@ def doubt(session: Session, ref: Ref, key: str) -> None:
 
 
 class _Told(NamedTuple):
-    """A table whose rows tell something of an event."""
+    """A table whose rows are about an event."""
 
     table: type[Record]
     columns: Any
@@ -183,7 +183,7 @@ def fetch_ledgers(session: Session, where: Sequence[Any], *, limit: int | None =
 
 
 def _ledger(event: Event, told: Sequence[Sequence[Any]]) -> Ledger:
-    """Put together what the tables tell, in their order."""
+    """Build a ledger from the rows of the tables, in their order."""
     exports, leases, archives, purges, quarantines, setbacks = told
     return Ledger(
         event=event,

@@ -79,7 +79,7 @@ class Search(Database):
     def archives_page(
         self, *, experiment: str | None = None, prefix: str = "", limit: int, offset: int
     ) -> tuple[int, list[ArchiveRow]]:
-        """List archives by the time when tape told of them first, and path; count all such."""
+        """List archives by the time of their first report, and path; count all such."""
         mine = [begins(EVENT.key, prefix), *([EVENT.experiment == experiment] if experiment is not None else [])]
         found = select(ARCHIVE.path, func.min(ARCHIVE.reported_at).label("created_at"), func.count())
         if prefix or experiment is not None:
@@ -169,7 +169,7 @@ class Search(Database):
             return [found[ref] for ref in refs]
 
     def overview(self, *, prefix: str = "", days: int = 30, now: datetime) -> Overview:
-        """Tell how all systems stand, and how many events each had on the last days (UTC), that of ``now`` included.
+        """Return the figures of all systems, with events per day (UTC) up to that of ``now``.
 
         Announcements in quarantine belong to no key: only who may see all is told of them.
         """
@@ -198,7 +198,7 @@ class Search(Database):
 
 
 def archive_id(path: str) -> UUID:
-    """Say which id an archive has: it follows from its path."""
+    """Return the id of an archive, which follows from its path."""
     return uuid5(NAMESPACE_URL, path)
 
 
@@ -212,7 +212,7 @@ def _archives(session: Session, paths: Sequence[str], mine: Sequence[Any]) -> It
 
 
 def _standings(session: Session, mine: Any, now: datetime) -> dict[str, SystemOverview]:
-    """Look at every event once: that takes SQLite some microseconds for each."""
+    """Classify every event once; SQLite takes some microseconds each."""
     unproven = sa.and_(EXPORT.evidence.is_(None), EXPORT.damage.is_(None), EXPORT.event_id.is_not(None))
     each = (
         select(
@@ -259,7 +259,7 @@ def _aside(session: Session, prefix: str) -> Sequence[Any]:
 
 
 def _may_be(state: str, now: datetime) -> Any:
-    """Ask for little more than events in such a state, where a database finds them without a look at each."""
+    """Narrow a query to events that may be in a state, by what an index finds."""
     exported = EXPORT.event_id.is_not(None)
     found: dict[str, Any] = {
         "quarantined": EVENT.id.in_(select(QUARANTINE.event_id).where(QUARANTINE.released_at.is_(None))),
@@ -272,7 +272,7 @@ def _may_be(state: str, now: datetime) -> Any:
 
 
 def _held_up() -> Any:
-    """Name events that are not complete yet, or whose export failed."""
+    """Select events that are not complete yet, or whose export failed."""
     event = aliased(Event)
     unsealed = select(col(event.id)).where(col(event.sealed_at).is_(None))
     return unsealed.union(select(SETBACK.event_id).where(SETBACK.verb == "export"))

@@ -1,4 +1,4 @@
-"""What tape says it has: manifests as they came, their entries, and the archive locations these come to.
+"""What tape reports: manifests as received, their entries, and the archive locations that follow.
 
 An entry is parked until an export has its key, and agrees with the size and checksum that it tells. What all settled
 entries about one event in one archive come to does not depend on the order in which they came, or how often.
@@ -33,18 +33,25 @@ from plateway.errors import Conflict, Damage, NotFound, Rejected
 from plateway.events import Ref
 from plateway.ledger import DAY, Ledger, Settled
 from plateway.outcome import Incidence
-from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Event, Export
+from plateway.records import (
+    ArchiveEntry,
+    ArchiveLocation,
+    ArchiveManifest,
+    Event,
+    Export,
+    ManifestSource,
+)
 
 BATCH = 5000  # entries that are settled in one transaction
 EVIDENCE = ("name", "size", "checksum")  # from the weakest
 SPLITS = 8  # of a key into a bucket and a key: so many slashes a bucket may have
 FACTS = ("manifest", "path", "key", "job_id", "reported_at", "member", "size", "checksum", "offset")
-READ = {"member", "size", "checksum", "offset", "evidence", "evidence_at"}  # where our own read outranks what tape says
+READ = {"member", "size", "checksum", "offset", "evidence", "evidence_at"}  # our own reading outranks what tape reports
 Place = tuple[str, str, str]  # key, path, manifest
 
 
 class _Fit(NamedTuple):
-    """Whose an entry is, or why it is nobody's yet."""
+    """The event of an entry, or why it has none yet."""
 
     entry: Any  # a row with FACTS and the reason that is noted
     ref: Ref | None
@@ -52,10 +59,10 @@ class _Fit(NamedTuple):
 
 
 class Tape(Database):
-    """Manifests and where they say that events are."""
+    """Manifests, and the archive locations that they report."""
 
     def receive(self, manifest: ArchiveManifest, entries: Sequence[ArchiveEntry], *, now: datetime) -> bool:
-        """Keep a manifest with its entries; say whether it is new. One that is known already only moves ``last_at``.
+        """Record a manifest with its entries; return whether it is new. A known one only updates ``last_at``.
 
         Raises:
             Rejected: an entry contradicts another of the same manifest, or cannot be recorded.
@@ -110,7 +117,7 @@ class Tape(Database):
         return Settled(tuple(archived), settled, parked or 0)
 
     def parked(self, *, after: str = "") -> Iterator[ArchiveEntry]:
-        """Give the entries that wait, by key (in the order of its bytes), from behind one on. Page by page."""
+        """Yield parked entries in the byte order of keys, after a position, page by page."""
         place: Place | None = None
         while True:
             with self._reading() as session:
@@ -121,7 +128,7 @@ class Tape(Database):
                 return
             place = (page[-1].key, page[-1].path, page[-1].manifest)
 
-    def note_location(
+    def record_location(
         self,
         ref: Ref,
         path: str,
@@ -134,7 +141,7 @@ class Tape(Database):
         seen_size: int | None = None,
         seen_modified: datetime | None = None,
     ) -> None:
-        """Note that the bytes of an export were read from an archive that a manifest names. May be repeated.
+        """Record that the bytes of an export were read from an archive that a manifest names. May be repeated.
 
         Raises:
             NotFound: no manifest names this archive for it.
@@ -156,7 +163,7 @@ class Tape(Database):
                 self._append(session, ref, Incidence.REPAIR, "read archive", told, at=read_at)
             location.damage = location.damage_kind = location.damaged_at = None
 
-    def note_tape_damage(self, ref: Ref, path: str, *, damage: str, kind: Damage, at: datetime) -> None:
+    def record_tape_damage(self, ref: Ref, path: str, *, damage: str, kind: Damage, at: datetime) -> None:
         """Record that the copy in an archive is lost or changed; it stays a location, for it may be the only one.
 
         Raises:
@@ -215,8 +222,8 @@ class Tape(Database):
             last = rows[-1][0]
             after = (last.path, last.event_id, last.revision)
 
-    def note_misplaced(self, ref: Ref, path: str, *, reason: str, at: datetime) -> None:
-        """Note that an archive was read and does not have the export: it is no location of it any more.
+    def record_misplaced(self, ref: Ref, path: str, *, reason: str, at: datetime) -> None:
+        """Record that an archive was read and does not have the export: its location is removed.
 
         The entries that named it are parked and not tried again, until other bytes are exported.
         """
@@ -268,16 +275,16 @@ class Tape(Database):
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [found[ref] for ref in refs]
 
-    def door(self, name: str) -> Door | None:
-        """Tell what a door was like when it was last looked at."""
+    def manifest_source(self, name: str) -> ManifestSource | None:
+        """Return the state of a manifest source at the last poll."""
         with self._reading() as session:
-            return session.get(Door, name)
+            return session.get(ManifestSource, name)
 
-    def note_door(self, door: Door) -> None:
-        """Note what a door is like, after all that it showed was received."""
+    def record_manifest_source(self, source: ManifestSource) -> None:
+        """Record the state of a manifest source, after all it listed was received."""
         with self._writing() as session:
             self._take_turn(session)
-            session.merge(Door(**door.model_dump()))
+            session.merge(ManifestSource(**source.model_dump()))
 
 
 def _entries(digest: str, entries: Iterable[ArchiveEntry]) -> list[dict[str, Any]]:
@@ -293,7 +300,7 @@ def _entries(digest: str, entries: Iterable[ArchiveEntry]) -> list[dict[str, Any
 
 
 def _from(query: Any, after: Place | None) -> Any:
-    """Go through entries by (key, path, manifest), from behind a place on."""
+    """Yield entries by (key, path, manifest), after a position."""
     order = (ENTRY.key, ENTRY.path, ENTRY.manifest)
     return (query if after is None else query.where(sa.tuple_(*order) > after)).order_by(*order)
 
@@ -305,7 +312,7 @@ def _unsettled(session: Session, after: Place | None, limit: int) -> Sequence[An
 
 
 def _fits(session: Session, entries: Sequence[Any], *, lock: bool = False) -> list[_Fit]:
-    """Find whose the entries are, or say why they are nobody's; ``lock``: nobody else writes about those events."""
+    """Find the event of each entry, or why it has none; ``lock``: lock the rows of those events."""
     exports = _exports(session, {entry.key for entry in entries}, lock=lock)
     announced = _announced(session, {entry.key for entry in entries} - set(exports))
     fits = []
@@ -347,7 +354,7 @@ def _exports(session: Session, wanted: Iterable[str], *, lock: bool) -> dict[str
 
 
 def _buckets(session: Session) -> Iterator[str]:
-    """Name every bucket that there are exports in, without looking at each export."""
+    """List every bucket with exports, without reading each export."""
     name = session.scalar(select(func.min(EXPORT.bucket)))
     while name is not None:
         yield name
@@ -372,7 +379,7 @@ def _announced(session: Session, keys: Iterable[str]) -> set[str]:
 
 
 def _note(session: Session, fits: Sequence[_Fit], now: datetime) -> list[Ref]:
-    """Note what became of entries; return the events that tape did not have before."""
+    """Record the result for each entry; return the events that are new on tape."""
     it = {name: ENTRY[name] == sa.bindparam(f"its_{name}") for name in ("manifest", "path", "key")}
     settle = sa.update(ENTRY.key.table).where(*it.values()).values(settled_at=now, reason=None)
     park = sa.update(ENTRY.key.table).where(*it.values()).values(reason=sa.bindparam("why", type_=ENTRY.reason.type))
@@ -388,7 +395,7 @@ def _note(session: Session, fits: Sequence[_Fit], now: datetime) -> list[Ref]:
 
 
 def _locate(session: Session, found: dict[str, Ref]) -> list[Ref]:
-    """Bring the locations of these keys in line with their entries; return the events that had none."""
+    """Update the locations of these keys from their entries; return the events that had none."""
     told: dict[tuple[Ref, str], list[Any]] = defaultdict(list)
     query = select(*(ENTRY[name] for name in FACTS)).where(ENTRY.key.in_(found), ENTRY.settled_at.is_not(None))
     for entry in session.execute(query):
@@ -416,7 +423,7 @@ def _locate(session: Session, found: dict[str, Ref]) -> list[Ref]:
 
 
 def _come_to(entries: Sequence[Any]) -> dict[str, Any]:
-    """Say what entries about one export in one archive come to, whatever their order: the strongest goes first."""
+    """Combine the entries about one export in one archive, in any order: the strongest wins."""
     first = min(entries, key=lambda one: (one.reported_at, one.job_id))
     ranked = sorted(entries, key=lambda one: (-_strength(one), one.reported_at, one.job_id, one.manifest))
     facts = {

@@ -85,7 +85,7 @@ def import_manifests(
 ) -> None:
     """Import manifests from files; may be repeated with the same files."""
     with use_site(home) as (site, _):
-        outcomes = [pipeline.receive(site, one.read_bytes(), door="file", name=one.name) for one in files]
+        outcomes = [pipeline.receive(site, one.read_bytes(), source="file", name=one.name) for one in files]
         outcomes += pipeline.settle(site)
     report_outcomes(outcomes, as_json=as_json)
 

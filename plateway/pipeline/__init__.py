@@ -1,8 +1,8 @@
-"""The verbs, in the order an image lives them: register, export, verify, purge.
+"""The verbs, in the order of an image's life: register, export, verify, archive, purge, expire, restore.
 
-Each has the same beats: look up, decide, do, note. Doing one twice is harmless; a crash between "do" and "note" heals
-on the next run, because recovery reads only what is durable: the disk, the bucket, the catalogue.
-Flows and the command line call these; nothing here knows who calls, retries or waits.
+Each verb looks up, decides, acts and records. Repeating one is harmless; a crash between act and record is repaired by
+the next run, because recovery reads only what is durable: the disk, the bucket, the catalogue.
+Flows and the command line call the verbs, and retry them.
 """
 
 from plateway.bench import TRASH as TRASH

@@ -1,7 +1,6 @@
 """Read from addresses, without a catalogue: an object, one image out of a bundle, everything below a prefix.
 
-What a store says of its objects, and what a bundle says of itself, is all there is to prove with; nothing is written to
-any bucket.
+Bytes are compared with the store's ETag and the bundle's manifest. Nothing is written to any bucket.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ BUNDLES = (".tar", f"/{MANIFEST}")  # how the keys of bundles end
 
 @dataclass(frozen=True)
 class AddressInfo:
-    """What lies at an address: the object of that name and what is in the folder of that name."""
+    """The object at an address, and the objects in the folder of that name."""
 
     store: Store
     where: Address
@@ -46,15 +45,15 @@ class AddressInfo:
 
     @property
     def size(self) -> int:
-        """Say how many bytes that is."""
+        """Sum of the objects' sizes in bytes."""
         return sum(stat.size for stat in self.objects)
 
 
 def find(store: Store, where: Address) -> AddressInfo:
-    """List what lies at an address, never what merely begins alike. A bundle of single files is one object.
+    """List the objects at an address, never keys that only share a prefix. A bundle stored per file is one object.
 
     Raises:
-        NotFound: nothing does.
+        NotFound: there are none.
     """
     for one in (PerFile(store), store):  # a part of a bundle of single files is what it is
         if found := list(_there(one, where)):
@@ -99,7 +98,7 @@ def cat(store: Store, key: str) -> Iterator[bytes]:
 
 
 def image(store: Store, key: str, name: str) -> Iterator[bytes]:
-    """Read one image out of a bundle with two ranged reads, compared as `copies.cat` does.
+    """Read one image out of a bundle with two ranged reads, compared as `read.cat` does.
 
     Raises:
         NotFound: there is no such object or image. Damaged: it is no bundle, or the image is other than it says.
@@ -121,7 +120,7 @@ def _tail(store: Store, key: str) -> Tail:
 
 
 def _proven(store: Store, stat: Stat) -> Iterator[bytes]:
-    """Hand out an object as it comes, and compare it at its end with what the store says of it."""
+    """Yield an object's chunks, and compare them at the end with the store's size and ETag."""
     size, parts = 0, PartHasher(part_size(stat.size))
     for chunk in store.open(stat.key):
         size += len(chunk)
@@ -144,7 +143,7 @@ class Source:
 
 
 def examine(found: AddressInfo, stat: Stat) -> Source:
-    """Look at what one object is.
+    """Determine whether an object is a bundle.
 
     Raises:
         Damaged: a bundle that does not end as one. Rejected: a name that no file may have here.
@@ -159,7 +158,7 @@ def examine(found: AddressInfo, stat: Stat) -> Source:
 
 
 def plan(found: AddressInfo, *, to: Path) -> Iterator[Outcome]:
-    """Say what `restore` would write below a directory, by names alone; nothing is written."""
+    """List what `restore` would write below a directory; nothing is written."""
 
     def say(stat: Stat) -> Outcome:
         source = examine(found, stat)
@@ -172,13 +171,13 @@ def plan(found: AddressInfo, *, to: Path) -> Iterator[Outcome]:
 
 
 def restore(found: AddressInfo, *, to: Path, beat: Callable[[int], None] | None = None) -> Iterator[Outcome]:
-    """Bring objects into a directory: bundles unpacked and proven by their manifest, others copied and compared.
+    """Restore objects into a directory: bundles unpacked and compared with their manifest, others copied and compared.
 
     May be repeated: what is there and right is kept, other bytes in its place are a failure of that object alone.
-    ``beat`` hears of the bytes that are there so far.
+    ``beat`` is called with the bytes restored so far.
 
     Raises:
-        Busy: somebody else writes into the directory. Unavailable: it cannot be written.
+        Busy: another process writes into the directory. Unavailable: it cannot be written.
     """
     folder.make(to)
     with folder.land(to, "", aside=ASIDE) as into:
@@ -216,7 +215,7 @@ class _Bringing:
         self._beat, self._done, self._counting = beat, 0, threading.Lock()
 
     def bring(self, source: Source) -> Outcome:
-        """Bring one.
+        """Restore one object.
 
         Raises:
             Conflict: other bytes are in its place. Damaged: its bytes are wrong. Unavailable: the disk has no room.
@@ -235,7 +234,7 @@ class _Bringing:
         return _outcome(source.stat, Result.RESTORED)
 
     def _copied(self, source: Source) -> bool:
-        """Tell whether an object is there already, as far as its ETag tells.
+        """Return whether an object was restored already, by its ETag.
 
         Raises:
             Conflict: other bytes are.
@@ -259,7 +258,7 @@ class _Bringing:
         self._landing.write(source.place, chunks, sha256=None, mtime_ns=modified)
 
     def _unpacked(self, source: Source) -> bool:
-        """Tell whether all files of a bundle are there already.
+        """Return whether all files of a bundle were restored already.
 
         Raises:
             Conflict: names one that is there with other bytes.

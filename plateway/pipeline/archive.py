@@ -49,7 +49,7 @@ class Day(NamedTuple):
     day: date
 
     def path(self, number: int) -> str:
-        """Say where on the archive its first, second … tar is."""
+        """Return the path of its first, second … tar on the archive."""
         return f"{self.kind}/{self.experiment}/{self.day.isoformat()}{f'.{number}' if number > 1 else ''}.tar"
 
 
@@ -74,10 +74,10 @@ def archive(
 ) -> list[Outcome]:
     """Write the verified exports of past days to the archive, one tar for each kind, experiment and day (UTC).
 
-    Only days before ``before``, and before today; at most ``most`` exports in one tar. A tar counts when it was read
-    back; its manifest then comes in by the same door as anybody's. What arrives late goes into ``<date>.2.tar``,
-    ``<date>.3.tar``. May be repeated: what a run that was cut off has written is found and told, not written again. A
-    dry run says what would go where.
+    Only days before ``before``, and before today; at most ``most`` exports in one tar. A tar counts once it was read
+    back; its manifest is then received like any other. Late exports go into ``<date>.2.tar``,
+    ``<date>.3.tar``. May be repeated: what an interrupted run has written is found and reported, not written again. A
+    dry run reports what would be written.
 
     Raises:
         Misconfigured: there is no archive.
@@ -105,10 +105,10 @@ class _Run:
         self.bring = self._rehearse if dry_run else self._bring
         self.outcomes: list[Outcome] = []
         self.failed: Counter[str] = Counter()  # days in a row, of one bucket
-        self.left: set[Ref] = set()  # looked at, and still not on tape
+        self.left: set[Ref] = set()  # attempted, and still not on tape
 
     def all(self, before: datetime) -> None:
-        """Go through the days; one that fails stops no other, unless several of one bucket do in a row."""
+        """Archive all days; one that fails stops no other, unless several of one bucket fail in a row."""
         for day, ledgers in itertools.chain.from_iterable(map(_days, self._pages(before))):
             for place, some in self._places(day, ledgers).items():
                 if self.failed[place] < IN_A_ROW:
@@ -118,7 +118,7 @@ class _Run:
                 return
 
     def _attempt(self, place: str, day: Day, ledgers: Sequence[Ledger]) -> None:
-        """Bring what one bucket has of a day."""
+        """Archive what one bucket has of a day."""
         try:
             self.bring(day, ledgers)
             self.failed[place] = 0
@@ -144,7 +144,7 @@ class _Run:
             self._note(Outcome(None, "", "archive", Result.LATER, reasons=(str(error),)))
 
     def _settle(self) -> None:
-        """Note the events that tape has now, by what this run has told, or one that was cut off."""
+        """Record the events that tape has now, reported by this run or by an interrupted one."""
         if self.dry_run:
             return
         archived = [one for one in settle(self.site) if one.result == Result.ARCHIVED]
@@ -152,7 +152,7 @@ class _Run:
         self.left -= {one.ref for one in archived if one.ref is not None}
 
     def _pages(self, before: datetime) -> Iterator[list[Ledger]]:
-        """Look up what is due, whole days at a time where they fit."""
+        """Yield what is due, whole days at a time where they fit."""
         for _ in range(ROUNDS):
             self._settle()
             limit = self.most + len(self.left)
@@ -166,7 +166,7 @@ class _Run:
             yield fresh
 
     def _places(self, day: Day, ledgers: Sequence[Ledger]) -> dict[str, list[Ledger]]:
-        """Tell exports apart by their bucket, and leave out those of buckets that the settings do not name."""
+        """Group exports by bucket, without those of buckets that the settings do not name."""
         found: dict[str, list[Ledger]] = defaultdict(list)
         away: Counter[str] = Counter()
         for ledger in ledgers:
@@ -183,7 +183,7 @@ class _Run:
         return found
 
     def _rehearse(self, day: Day, ledgers: Sequence[Ledger]) -> None:
-        """Say where a day's exports would go."""
+        """Report where a day's exports would be written."""
         paths = (day.path(number) for number in range(1, NUMBERS + 1))
         free = (path for path in paths if self.target.size(path) is None)
         while ledgers:
@@ -198,7 +198,7 @@ class _Run:
             ledgers = _without(ledgers, {slot.ledger.ref for slot in slots})
 
     def _bring(self, day: Day, ledgers: Sequence[Ledger]) -> None:
-        """Bring a day's exports to the archive: into the first tar that is not there, or find them in those that are.
+        """Write a day's exports into the first free tar, or find them in existing ones.
 
         Where two have the same name, the second goes into the next tar; so do those that are too many.
         """
@@ -218,7 +218,7 @@ class _Run:
         raise Unsettled(f"{day.path(1)}: {NUMBERS} tars of that day are there already")
 
     def _write(self, path: str, ledgers: Sequence[Ledger]) -> tuple[list[Slot] | None, list[Ledger]]:
-        """Write one tar; return what is in it, None when somebody else was quicker, and the exports that are good."""
+        """Write one tar; return what is in it, None if another process was faster, and the undamaged exports."""
         good = [one for one in ledgers if not self._suspect(one) or self._sound(one)]
         for _ in range(TRIES):
             slots = lay(path, good)[: self.most]
@@ -235,13 +235,13 @@ class _Run:
         raise Unsettled(f"{path}: begun {TRIES} times, and each time an export was read other than it was sent")
 
     def _suspect(self, ledger: Ledger) -> bool:
-        """Take a quick look: is the object still the one that was verified?"""
+        """Return whether the object is no longer the one that was verified, by size and ETag."""
         export = _export(ledger)
         found = self.site.holding(export).store.stat(export.key)
         return found is None or (found.size, found.etag) != (export.size, export.seen_etag)
 
     def _sound(self, ledger: Ledger) -> bool:
-        """Look at an export again, whole; its damage is noted."""
+        """Verify an export again, whole; its damage is recorded."""
         try:
             outcome = verify(self.site, ledger.ref, read_back=True)
         except Transient as error:
@@ -252,7 +252,7 @@ class _Run:
         return outcome.result == Result.VERIFIED
 
     def _pour(self, slots: Sequence[Slot]) -> Iterator[bytes]:
-        """Give the bytes of a tar, each export compared with its SHA-256 on the way."""
+        """Yield the bytes of a tar, comparing each export with its SHA-256."""
         for ledger, export, header, _ in slots:
             yield header
             digest, size = hashlib.sha256(), 0
@@ -299,7 +299,7 @@ class _Run:
         size = sum(slot.export.size for slot in slots)
         count = f"{len(slots)} export{'s' if len(slots) > 1 else ''}"
         self._note(Outcome(None, "", "archive", result, key=path, size=size, reasons=(f"{path}: {count}",)))
-        received = receive(self.site, content, door="archive", name=f"{job}.json")
+        received = receive(self.site, content, source="archive", name=f"{job}.json")
         if received.result not in {Result.RECEIVED, Result.KNOWN}:
             self.outcomes.append(received)
 
@@ -348,6 +348,6 @@ def _entry(path: str, export: Export, *, member: str, offset: int) -> Entry:
 
 
 def _job(path: str, entries: Sequence[Entry]) -> str:
-    """Name a job by what it wrote: the same again is the same job."""
+    """Return a job's id, derived from what it wrote: equal content has equal ids."""
     facts = sorted((entry.key, entry.sha256, entry.offset) for entry in entries)
     return str(uuid5(JOBS, json.dumps([path, facts])))

@@ -1,4 +1,4 @@
-"""What the verbs work with and what they answer: the line, outcomes, and the ways to run a verb over many events."""
+"""The site: catalogue, buckets, bench and archive that the verbs work with."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class BucketRef(NamedTuple):
     """A bucket, and which endpoint it is behind: two endpoints may each have a bucket of one name."""
 
     store: Store
-    endpoint: str | None = None  # as `store.identity` says it; None: not told
+    endpoint: str | None = None  # as `store.identity` says it; None: unknown
     read_only: bool = False
     receives: bool = True  # exports of some system go there; else, exports may be there from earlier
 
     def shares(self, other: BucketRef) -> bool:
-        """Tell whether one of the two is in the other, so that both list the same objects."""
+        """Return whether one of the two contains the other, so that both list the same objects."""
         here, there = f"{self.store.name}/", f"{other.store.name}/"
         return self.endpoint == other.endpoint and (here.startswith(there) or there.startswith(here))
 
@@ -49,18 +49,18 @@ class BucketRef(NamedTuple):
 
 
 def format_place(endpoint: str | None, bucket: str) -> str:
-    """Say where a bucket is."""
+    """Describe where a bucket is."""
     return f"bucket {bucket}" + (f" at {endpoint}" if endpoint else "")
 
 
 def format_unnamed(place: str, count: int) -> str:
-    """Say that exports are where we cannot look."""
+    """Describe exports in a bucket that the settings do not name."""
     return f"{count:,} {'exports are' if count > 1 else 'export is'} in {place}, which the settings do not name"
 
 
 @dataclass(frozen=True)
 class Site:
-    """Everything the verbs work with, bound to one bucket of the site's; `to` and `holding` bind it to another."""
+    """Everything the verbs work with, bound to one bucket; `to` and `holding` bind it to another."""
 
     catalog: Catalog
     store: Store
@@ -71,21 +71,21 @@ class Site:
     archive: Archive | None = None  # the tape that we can reach; None: only its operators can
     endpoint: str | None = None  # that the store is behind
     others: Mapping[str, BucketRef] = field(default_factory=dict)  # the site's further buckets, by name
-    own: BucketRef | None = None  # the site's own bucket, where the line is bound to another
+    own: BucketRef | None = None  # the site's own bucket, where the site is bound to another
     places: Places = None  # type: ignore[assignment]  # made from the catalogue
-    beat: Callable[[], None] = lambda: None  # is called while long work progresses; raises if nobody waits for it
+    beat: Callable[[], None] = lambda: None  # is called while long work progresses; raises if the work was abandoned
 
     def __post_init__(self) -> None:
         if self.places is None:
             object.__setattr__(self, "places", Places(self.catalog))
 
     def close(self) -> None:
-        """Let go of the catalogue's connections."""
+        """Close the catalogue's connections."""
         self.catalog.close()
 
     @property
     def place(self) -> BucketRef:
-        """The bucket that this line is bound to."""
+        """The bucket that the site is bound to."""
         return BucketRef(self.store, self.endpoint)
 
     def each_bucket(self) -> Iterator[Site]:
@@ -185,7 +185,7 @@ def open_site(
     buckets: Mapping[str, Bucket] | None = None,
     instruments: Mapping[str, Instrument] | None = None,
 ) -> Site:
-    """Put the line together; ``buckets`` (by name) and ``instruments`` go before what settings say.
+    """Open a site; ``buckets`` (by name) and ``instruments`` take precedence over the settings.
 
     Raises:
         Misconfigured: two buckets that exports go to are one, or two places are or lie in each other.
@@ -214,7 +214,7 @@ def open_site(
 def _directories(
     settings: Settings, buckets: Mapping[str, Bucket], instruments: Mapping[str, Instrument]
 ) -> dict[str, Path]:
-    """Name every directory of this machine that a site keeps something in, by its setting."""
+    """Return every directory of this machine that a site uses, by its setting."""
     urls = {
         "PLATEWAY_ARCHIVE_TARGET": settings.archive_target,
         "PLATEWAY_ARCHIVE_INBOX": settings.archive_inbox,

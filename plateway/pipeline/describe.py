@@ -1,4 +1,4 @@
-"""What is told of events, and of what was done to them."""
+"""Wire models of events and their history."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from plateway.records import ArchiveLocation, Event, Export, Incident, Purge
 
 
 def status(site: Site, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
-    """Tell where one event stands; of many, say what time it is."""
+    """Return the status of one event; for many, pass ``now``."""
     return wire.EventStatus(**_told(site, ledger, now or site.catalog.now()))
 
 
 def detail(site: Site, ledger: Ledger) -> wire.EventDetail:
-    """Tell all that is known of one event, with the manifest as it lies in the first copy that can be read."""
+    """Return all that is known of one event, with the manifest of the first readable copy."""
     now, manifest, error = site.catalog.now(), None, None
     if ledger.export is not None:
         try:
@@ -48,7 +48,7 @@ def detail(site: Site, ledger: Ledger) -> wire.EventDetail:
 
 
 def history(site: Site, ledger: Ledger, now: datetime) -> list[wire.Moment]:
-    """List what happened to an event, in order, and what it waits for; what went wrong stays when it is put right."""
+    """List what happened to an event, in order, and what it waits for; failures stay after they are repaired."""
     told = [moment for incident in site.catalog.incidents(ledger.ref) for moment in _incident(incident)]
     told += [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
     told += [moment for archive in ledger.archives for moment in _archived(archive)]

@@ -121,7 +121,7 @@ class _Bucket:
             try:
                 _delete(site, ref, mark, policy, fence=fence, hold=hold, begun=begun, now=now)
             except (Refused, Damaged) as error:
-                site.catalog.note_restored(
+                site.catalog.record_restored(
                     ref, "bucket", at=now, reason=str(error), cause=Restored.UNPROVEN, fence=fence
                 )
                 outcome = _taken_back(ledger, error)
@@ -155,7 +155,7 @@ def _prove_quickly(site: Site, ledger: Ledger) -> dict[str, Any]:
     """Compare the object with what is recorded, and read the archive's manifest where it can be read.
 
     Raises:
-        Refused: what is other. Damaged: the object is another. Unavailable, Denied: it cannot be said now.
+        Refused: what is other. Damaged: the object is another. Unavailable, Denied: it cannot be determined now.
     """
     manifest_of(site, ledger)
     read = read_tape_manifest(site, ledger) if site.archive is not None else None
@@ -166,12 +166,12 @@ def _prove_quickly(site: Site, ledger: Ledger) -> dict[str, Any]:
 def _delete(
     site: Site, ref: Ref, mark: Purge, policy: Policy, *, fence: int, hold: Hold, begun: bool, now: datetime
 ) -> None:
-    """Prove everything, judge once more by what is known now, record that the deletion begins, look, delete, look.
+    """Prove everything, judge once more, record that the deletion begins, inspect, delete, inspect.
 
     ``begun``: a deletion was cut off among files that are objects of their own, so not all of them are there.
 
     Raises:
-        Refused, Damaged: what is other. Busy: the lease was lost. Unavailable: it cannot be said, or the object is
+        Refused, Damaged: what is other. Busy: the lease was lost. Unavailable: cannot be determined, or the object is
         still there.
     """
     ledger = unheld(site.catalog.ledger(ref))
@@ -187,7 +187,7 @@ def _delete(
     if begun:
         read_manifest(site, export)
     else:
-        site.catalog.note_trashed(ref, "bucket", at=now, fence=fence)
+        site.catalog.record_trashed(ref, "bucket", at=now, fence=fence)
         found = site.store.stat(export.key)
         if found is None or (found.size, found.etag) != (export.size, export.seen_etag):
             raise Refused(f"{export.key} is not the object that was verified")
@@ -204,7 +204,7 @@ def _half_deleted(site: Site, export: Export) -> bool:
 
 
 def _record_gone(site: Site, ledger: Ledger, *, fence: int, now: datetime) -> Outcome:
-    site.catalog.note_gone(ledger.ref, "bucket", at=now, fence=fence)
+    site.catalog.record_gone(ledger.ref, "bucket", at=now, fence=fence)
     return report("expire", ledger, Result.EXPIRED)
 
 

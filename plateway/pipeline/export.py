@@ -1,4 +1,4 @@
-"""Stream bundles into the bucket. Here nothing counts as evidence; that comes from another look, in ``evidence``."""
+"""Stream bundles into the bucket. Nothing here is evidence; that comes from ``verify``, with another client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMA = "0.1.0a1"  # of metadata.json; the field that DLM v2 wrote
 
 
 def due(site: Site, verb: str, *, now: datetime | None = None, limit: int = 1000) -> list[Ref]:
-    """Name the events that wait for ``export`` or ``verify``, oldest first."""
+    """List the events that are due for ``export`` or ``verify``, oldest first."""
     return site.catalog.due(verb, now=now or site.catalog.now(), limit=limit)
 
 
@@ -64,7 +64,7 @@ def export(site: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], N
         check_bucket(bound)
         packed = _send(bound, event, sent, force=force, hold=Hold(bound, ref, claim.fence, beat))
         uploaded = make_export(bound, event, packed, etag=packed.etag, at=bound.catalog.now())
-        bound.catalog.note_export(uploaded, fence=claim.fence)  # and releases the lease
+        bound.catalog.record_export(uploaded, fence=claim.fence)  # and releases the lease
     except BaseException as error:
         site.catalog.release(ref, fence=claim.fence)
         seconds = time.monotonic() - started
@@ -80,14 +80,14 @@ def export(site: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], N
 
 
 def _choose_bucket(site: Site, event: Event, sent: Export | None) -> Site:
-    """Choose the bucket: an export stays in its own, unless it is bad there and the settings do not name that one."""
+    """Bind to the bucket of an export: its own, unless it is damaged there and the settings do not name that one."""
     if sent is None or (sent.damage is not None and site.at(sent.endpoint, sent.bucket) is None):
         return site.to(event.system)
     return site.holding(sent)
 
 
 def _sent(export: Export | None) -> TypeGuard[Export]:
-    """Say whether an upload is noted, and as far as anybody knows still good."""
+    """Return whether there is an upload without known damage."""
     return export is not None and export.damage is None
 
 
@@ -117,7 +117,7 @@ def _send(site: Site, event: Event, sent: Export | None, *, force: bool, hold: H
 
 
 def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
-    """Say where each file becomes an object of its own, if the event's key says that they do."""
+    """Return the key of each file, if the event is exported per file."""
     if layout_of(event.key) == "bundle":
         return None
     return file_keys(event.key, instruments.image_matcher(instrument.patterns))
@@ -143,7 +143,7 @@ def _put(site: Site, event: Event, packing: bundle.Packing, sent: Export | None)
 
 
 def _source(site: Site, event: Event, instrument: Instrument, hold: Hold) -> tuple[Path, str]:
-    """Say where to read the images: on the bench, or from a verified staging copy, made now if need be."""
+    """Return root and path of the images: on the bench, or a verified staging copy, which is made if missing."""
     if instrument.staging is None:
         return instrument.root, event.path
     ref = Ref(event.id, event.revision)
@@ -184,7 +184,7 @@ def _complete(
 
 
 def _head(event: Event, sidecar: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what metadata.json says of the event, in the fields of DLM v2."""
+    """Build the head of metadata.json, in the fields of DLM v2."""
     return {
         "ref_id": str(event.id),
         "experiment_id": event.experiment,
@@ -231,7 +231,7 @@ def _same(site: Site, key: str, packed: bundle.Packed) -> bool:
 
 
 def make_export(site: Site, event: Event, sent: bundle.Packed | bundle.Walked, *, etag: str, at: datetime) -> Export:
-    """Make the row of a bundle that was sent to where the line is bound, or was found there."""
+    """Build the row of a bundle in the bucket that the site is bound to."""
     return Export(
         event_id=event.id,
         revision=event.revision,
@@ -251,7 +251,7 @@ def make_export(site: Site, event: Event, sent: bundle.Packed | bundle.Walked, *
 
 
 def sweep(site: Site, *, now: datetime | None = None) -> list[Outcome]:
-    """Abort the multipart uploads that our own dead exports left open: known key, older than a lease, nobody at it."""
+    """Abort uploads that dead exports left open: known key, older than a lease, and no worker holds one."""
     now = now or site.catalog.now()
     return list(site.over(partial(_swept, now=now), "sweep"))
 

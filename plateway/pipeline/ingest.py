@@ -1,4 +1,4 @@
-"""Take in what the archive says it has: manifests from all doors, entry by entry, into the catalogue."""
+"""Receive archive manifests from every source and record their entries in the catalogue."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.context import Site
 from plateway.pipeline.places import check_archive
 from plateway.pipeline.proof import record_tape_damage
-from plateway.records import ArchiveEntry, ArchiveLocation, ArchiveManifest, Door, Export
+from plateway.records import (
+    ArchiveEntry,
+    ArchiveLocation,
+    ArchiveManifest,
+    Export,
+    ManifestSource,
+)
 
 VERB = "archive"
 SETTLE = timedelta(minutes=1)  # a file that cannot be read yet and is younger may still be being written
 KEPT = 1 << 20  # bytes that are kept of a manifest that is too large to be one
-TOLD = 20  # refused entries that are told one by one
+TOLD = 20  # refused entries that are listed one by one
 
 
 def collect(
     site: Site, *, inbox: Inbox | None = None, poll: Poll | None = None, now: datetime | None = None
 ) -> list[Outcome]:
-    """Look behind every door that is given and receive what is there; one that fails stops no other.
+    """Receive new manifests from the given sources; one that fails stops no other.
 
     A file is moved, and a server's answer counted as seen, only after the manifest is durable. Redelivery is harmless.
     """
@@ -39,23 +45,23 @@ def collect(
     return outcomes
 
 
-def receive(site: Site, content: bytes, *, door: str, name: str, now: datetime | None = None) -> Outcome:
+def receive(site: Site, content: bytes, *, source: str, name: str, now: datetime | None = None) -> Outcome:
     """Make one manifest durable: ``received``, ``known``, or ``quarantined`` with the reason when it cannot be used.
 
-    Entries that are wrong are told in the reasons; the others are received.
+    Invalid entries are listed in the reasons; the others are received.
 
     Raises:
-        Transient: the catalogue cannot be written right now; nothing was noted.
+        Transient: the catalogue cannot be written right now; nothing was recorded.
     """
     now = now or site.catalog.now()
     try:
         notice = archive.parse(content)
     except Rejected as error:
-        return _quarantined(site, content, door=door, name=name, reason=str(error), now=now)
+        return _quarantined(site, content, source=source, name=name, reason=str(error), now=now)
     reasons = _some(notice.refused)
     manifest = ArchiveManifest(
         digest=notice.digest,
-        door=door,
+        door=source,
         name=name,
         content=content,
         received_at=now,
@@ -84,11 +90,11 @@ def settle(site: Site, *, now: datetime | None = None) -> list[Outcome]:
     return outcomes
 
 
-def _quarantined(site: Site, content: bytes, *, door: str, name: str, reason: str, now: datetime) -> Outcome:
+def _quarantined(site: Site, content: bytes, *, source: str, name: str, reason: str, now: datetime) -> Outcome:
     """Keep a manifest that cannot be used, with the reason; of one that is far too large, the beginning."""
     manifest = ArchiveManifest(
         digest=hashlib.sha256(content).hexdigest(),
-        door=door,
+        door=source,
         name=name,
         content=content if len(content) <= archive.CAP else content[:KEPT],
         received_at=now,
@@ -122,11 +128,11 @@ def _some(reasons: tuple[str, ...]) -> tuple[str, ...]:
     return reasons if more <= 0 else (*reasons[:TOLD], f"and {more:,} more")
 
 
-# --------------------------------------------------------------------------------------------------------------- doors
+# -------------------------------------------------------------------------------------------------------------- sources
 
 
 def _guarded(name: str, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Turn what fails behind a door into an outcome, after those before it."""
+    """Turn the failure of a source into an outcome, after those before it."""
     try:
         yield from outcomes
     except PlatewayError as error:
@@ -159,7 +165,7 @@ def _taken(site: Site, inbox: Inbox, delivery: Delivery, now: datetime) -> Outco
     content = inbox.read(delivery)
     if delivery.modified is not None and abs(now - delivery.modified) < SETTLE and not _readable(content):
         return None
-    outcome = receive(site, content, door="inbox", name=delivery.name, now=now)
+    outcome = receive(site, content, source="inbox", name=delivery.name, now=now)
     if outcome.result == Result.QUARANTINED:
         inbox.refuse(delivery.name)
     else:
@@ -176,15 +182,17 @@ def _readable(content: bytes) -> bool:
 
 
 def _polled(site: Site, poll: Poll, now: datetime | None) -> Iterator[Outcome]:
-    """Receive what a server lists. Only when all of it is durable is it remembered what the server showed."""
+    """Receive what a server lists. The state of the poll is recorded only after all of it is durable."""
     now = now or site.catalog.now()
-    door = site.catalog.door(poll.name)
-    known = {"etag": door.etag, "modified": door.modified} if door is not None else {}
+    last = site.catalog.manifest_source(poll.name)
+    known = {"etag": last.etag, "modified": last.modified} if last is not None else {}
     for page in poll.pages(**known):
         for name, content in page.manifests:
-            yield receive(site, content, door="http", name=name, now=now)
+            yield receive(site, content, source="http", name=name, now=now)
         if page.last:
-            site.catalog.note_door(Door(name=poll.name, etag=page.etag, modified=page.modified, seen_at=now))
+            site.catalog.record_manifest_source(
+                ManifestSource(name=poll.name, etag=page.etag, modified=page.modified, seen_at=now)
+            )
 
 
 # -------------------------------------------------------------------------------------------------------- reading back
@@ -249,7 +257,7 @@ class _Reading:
 
     def _note(self, location: ArchiveLocation, export: Export, member: TarMember) -> None:
         seen = self._place.stat(location.path)
-        self._site.catalog.note_location(
+        self._site.catalog.record_location(
             _ref(location),
             location.path,
             member=member.name,
@@ -272,10 +280,10 @@ class _Reading:
         return [log_outcome(Outcome(None, "", VERB, Result.LATER, key=self._place.name, reasons=(why,)))]
 
     def _good(self, location: ArchiveLocation, export: Export) -> TarMember:
-        """Find the member that has the bytes which were sent.
+        """Find the member with the exported bytes.
 
         Raises:
-            Damaged: there is none; says what is there instead.
+            Damaged: there is none; the message names what is there instead.
         """
         tried: dict[int, str] = {}
         for member in self._candidates(location, export):
@@ -291,7 +299,7 @@ class _Reading:
         raise Damaged(fault or f"{location.path}: no member {location.member} of {export.size:,} bytes")
 
     def _candidates(self, location: ArchiveLocation, export: Export) -> Iterator[TarMember]:
-        """Name where the member may be: where the manifest says, then where the tar's headers say."""
+        """Yield where the member may be: by the manifest, then by the tar's headers."""
         if location.offset is not None:
             yield TarMember(location.member, export.size, location.offset)
         if self._index[0] != location.path:

@@ -23,7 +23,7 @@ def leased(site: Site, ref: Ref) -> Iterator[int]:
 
 
 class Hold:
-    """Keep a lease while bytes flow: renew it when a third of its time is over, and pass on how many there were."""
+    """Renew a lease while bytes flow, whenever a third of its time has passed, and report the bytes so far."""
 
     def __init__(self, site: Site, ref: Ref, fence: int, tell: Callable[[int], None] | None = None) -> None:
         self.fence = fence
@@ -39,17 +39,17 @@ class Hold:
             self._tell(sent)
 
     def renew(self) -> None:
-        """Renew it now.
+        """Renew the lease now.
 
         Raises:
-            Busy: it was lost to somebody else.
+            Busy: another worker was granted it.
         """
         self._renew(now=self._now())
         self._next = time.monotonic() + self._pause
 
 
 def set_back(site: Site, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
-    """Record a failure of a verb that ``began`` then, in the bucket that the line is bound to."""
+    """Record a failure of a verb that ``began`` then, in the bucket that the site is bound to."""
     caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable)
     row = site.catalog.set_back(
         ref,

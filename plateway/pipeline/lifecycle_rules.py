@@ -1,4 +1,4 @@
-"""Warn of what a bucket deletes by itself: its lifecycle rules ask nobody whether tape has it."""
+"""Warn of lifecycle rules: a bucket deletes by them without regard to tape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plateway.records import Export
 
 FILTERS = {"Prefix", "Tag", "Tags", "And", "ObjectSizeGreaterThan", "ObjectSizeLessThan"}
 UNKNOWN = {"NotImplemented", "MethodNotAllowed", "501", "405"}  # what endpoints without such rules answer
-ARCHIVED = ("archived", "true")  # the tag that archivers set; anybody may
+ARCHIVED = ("archived", "true")  # the tag that archivers set; every writer may
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Caution:
 
     rule: str  # its id; empty where there is none, or no rule could be read
     prefix: str  # of the keys it is about, in the whole bucket; empty: all
-    after: str  # ``14d``, ``from 2026-05-04``, or empty: nobody can say
+    after: str  # ``14d``, ``from 2026-05-04``, or empty: unknown
     exports: int  # that are not on tape, and that it covers now
     first: datetime | None  # when the first of these would go
     text: str  # all of that in a sentence
@@ -35,8 +35,8 @@ class Caution:
 def policy_warnings(site: Site, *, now: datetime | None = None) -> list[Caution]:
     """Warn of each lifecycle rule of a bucket that could delete what tape does not have.
 
-    Rules that cannot be read, or not be understood, are warned of as well. What is counted lies in the bucket and no
-    archive names it, verified or not.
+    Rules that cannot be read, or not be understood, are warned of as well. Exports in the bucket that no archive
+    names are counted, verified or not.
 
     Raises:
         NotFound: there is no such bucket.
@@ -48,7 +48,7 @@ def policy_warnings(site: Site, *, now: datetime | None = None) -> list[Caution]
 def announced_expiry(site: Site, export: Export) -> str:
     """Return which rule of the bucket's own may delete an export, whenever that is; empty: none.
 
-    Rules are read at most every five minutes. A rule that is about tags, or says more than can be understood, counts.
+    Rules are read at most every five minutes. A rule about tags, or one that cannot be parsed whole, counts.
 
     Raises:
         Transient: the rules cannot be read now. Denied: the credentials may not read them.
@@ -95,13 +95,13 @@ def _cautions(site: Site, now: datetime) -> list[Caution]:
 
 
 def _here(site: Site, account: Account) -> bool:
-    """Say whether the bucket that the line is bound to has an export."""
+    """Return whether an export is in the bucket that the site is bound to."""
     found = site.at(account.export_endpoint, account.export_bucket or "")
     return found is not None and found.store is site.store
 
 
 def _rule(told: Mapping[str, Any]) -> _Rule | None:
-    """Read a rule as S3 tells it; None if it deletes no object that is in use."""
+    """Parse a rule of S3; None if it deletes no current object."""
     expiration = told.get("Expiration")
     if told.get("Status") == "Disabled" or expiration is None or expiration == {"ExpiredObjectDeleteMarker": True}:
         return None

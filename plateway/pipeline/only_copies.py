@@ -51,7 +51,7 @@ def _inspect(site: Site, path: str, rows: Iterator[tuple[ArchiveLocation, Export
             damage, reason = _judge(location, export, seen and seen.size)
             if damage is not None:
                 at = site.catalog.now()
-                site.catalog.note_tape_damage(ref, path, damage=reason, kind=Damage(damage), at=at)
+                site.catalog.record_tape_damage(ref, path, damage=reason, kind=Damage(damage), at=at)
         if damage is not None:
             system = site.catalog.get(ref).system
             yield Finding(Kind.ONLY_COPY, export.key, f"{damage} in {path}: {reason}", ref=ref, system=system)

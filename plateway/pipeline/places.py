@@ -17,7 +17,7 @@ from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
 
 
 def check_bench(site: Site, instrument: Instrument, *, owned: bool = False) -> None:
-    """Check the bench and an instrument's disk on it. Its marker lies among its event files.
+    """Check the bench and an instrument's disk on it. Its marker is among its event files.
 
     Raises:
         Unsettled: it is not mounted, or another one is. Refused: ``owned``, and it belongs to another site.
@@ -37,7 +37,7 @@ def check_aside(site: Site, instrument: Instrument, kind: str) -> None:
 
 
 def check_bucket(site: Site, *, fresh: bool = False) -> None:
-    """Check the bucket that the line is bound to; memory carries no marker.
+    """Check the bucket that the site is bound to; memory has no marker.
 
     Raises:
         Unsettled: it is not mounted, or another one is. Refused: it belongs to another site. NotFound: there is none.
@@ -70,7 +70,7 @@ def check_archive(site: Site, *, fresh: bool = False) -> None:
 
 
 def named(site: Site) -> dict[str, Callable[[], Markable]]:
-    """Name every place that the site has now, and how to reach its marker."""
+    """Return every place of the site, with access to its marker."""
     found: dict[str, Callable[[], Markable]] = {}
     for system in sorted({*site.catalog.systems(), *_systems(site)}):
         instrument = site.instrument(system)

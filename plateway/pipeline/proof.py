@@ -1,4 +1,4 @@
-"""Read copies whole, and say what is known of them right before something is deleted because of them."""
+"""Read copies whole, and determine their state right before something is deleted because of them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _measure(copy: Copy, start: int, length: int, beat: Callable[[], None]) -> t
 def _record_reading(site: Site, ledger: Ledger, location: ArchiveLocation, copy: Copy) -> None:
     assert site.archive is not None and ledger.export is not None
     seen = site.archive.stat(location.path)
-    site.catalog.note_location(
+    site.catalog.record_location(
         ledger.ref,
         location.path,
         member=location.member,
@@ -132,16 +132,16 @@ def _record_reading(site: Site, ledger: Ledger, location: ArchiveLocation, copy:
 def record_tape_damage(site: Site, ledger: Ledger, path: str, reason: str, kind: Damage) -> None:
     """Record that tape does not have what it should: damage of the only copy, or else no copy at all."""
     if ledger.expired:
-        site.catalog.note_tape_damage(ledger.ref, path, damage=reason, kind=kind, at=site.catalog.now())
+        site.catalog.record_tape_damage(ledger.ref, path, damage=reason, kind=kind, at=site.catalog.now())
     else:
-        site.catalog.note_misplaced(ledger.ref, path, reason=reason, at=site.catalog.now())
+        site.catalog.record_misplaced(ledger.ref, path, reason=reason, at=site.catalog.now())
 
 
 def bucket_state(site: Site, ledger: Ledger) -> CopyState:
     """Inspect the bucket copy as it is now, against what was recorded when it was last read.
 
     Raises:
-        Transient: its place cannot be identified, or it cannot be looked at, now. Misconfigured: no setting names it.
+        Transient: its place cannot be identified, or it cannot be inspected, now. Misconfigured: no setting names it.
     """
     export = ledger.export
     assert export is not None

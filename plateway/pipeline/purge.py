@@ -90,7 +90,7 @@ class _Bench:
             hold()
             folder.move(location.root, location.path, to=_aside(purge))
             _move_event_file(instrument, event, location, purge)
-            site.catalog.note_trashed(
+            site.catalog.record_trashed(
                 ref, location.place, at=now, fence=fence, proof=_aside_proof(location.root, purge)
             )
         return report(VERB[location.place], ledger, Result.TRASHED, *_weakness(policy))
@@ -176,7 +176,7 @@ def _stopped(instrument: Instrument, result: Result, reason: str) -> Batch:
 
 
 def _weakness(policy: Policy) -> tuple[str, ...]:
-    """Name what is weaker than a copy that is read whole."""
+    """List what is weaker than a copy that is read whole."""
     if policy.proof == "read":
         return ()
     return ("weaker proof: the copy is not read, only size and ETag are compared (PLATEWAY_PURGE_PROOF=head)",)
@@ -186,13 +186,13 @@ def _weakness(policy: Policy) -> tuple[str, ...]:
 
 
 def _prove_images(site: Site, ledger: Ledger, location: Location, *, beat: Callable[[], None]) -> dict[str, Any]:
-    """Prove, on the real bytes, that the bundle holds everything that lies in a place.
+    """Prove, on the real bytes, that the bundle holds every file of a place.
 
     The object has the size and ETag that were verified; its own manifest, read from it now, is the recorded one; the
     files are exactly the manifest's, each with its SHA-256.
 
     Raises:
-        Refused: with every difference. Damaged: the object is another. Unavailable, Unsettled: it cannot be said now.
+        Refused: with every difference. Damaged: the object is another. Unavailable, Unsettled: not now.
     """
     assert location.root is not None
     expected = _expected(site, ledger)
@@ -237,7 +237,7 @@ def _differences(there: set[str], expected: set[str]) -> list[str]:
 
 
 def _aside_proof(root: Path, purge: Purge) -> dict[str, Any]:
-    """Take a proof of the files as they lie aside, with their change times: nobody can set those back."""
+    """Build the proof of the files in the trash, with their change times, which cannot be set back."""
     with folder.enter(root, f"{purge.trash}/images") as images:
         return {"changed": _change_times(images.files())}
 
@@ -263,7 +263,7 @@ class _Finish:
         self.hold = Hold(site, ledger.ref, fence)
 
     def step(self) -> Outcome:
-        """Take the purge one step further."""
+        """Do the next step of the purge."""
         purge = self.purge
         if "went_with" in purge.proof:
             return _remove_event_file(self.site, self.ledger, purge, fence=self.fence, now=self.now)
@@ -278,19 +278,19 @@ class _Finish:
         except (Refused, Damaged) as error:
             return self._take_back(error)
         proof = {**proof_of(self.site.catalog.ledger(self.ledger.ref)), "method": self.policy.proof}
-        self.site.catalog.note_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
+        self.site.catalog.record_removing(self.ledger.ref, purge.place, at=self.now, fence=self.fence, proof=proof)
         self.hold.renew()
         self.hold()
         folder.remove(self.root, purge.trash, names=names, expected=files)
         gone_at = max(self.now, self.site.catalog.now())
-        self.site.catalog.note_gone(self.ledger.ref, purge.place, at=gone_at, fence=self.fence)
+        self.site.catalog.record_gone(self.ledger.ref, purge.place, at=gone_at, fence=self.fence)
         return self._report(Result.GONE, *_weakness(self.policy))
 
     def _prove(self) -> tuple[list[str], list[File]]:
         """Judge and prove once more before anything is unlinked; return the files that may be, as they were hashed.
 
         Raises:
-            Refused: with every reason. Damaged: a copy is not what was sent. Transient: it cannot be said now.
+            Refused: with every reason. Damaged: a copy is not what was sent. Transient: it cannot be determined now.
         """
         self._judge_again()
         needed = ["bucket"] + ["archive"] * (self.purge.place == "raw" and self.policy.requires == "bucket+archive")
@@ -324,7 +324,7 @@ class _Finish:
             raise Refused(*verdict.reasons)
 
     def _prove_aside(self) -> tuple[list[str], list[File]]:
-        """Hash what lies aside against the bundle.
+        """Compare the files in the trash with the bundle, by SHA-256.
 
         After an interrupted removal of ours fewer files are left than were proven; each must still be one of them.
 
@@ -362,7 +362,7 @@ class _Finish:
             location = Location(purge.place, _home(self.ledger, purge), self.root)
             _move_event_file(self.site.instrument(event.system), event, location, purge)
             proof = _aside_proof(self.root, purge)
-            self.site.catalog.note_trashed(ref, purge.place, at=self.now, fence=self.fence, proof=proof)
+            self.site.catalog.record_trashed(ref, purge.place, at=self.now, fence=self.fence, proof=proof)
             return self._report(Result.TRASHED)
         if folder.exists(self.root, _home(self.ledger, purge)):
             return self._withdraw("interrupted before anything was moved", Restored.INTERRUPTED)
@@ -391,7 +391,7 @@ class _Finish:
         return self._report(Result.RESTORED, reason)
 
     def _note_restored(self, reason: str, cause: Restored) -> None:
-        self.site.catalog.note_restored(
+        self.site.catalog.record_restored(
             self.ledger.ref, self.purge.place, at=self.now, reason=reason, cause=cause, fence=self.fence
         )
 
@@ -415,7 +415,7 @@ def take_back(site: Site, ledger: Ledger, purge: Purge, *, reason: str, cause: R
             if folder.fingerprint(images.files()) != purge.proof["fingerprint"]:
                 raise Unsettled(f"{ledger.event.path}: its removal has begun, and must finish first")
         _move_back(site, ledger, purge, instrument.root)
-        site.catalog.note_restored(ledger.ref, purge.place, at=now, reason=reason, cause=cause, fence=fence)
+        site.catalog.record_restored(ledger.ref, purge.place, at=now, reason=reason, cause=cause, fence=fence)
     return report(VERB[purge.place], ledger, Result.RESTORED, reason)
 
 
@@ -455,9 +455,9 @@ def _remove_event_file(site: Site, ledger: Ledger, purge: Purge, *, fence: int, 
     instrument = site.instrument(ledger.event.system)
     location = Location("raw", ledger.event.path, instrument.root)
     _move_event_file(instrument, ledger.event, location, purge)
-    site.catalog.note_removing(ledger.ref, "raw", at=now, fence=fence)
+    site.catalog.record_removing(ledger.ref, "raw", at=now, fence=fence)
     folder.remove(instrument.root, purge.trash, names=[EVENT_FILE])
-    site.catalog.note_gone(ledger.ref, "raw", at=now, fence=fence)
+    site.catalog.record_gone(ledger.ref, "raw", at=now, fence=fence)
     return report("purge", ledger, Result.GONE)
 
 

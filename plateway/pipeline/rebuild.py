@@ -1,7 +1,7 @@
 """Rebuild an empty catalogue from the bucket and the archive's manifests.
 
-What an object says of itself (label and manifest) and its bytes, every one of which is read and proven, become the
-rows again; how, is ``testimony``'s. Nothing is written but the catalogue. What only the catalogue knew is listed.
+Each object is read whole and compared with its manifest; ``recover`` builds its rows. Only the catalogue is written.
+What only the old catalogue knew is listed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Gap(NamedTuple):
     """What only the catalogue knew."""
 
     what: str  # a table or a column, like ``export.uploaded_at``
-    rows: int | None  # that have something else there now; None: nobody can say
+    rows: int | None  # that have something else there now; None: unknown
     instead: str  # what is there now
 
 
@@ -88,7 +88,7 @@ class _Work:
     bench: Mapping[UUID, Sequence[Announced]] | None = None
 
     def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass chunks on and tell of them."""
+        """Yield chunks and report their size."""
         for chunk in chunks:
             with self.lock:
                 self.read += len(chunk)
@@ -114,12 +114,12 @@ def rebuild(
 ) -> Rebuilt:
     """Fill an empty catalogue from the objects in the buckets, each read whole, and from the archive's manifests.
 
-    ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after it was cut off.
-    ``beat`` hears of the bytes read so far. The catalogue goes on as the site that the objects name, or as ``site_id``
-    where there are several.
+    ``manifests`` are further ones (name, content), as an inbox keeps them. May be repeated after an interruption.
+    ``beat`` is called with the bytes read so far. The catalogue becomes the site that the objects name;
+    if they name several, ``site_id``.
 
     Raises:
-        Refused: the catalogue has events that the buckets do not tell of, or a bucket lists nothing while the archive
+        Refused: the catalogue has events that are not in the buckets, or a bucket lists nothing while the archive
             names exports in it.
         Unavailable, Denied, NotFound: a bucket or the archive cannot be listed.
     """
@@ -129,7 +129,7 @@ def rebuild(
     _witness(site, told)
     work = _Work(site, beat)
     outcomes = [one for bound in site.every_bucket() for one in _objects(work, bound, workers)]
-    received = [ingest.receive(site, content, door="rebuild", name=name) for name, content in told]
+    received = [ingest.receive(site, content, source="rebuild", name=name) for name, content in told]
     ingest.settle(site)
     from_tape = list(_from_tape(work))
     ingest.settle(site)
@@ -151,7 +151,7 @@ def _told(site: Site) -> Iterator[tuple[str, bytes]]:
 
 
 def _take_site(site: Site, site_id: UUID | None) -> None:
-    """Go on as the site whose catalogue was lost: by its markers in the buckets, and what their objects say.
+    """Take the id of the site whose catalogue was lost, from markers and objects in the buckets.
 
     Raises:
         Refused: the buckets are of several sites, and none was named; or the catalogue is another site's.
@@ -165,7 +165,7 @@ def _take_site(site: Site, site_id: UUID | None) -> None:
 
 
 def _sites(site: Site) -> Iterator[UUID]:
-    """Yield the sites that the buckets tell of."""
+    """Yield the sites named in the buckets."""
     for bound in site.every_bucket():
         for listed in bound.store.list(MARKER_PREFIX):
             with suppress(ValueError):
@@ -179,7 +179,7 @@ def _agree(site: Site, workers: int) -> None:
     """Refuse a catalogue that has anything but what an earlier attempt may have left.
 
     Raises:
-        Refused: names events that the bucket does not tell of.
+        Refused: names events that are not in the bucket.
     """
     if site.catalog.empty():
         return
@@ -215,7 +215,7 @@ def _witness(site: Site, told: Iterable[tuple[str, bytes]]) -> None:
     """Refuse an empty listing where tape names exports: it is no sign that nothing is there.
 
     Raises:
-        Refused: says how many exports are named.
+        Refused: with the number of exports.
     """
     keys = [entry.key for _, content in told for entry in _entries(content)]
     for name, lines in _alike(site).items():
@@ -226,7 +226,7 @@ def _witness(site: Site, told: Iterable[tuple[str, bytes]]) -> None:
 
 
 def _alike(site: Site) -> dict[str, list[Site]]:
-    """Give the buckets of the site by their names: tape tells no endpoint."""
+    """Return the buckets of the site by name, because tape reports no endpoint."""
     found: dict[str, list[Site]] = defaultdict(list)
     for bound in site.every_bucket():
         found[bound.store.name].append(bound)
@@ -244,7 +244,7 @@ def _entries(content: bytes) -> Sequence[archive.Entry]:
 
 
 def _objects(work: _Work, site: Site, workers: int) -> Iterator[Outcome]:
-    """Take in every object of a bucket, a few at a time."""
+    """Adopt every object of a bucket, a few at a time."""
     listing = (one for one in site.store.list() if not is_marker(one.key))
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(itertools.islice(listing, BATCH)):
@@ -279,7 +279,7 @@ def _recorded(ledger: Ledger, found: Stat) -> bool:
 
 
 def _about(site: Site, listed: Stat, error: PlatewayError) -> str:
-    """Say what is wrong with an object, and whose it would be where its end still tells."""
+    """Describe what is wrong with an object, and its event where the manifest is still readable."""
     if not isinstance(error, Damaged):
         return str(error)
     try:
@@ -304,7 +304,7 @@ def _adopt(work: _Work, taken: Recovered, outcome: Callable[..., Outcome], **how
 
 
 def _from_tape(work: _Work) -> Iterator[Outcome]:
-    """Take in the exports that tape names and the bucket has not, by reading them there."""
+    """Adopt exports that only tape has, by reading them there."""
     for name, lines in _alike(work.site).items():
         wanted: dict[str, list[ArchiveEntry]] = defaultdict(list)
         for entry in work.site.catalog.parked():
@@ -344,7 +344,7 @@ def _read(work: _Work, site: Site, key: str, entry: ArchiveEntry) -> Recovered:
     """Read a bundle out of an archive.
 
     Raises:
-        NotFound: there is no archive to read, or no such member. Damaged: it is other than the manifest says.
+        NotFound: there is no archive to read, or no such member. Damaged: it differs from the manifest.
     """
     tape = site.archive
     if tape is None:

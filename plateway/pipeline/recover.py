@@ -1,7 +1,7 @@
-"""What a bundle that nobody has recorded says of its event: its label, its manifest, and the bytes themselves.
+"""Recover the rows of a bundle in no record from its S3 metadata, its manifest and its bytes.
 
-An event file that is still on the bench says the rest. What neither tells is listed, not invented: where a column needs
-something, it gets what cannot do harm, like a path that no bench can have.
+The rest comes from the event file, if it is still on the bench. Unknown values are listed, not invented: a column that
+needs one gets a harmless value, like a path that no bench can have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from plateway.records import Event, Export
 from plateway.store import Stat, object_metadata
 from plateway.store.object_metadata import Label
 
-GUESSES = 1024  # ways tried to tell what was announced from what lay among the images
+GUESSES = 1024  # attempts to separate the announcement from the images' own metadata
 UNKNOWN = ".plateway-unknown"  # below it no event can be announced: images there are never found, and never purged
 AGAIN = re.compile(r"-r([1-9][0-9]{0,8})(?=\.tar$|/metadata\.json$)")  # in the key of a later revision
 SIDECARS = ("source-metadata.json", "Img/metadata.json")  # the images' own, as their names are in a bundle
@@ -73,7 +73,7 @@ def read(
     after = site.store.stat(key)
     if after is None or (after.size, after.etag) != (walked.size, before.etag):
         raise Unavailable(f"{key} was replaced while it was read")
-    sent = min(before.modified, now)  # by whoever's clock is behind: evidence is never older than the upload
+    sent = min(before.modified, now)  # by the slower clock: evidence is never older than the upload
     found = testify(site, walked, object_metadata.read(before.metadata), key=key, etag=etag, at=sent, bench=bench)
     found.export.evidence, found.export.seen_etag = "read-back", after.etag
     found.export.seen_modified, found.export.seen_version = after.modified, after.version
@@ -82,10 +82,10 @@ def read(
 
 
 def walk(chunks: Iterable[bytes], *, key: str, size: int) -> tuple[Walked, str]:
-    """Prove a bundle, and tell the ETag that it must have at a key.
+    """Compare a bundle with its manifest; return the ETag that it must have at a key.
 
     Raises:
-        Damaged: it is no sound bundle, or none of files that lie beside their manifest at that key.
+        Damaged: it is no sound bundle, or not stored per file at that key.
     """
     if layout_of(key) == "files":
         tally = checksums.FileETags()
@@ -106,7 +106,7 @@ def testify(site: Site, walked: Walked, label: Label, *, key: str, etag: str, at
     """Make the rows of a bundle from its label, its manifest, and the event file if that is still on the bench.
 
     Raises:
-        Rejected: it is no event of ours, or lies at a key that is not its own.
+        Rejected: it is no event of ours, or is at a key that is not its own.
     """
     said, hint, sure = _said(site, walked, label, bench)
     revision = label.revision or _revision(key)
@@ -157,9 +157,9 @@ def testify(site: Site, walked: Walked, label: Label, *, key: str, etag: str, at
 
 
 def _said(site: Site, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
-    """Say what was announced, by which file on the bench it is still announced, and whether that is proven.
+    """Return what was announced, the event file on the bench that still announces it, and whether that is proven.
 
-    The manifest's metadata are the announcement's over the images' own. Which is which is found by the announcement's
+    The manifest's metadata are the announcement's over the images' own. They are separated by the announcement's
     digest, where that is known.
     """
     head = walked.manifest.head
@@ -197,7 +197,7 @@ def _system(head: Mapping[str, Any]) -> str:
 
 
 def _guesses(site: Site, said: Mapping[str, Any], walked: Walked) -> Iterator[ImagingEvent]:
-    """Yield what may have been announced: first without, then with what the images' own metadata say equally."""
+    """Yield candidates for the announcement: without the fields of the images' own metadata, then with them."""
     merged = walked.manifest.head.get("metadata")
     if not isinstance(merged, dict):
         raise Rejected("its manifest has no metadata")
@@ -227,7 +227,7 @@ def _written(value: object) -> str:
 
 
 def _digests(said: ImagingEvent, walked: Walked) -> set[str]:
-    """Say what digest an event may have that was announced so: that of the announcement, or of changed images."""
+    """Return the digests that an event may have: of the announcement, or of changed images."""
     return {said.digest, hashlib.sha256(f"{said.digest}:{walked.sha256}".encode()).hexdigest()}
 
 
@@ -243,7 +243,7 @@ def _hint(announced: Sequence[Announced], guess: ImagingEvent, label: Label, wal
 
 
 def _own(key: str, said: ImagingEvent) -> bool:
-    """Tell whether a key is one that this event may have, at whatever revision."""
+    """Return whether this event may have a key, at any revision."""
     own = {event_key(said), event_key(said, whole=True), event_key(said, layout="files")}
     return AGAIN.sub("", key) in own
 
@@ -277,12 +277,12 @@ def announced(site: Site) -> dict[UUID, list[Announced]]:
 
 
 def adopt(site: Site, key: str, ledger: Ledger | None, *, bench: Bench, now: datetime) -> Export:
-    """Record an object's event and export, with the evidence of this read-back; ``ledger`` is who has the key, if any.
+    """Record an object's event and export, with this read-back as evidence; ``ledger``: the event at the key.
 
     Raises:
-        Refused: it is another site's, or says neither whose it is nor belongs to an event that is known here.
+        Refused: it is another site's, or names no site and belongs to no known event.
         Damaged: it is no sound bundle. Rejected: it is no event of ours. Conflict: it is another event's.
-        NotFound, Unavailable: it went, or was replaced while it was read.
+        NotFound, Unavailable: it was removed or replaced while it was read.
     """
     owner = site_of(site.store.stat(key))
     if owner is None and ledger is None:
@@ -297,11 +297,11 @@ def adopt(site: Site, key: str, ledger: Ledger | None, *, bench: Bench, now: dat
 
 
 def site_of(found: Stat | None) -> UUID | None:
-    """Return which site an object says that it is of; None where it does not say."""
+    """Return the site that an object names; None if it names none."""
     return None if found is None else object_metadata.read(found.metadata).site
 
 
 def _check_owner(known: Event, said: Event) -> None:
-    """Let an event have only an object that says it is its own."""
+    """Raise unless an object names this event."""
     if (known.id, known.revision, known.digest) != (said.id, said.revision, said.digest):
         raise Conflict(f"{said.key} says that it is of {said.id}, revision {said.revision}, announced as {said.digest}")

@@ -37,7 +37,7 @@ class Registered:
     sealed: tuple[Ref, ...] = ()  # complete and settled in this pass
     waiting: int = 0
     quarantined: tuple[Outcome, ...] = ()
-    troubled: tuple[Outcome, ...] = ()  # systems whose disk could not be looked at
+    troubled: tuple[Outcome, ...] = ()  # systems whose disk could not be read
     settles_in: timedelta | None = None  # look again then: something is about to be complete
 
 
@@ -93,7 +93,7 @@ def _register(site: Site, instrument: Instrument, now: datetime, scan: Scan, bea
 def _announced(
     site: Site, instrument: Instrument, now: datetime, *, scan: Scan, beat: Beat
 ) -> tuple[list[Ref], list[Outcome], int]:
-    """Read the event files that are new or changed; say which events are new, what was refused, what is too young."""
+    """Read new and changed event files; return new events, refused files, and those that are too young."""
     known = site.catalog.known(instrument.name)
     fresh = [one for one in scan(instrument, beat=beat) if known.get(one.name) != (one.size, one.mtime_ns)]
     new: list[Ref] = []
@@ -128,7 +128,7 @@ def _read(instrument: Instrument, sighting: bench.Sighting, now: datetime, beat:
 def _settled(
     site: Site, instrument: Instrument, now: datetime, *, beat: Beat
 ) -> tuple[list[Ref], list[Outcome], list[timedelta], int]:
-    """Look at the images of every event that is not complete yet."""
+    """Inspect the images of every event that is not complete yet."""
     sealed: list[Ref] = []
     rejected: list[Outcome] = []
     settling: list[timedelta] = []

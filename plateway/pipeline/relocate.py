@@ -1,7 +1,7 @@
 """Follow an endpoint that moved: exports of a bucket that the settings do not name, found in one of the same name.
 
-Nothing is believed because of a name. Each object is looked at where it should be now; only an export that proves to be
-there is noted there, and all others stay where they were noted.
+A name proves nothing. Each object is inspected where it should be now; only a proven export is recorded there, and all
+others stay where they were recorded.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from plateway.pipeline.verify import (
 from plateway.records import Export
 from plateway.store import Store
 
-BATCH = 100  # exports looked at together; where none of the first is there, it is another bucket
+BATCH = 100  # exports inspected together; if none of the first is there, it is another bucket
 
 
 def relocate(site: Site, *, dry_run: bool = False, workers: int = 4) -> list[Outcome]:
-    """Look in the bucket that the line is bound to for exports that should be in a bucket of that name elsewhere.
+    """Find exports of a bucket of that name elsewhere in the bucket that the site is bound to.
 
     The proof is size and ETag, as they were sent, or as they were seen when the export was verified; or else every
-    byte is read back. Evidence dates from now. May be repeated. A dry run looks, and notes nothing.
+    byte is read back. Evidence dates from now. May be repeated. A dry run records nothing.
     """
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -45,7 +45,7 @@ def relocate(site: Site, *, dry_run: bool = False, workers: int = 4) -> list[Out
 
 
 def _strayed(site: Site) -> Iterator[list[Ledger]]:
-    """Find the exports that are at no endpoint of the settings, or of which nobody noted at which; not the bad ones."""
+    """Find the exports that are at no endpoint of the settings, or without a recorded one; without damaged ones."""
     name = site.store.name
     strayed = (
         account.key
@@ -58,7 +58,7 @@ def _strayed(site: Site) -> Iterator[list[Ledger]]:
 
 
 def _guarded(site: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
-    """Let an export that does not prove to be here stay where it was noted, and say why."""
+    """Turn a failure into an outcome; the export stays where it was recorded."""
     export = ledger.export
     assert export is not None
     about = partial(Outcome, ledger.ref, ledger.event.system, "relocate", key=export.key, size=export.size)
@@ -67,7 +67,7 @@ def _guarded(site: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
         seen, read_back_at = _prove(site.store, export, now)
         if dry_run:
             return about(Result.WOULD_MOVE, reasons=(seen.kind,))
-        site.catalog.note_place(
+        site.catalog.record_relocation(
             ledger.ref,
             export,
             endpoint=site.endpoint,

@@ -1,7 +1,7 @@
-"""What purge and expiry share: decide for a whole system, begin, and after the grace finish; one event stops no other.
+"""The driver of purge and expiry: decide for a whole system, begin, and finish after the grace period.
 
-Both delete in the same beats: judge, prove, write the intent, move or mark, wait, judge again, prove on bytes that were
-just read, delete, leave a tombstone. What lies where, and how it goes, is left to ``purge`` and ``expire``.
+Both delete in the same steps: judge, prove, record the intent, move or mark, wait, judge again, prove on bytes that
+were just read, delete, record a tombstone. ``purge`` and ``expire`` supply what is specific to disk and bucket.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE = timedelta(minutes=2)  # without any progress, disk or bucket
 
 @dataclass(frozen=True)
 class Location:
-    """Where lies what is to go."""
+    """Where the files or objects to delete are."""
 
     place: str  # raw | staging | bucket
     path: str  # relative to the root; in the bucket, the key
@@ -72,7 +72,7 @@ class Verb(Protocol):
         """List what was begun and is neither finished nor taken back."""
 
     def finish(self, site: Site, ledger: Ledger, purge: Purge, policy: Policy, now: datetime) -> Outcome:
-        """Take one event the next step: after the grace prove and delete, or take everything back."""
+        """Do the next step for one event: after the grace period prove and delete, or undo the beginning."""
 
 
 def run(
@@ -155,10 +155,10 @@ def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
 
 
 def check_provable(site: Site, ledger: Ledger) -> None:
-    """Refuse to begin what could not be finished: the copy lies where no copy is proof, or is announced to go.
+    """Refuse to begin a deletion that could not be finished: no copy there is proof, or a rule will delete it.
 
     Raises:
-        Refused: with every reason. Transient: it cannot be said now.
+        Refused: with every reason. Transient: it cannot be determined now.
     """
     state = bucket_state(site, ledger)
     reasons = [f"{state.location}: {state.doubt}"] if state.doubt else []
@@ -185,7 +185,7 @@ def prove_copies(
 
     Raises:
         Refused: with every reason. Damaged: a copy is not what was sent; recorded. Postponed: it has to wait for its
-        turn. Transient: it cannot be said now.
+        turn. Transient: it cannot be determined now.
     """
     states = []
     if "bucket" in needed:

@@ -21,9 +21,9 @@ NAMED = 5  # stuck events that an alert names
 
 
 def report(site: Site, *, now: datetime | None = None, stuck_after: timedelta | None = None) -> wire.Report:
-    """Tell where everything stands now, and what somebody should look at.
+    """Return the figures of the site, and what needs attention.
 
-    ``stuck_after`` goes before what each system's own limit says.
+    ``stuck_after`` takes precedence over each system's own limit.
     """
     now = now or site.catalog.now()
     figures = {one.system: one for one in site.catalog.figures(now=now)}
@@ -40,7 +40,7 @@ def report(site: Site, *, now: datetime | None = None, stuck_after: timedelta | 
 
 
 def days(site: Site, *, now: datetime | None = None) -> list[wire.DayReport]:
-    """Tell what came, was exported and was archived on each of the last 30 days, oldest first."""
+    """Return what was announced, exported and archived on each of the last 30 days, oldest first."""
     history = site.catalog.history(days=DAYS, now=now or site.catalog.now())
     return [
         wire.DayReport(day=day.day, events=day.events, exports=day.exports, archived=day.archived, waiting=day.waiting)
@@ -49,9 +49,9 @@ def days(site: Site, *, now: datetime | None = None) -> list[wire.DayReport]:
 
 
 def forecast(systems: Sequence[str], *, free: int | None, rate: int, safe: int) -> wire.DiskReport:
-    """Say when a disk will be full, from its free bytes and those written in the last 24 hours.
+    """Forecast when a disk will be full, from its free bytes and those written in the last 24 hours.
 
-    ``free`` is None for a disk that is not there. Without a rate there is no forecast.
+    ``free`` is None for a missing disk. Without a rate there is no forecast.
     """
     seconds = free / rate * DAY if free is not None and rate > 0 else None
     if free is None:
@@ -74,7 +74,7 @@ def forecast(systems: Sequence[str], *, free: int | None, rate: int, safe: int) 
 
 
 def alerts(stuck: Sequence[wire.StuckEvent], disks: Iterable[wire.DiskReport], *, now: datetime) -> list[wire.Alert]:
-    """Say what somebody should look at: disks first, then the systems with stuck events."""
+    """List what needs attention: disks first, then the systems with stuck events."""
     found = [wire.Alert(about=[f"disk {' '.join(disk.systems)}"], text=disk.text) for disk in disks if disk.alert]
     for system in sorted({one.system for one in stuck}):
         ours = sorted((one for one in stuck if one.system == system), key=lambda one: one.since)
@@ -108,7 +108,7 @@ def _weak_proof(site: Site, systems: Iterable[str]) -> list[wire.Alert]:
 
 
 def spoken_time(seconds: float) -> str:
-    """Say how long, in the largest unit that leaves at least two of it: ``14 h``."""
+    """Format a duration in the largest unit of which there are at least two: ``14 h``."""
     for unit, size in (("days", DAY), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{int(seconds / size)} {unit}"
@@ -116,7 +116,7 @@ def spoken_time(seconds: float) -> str:
 
 
 def spoken_size(size: int) -> str:
-    """Say how many bytes, as disks are sold: ``310 GB``."""
+    """Format bytes in decimal units: ``310 GB``."""
     power = next((power for power in range(len(UNITS)) if size < 999.5 * 1000**power), len(UNITS) - 1)
     amount = size / 1000**power
     return f"{amount:.{int(power > 0 and amount < 9.95)}f} {UNITS[power]}"
@@ -169,21 +169,21 @@ def _disks(site: Site, figures: dict[str, SystemFigures]) -> list[wire.DiskRepor
 
 
 def _listed(root: Path) -> list[str]:
-    """List the systems on the bench; none when it is not there, which each of its disks then says."""
+    """List the systems on the bench; none if it is missing; each of its disks is then reported."""
     with suppress(PlatewayError):
         return bench.list_systems(root)
     return []
 
 
 def _device(root: Path) -> int | None:
-    """Tell one disk from another; None for one that shows no event directory: it is not mounted, then."""
+    """Return the device of a disk; None if it shows no event directory, so is not mounted."""
     try:
-        with folder.door(root.name):
+        with folder.translate_errors(root.name):
             return root.stat().st_dev if folder.exists(root, EVENTS) else None
     except PlatewayError:
         return None
 
 
 def _retired(figures: SystemFigures | None) -> bool:
-    """Is nothing of a system's events left on its disk? Then nobody misses it."""
+    """Return whether no event of a system is left on its disk; then a missing disk is fine."""
     return figures is not None and figures.events == figures.purged

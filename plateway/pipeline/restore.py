@@ -54,10 +54,10 @@ def restore(
     """Restore all files of an event, to ``<to>/<ref>/`` or to their place on the instrument's disk.
 
     Every file is written aside, compared with the manifest's SHA-256, synced and renamed. May be repeated: right files
-    that are there are kept, only missing ones are read. ``beat`` hears of the bytes that are there so far.
+    that are there are kept, only missing ones are read. ``beat`` is called with the bytes restored so far.
 
     Raises:
-        NotFound: no such event or copy. Conflict, Refused: something else is there. Busy: somebody else restores it.
+        NotFound: no such event or copy. Conflict, Refused: something else is there. Busy: another worker restores it.
         Unavailable: no copy can be read now, or the disk has no room. Damaged: no copy has a good file of each.
         Rejected: the manifest names files that may not be written.
         Unsettled: the instrument's disk is not there, or the images are being removed just now.
@@ -82,7 +82,7 @@ def _to_directory(
     manifest = read_manifest(search, export)
     _check(manifest, export)
     folder.make(to)
-    to = to.resolve()  # whoever names a directory may name a link to it
+    to = to.resolve()  # the operator may name a link to a directory
     told = _bring(search, manifest, to, str(ledger.ref), aside=f".{ledger.ref}.part", reserve=0, beat=beat)
     return sum(member.size for member in manifest.members), told
 
@@ -114,7 +114,7 @@ def _bring(
     reserve: int,
     beat: Callable[[int], None] | None,
 ) -> tuple[str, ...]:
-    """Make the directory at ``path`` hold every file of a manifest; say where from and what was wrong on the way."""
+    """Write every file of a manifest into the directory at ``path``; return the sources, and failures of others."""
     progress = _Progress(beat)
     with folder.land(root, path, aside=aside) as landing:
         missing = [member for member in manifest.members if not _there(landing, member, progress)]
@@ -187,7 +187,7 @@ class _Reading:
             raise _Broken(error) from error
 
     def modified(self, member: Member) -> int:
-        """Go to a member's bytes and say when it was modified, by the header right before them; 0 if that is none."""
+        """Seek to a member's bytes; return its modification time from the header before them, 0 if there is none."""
         for _ in self.pieces(member.offset - bundle.BLOCK - self._at):
             pass
         try:
@@ -280,7 +280,7 @@ def _to_bench(
             folder.move(instrument.root, _brought(back, event, manifest, purge), to=event.path)
         told += _announce(site, instrument, event, aside=f"{back}/parts")
         if purge is not None:
-            site.catalog.note_restored(
+            site.catalog.record_restored(
                 ledger.ref, "raw", at=site.catalog.now(), reason=ON_REQUEST, cause=Restored.REQUESTED, fence=fence
             )
     folder.remove(instrument.root, back, names=[f"images/{original_name(member)}" for member in manifest.members])
@@ -288,7 +288,7 @@ def _to_bench(
 
 
 def _whole(root: Path, path: str, manifest: Manifest) -> None:
-    """Check that every file still lies where it was written: a repair may have taken it for a leftover.
+    """Check that every file is still where it was written: a repair may have removed it as a leftover.
 
     Raises:
         Unsettled: something is missing.
@@ -300,11 +300,11 @@ def _whole(root: Path, path: str, manifest: Manifest) -> None:
 
 
 def clear_leftover(site: Site, ref: Ref) -> None:
-    """Remove what a restore to the bench left in the trash when it was cut off: copies of bytes that are proven again.
+    """Remove what an interrupted restore to the bench left in the trash, after proving the copy it came from.
 
     Raises:
         Refused: the copy they came from is no proof, or there is something else among them. Busy: another worker
-        holds the event. Transient: it cannot be said now.
+        holds the event. Transient: it cannot be determined now.
     """
     ledger = site.catalog.ledger(ref)
     instrument, back = site.instrument(ledger.event.system), f"{TRASH}/{ref}.back"
@@ -329,7 +329,7 @@ def clear_leftover(site: Site, ref: Ref) -> None:
 
 
 def _only(root: Path, path: str, manifest: Manifest) -> None:
-    """Refuse what lies at an event's path if it is anything but the event's images.
+    """Raise if an event's path has anything but the event's images.
 
     Raises:
         Refused: with every difference.
@@ -352,7 +352,7 @@ def _brought(back: str, event: Event, manifest: Manifest, purge: Purge | None) -
 
 
 def _announce(site: Site, instrument: Instrument, event: Event, *, aside: str) -> list[str]:
-    """Write the event file again, if it then says what was announced; say what was done, nothing if it is there."""
+    """Write the event file again if it parses to what was announced; return what was done, if anything."""
     digests = {one.event.digest for one in site.catalog.revisions(event.id)}
     if folder.exists(instrument.root, f"{EVENTS}/{event.file}"):
         if _digest(read_announcement(instrument, event), instrument) in digests:
@@ -375,7 +375,7 @@ def _digest(content: bytes, instrument: Instrument) -> str | None:
 
 
 def _announcement(event: Event) -> bytes:
-    """Write an event file in the words of DLM v2, which can say all that was announced in either dialect."""
+    """Write an event file in the current format, which has the fields of both."""
     said = {
         "ref_id": str(event.id),
         "experiment_id": event.experiment,

@@ -14,7 +14,7 @@ from plateway.pipeline.context import Site
 def each(
     verb: Callable[[Site, Ref], Outcome], site: Site, refs: Iterable[Ref], *, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Run a verb over many events, a few at a time; one that fails becomes an outcome and stops nobody."""
+    """Run a verb over many events, a few at a time; one that fails becomes an outcome and stops no other."""
 
     def attempt(ref: Ref) -> Outcome:
         try:
@@ -28,7 +28,7 @@ def each(
 
 
 def failed(site: Site, ref: Ref, verb: str, error: PlatewayError) -> Outcome:
-    """Tell of a failure as an outcome: ``later`` where waiting may help."""
+    """Return the outcome of a failure: ``later`` where waiting may help."""
     try:
         event = site.catalog.get(ref)
     except NotFound:

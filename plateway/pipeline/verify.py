@@ -27,7 +27,7 @@ UNREADABLE = {"500", "InternalError"}  # what an endpoint answers for an object 
 
 
 class Seen(NamedTuple):
-    """What an object was when it was looked at, and the kind of evidence that it gave."""
+    """What an inspection found, and the kind of evidence it is."""
 
     kind: str  # etag | read-back
     stat: Stat
@@ -62,7 +62,7 @@ def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
     except PlatewayError as error:
         set_back(site, ref, "verify", error, began=began)
         raise
-    site.catalog.note_evidence(
+    site.catalog.record_evidence(
         ref,
         kind=seen.kind,
         at=site.catalog.now(),
@@ -78,7 +78,7 @@ def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
 
 
 def sample(site: Site, budget: int, *, now: datetime | None = None) -> list[Ref]:
-    """Choose the exports whose turn it is to be read back: longest unread first, within a budget of bytes per day."""
+    """Select exports to read back: longest unread first, within a budget of bytes per day."""
     return site.catalog.sample(budget=budget, now=now or site.catalog.now())
 
 
@@ -138,7 +138,7 @@ def _serves_others(store: Store, key: str) -> bool:
 
 
 def difference(then: Stat, now: Stat) -> str:
-    """Name in what an object differs from what was seen of it; empty: in nothing."""
+    """Describe how an object differs from its last inspection; empty if it does not."""
     told = {
         f"has {now.size:,} bytes, {then.size:,} before": then.size != now.size,
         "has another ETag": then.etag != now.etag,
@@ -149,7 +149,7 @@ def difference(then: Stat, now: Stat) -> str:
 
 
 def as_seen(export: Export) -> Stat | None:
-    """Return what an object was when it was last looked at; None if nobody recorded that."""
+    """Return what the last inspection found; None if there was none."""
     if export.seen_etag is None or export.seen_modified is None:
         return None
     return Stat(export.key, export.size, export.seen_etag, export.seen_modified, version=export.seen_version)
@@ -157,7 +157,7 @@ def as_seen(export: Export) -> Stat | None:
 
 def record_damage(site: Site, export: Export, error: Damaged) -> None:
     """Record in the catalogue, and in the event's history, what is wrong with an export."""
-    site.catalog.note_damage(
+    site.catalog.record_damage(
         Ref(export.event_id, export.revision),
         damage=str(error),
         kind=error.damage,
@@ -193,7 +193,7 @@ def manifest_of(site: Site, ledger: Ledger) -> bundle.Manifest:
 
 
 def read_manifest(site: Site, export: Export) -> bundle.Manifest:
-    """Read the manifest from inside an object in the bucket that the line is bound to, and record nothing.
+    """Read the manifest from inside an object in the bucket that the site is bound to, and record nothing.
 
     Raises:
         NotFound: there is no object. Damaged: it holds another manifest than was sent, or cannot be read.

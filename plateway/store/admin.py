@@ -1,4 +1,4 @@
-"""Buckets of an endpoint, for whoever keeps some: make, fill, list, copy, empty and remove them.
+"""Buckets of an endpoint as their owner sees them: create, fill, list, copy, empty and remove.
 
 Buckets are asked about through s3fs, whose words people know; bytes and keys go through ``store``. An address names
 the object of that name and the folder of that name, never what merely begins alike. What was deleted is looked for
@@ -62,7 +62,7 @@ class Address(NamedTuple):
         return f"{self.key.rstrip('/')}/" if self.key.rstrip("/") else ""
 
     def below(self, name: str) -> Address:
-        """Name what lies in it as in a folder."""
+        """Return the address of an object in this folder."""
         return Address(self.bucket, self.folder + name)
 
     @classmethod
@@ -107,7 +107,7 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What lies below an address."""
+    """Number and size of the objects below an address."""
 
     objects: int
     size: int  # bytes
@@ -147,7 +147,7 @@ class Buckets:
         self._ask("create_bucket", what=bucket, Bucket=bucket)
 
     def there(self, bucket: str) -> bool:
-        """Tell whether there is a bucket of that name."""
+        """Return whether there is a bucket of that name."""
         try:
             self._ask("head_bucket", what=bucket, Bucket=bucket)
         except NotFound:
@@ -155,7 +155,7 @@ class Buckets:
         return True
 
     def remove(self, bucket: str) -> None:
-        """Remove an empty bucket, and look that it is gone.
+        """Remove an empty bucket and verify that it is removed.
 
         Raises:
             Refused: there is something in it, or an upload is open. NotFound: there is no such bucket.
@@ -173,7 +173,7 @@ class Buckets:
             raise Unavailable(f"bucket {bucket} was deleted and is still there")
 
     def vacant(self, bucket: str) -> None:
-        """Make sure that a bucket is empty: no objects, no versions of deleted ones, no marks of their deletion.
+        """Raise unless a bucket is empty: no objects, no versions of deleted ones, no delete markers.
 
         Raises:
             Refused: there is something in it. NotFound: there is no such bucket.
@@ -270,7 +270,7 @@ class Buckets:
         yield from self.store(where.bucket).level(where.folder)
 
     def usage(self, where: Address) -> Usage:
-        """Add up what lies below an address."""
+        """Count the objects below an address and sum their sizes."""
         objects = size = largest = 0
         newest: datetime | None = None
         for one in self.find(where):
@@ -473,14 +473,14 @@ def sweep(buckets: Buckets, name: str, *, before: datetime) -> list[str]:
                 _dissolve(buckets, bucket.name)
                 swept.append(bucket.name)
             except NotFound:
-                continue  # somebody else was quicker
+                continue  # another process was faster
             except PlatewayError as error:
                 log.warning("leftover bucket %s stays: %s", bucket.name, error)
     return swept
 
 
 def _dissolve(buckets: Buckets, bucket: str) -> None:
-    """Empty and remove a bucket; what somebody still writes to it meanwhile is met by another attempt."""
+    """Empty and remove a bucket; objects written meanwhile are removed by another attempt."""
     for attempt in range(ATTEMPTS):
         problems = [one for one in buckets.clear(bucket) if one.problem]
         if problems:
@@ -502,7 +502,7 @@ def _time(digits: str) -> datetime:
 
 
 def landing(key: str, where: Address, directory: Path) -> Path:
-    """Say where in a directory an object goes that lies below an address.
+    """Return the path in a directory for an object below an address.
 
     Raises:
         Rejected: its key cannot be the name of a file there.
@@ -512,7 +512,7 @@ def landing(key: str, where: Address, directory: Path) -> Path:
 
 
 def _etag(store: S3, where: Address) -> str:
-    """Ask for the ETag that the answer to an upload did not tell."""
+    """Read the ETag that the answer to an upload did not contain."""
     found = store.stat(where.key)
     if found is None:
         raise Damaged(f"{where}: is not there after it was stored")
@@ -520,7 +520,7 @@ def _etag(store: S3, where: Address) -> str:
 
 
 def compare(source: Address, found: Stat, size: int, etag: str) -> None:
-    """Compare what came with what is said of it; an ETag of parts cut otherwise, or of no MD5, says nothing."""
+    """Compare bytes with the stated size and ETag; an ETag of other parts, or of no MD5, proves nothing."""
     if size != found.size:
         raise Damaged(f"{source}: {size} of {found.size} bytes came")
     comparable = MD5.fullmatch(found.etag) and found.etag.partition("-")[2] == etag.partition("-")[2] == ""

@@ -19,7 +19,7 @@ UNPLAIN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What a store says of an object. A listing may leave etag, metadata and checksums empty."""
+    """Size, ETag and metadata of an object. A listing may leave etag, metadata and checksums empty."""
 
     key: str
     size: int
@@ -61,14 +61,14 @@ class Store(Protocol):
 
         Parts of `part_size` bytes give the ETag of `bundle.etag`; up to one part is a single PUT. An error from
         `chunks` rises unchanged, fewer or more bytes are `Unsettled`: nothing is stored, and no upload stays open.
-        Returns the ETag of what arrived where the answer tells it; that is the uploader's word.
+        Returns the ETag of what arrived, where the answer has it; only the uploading client says so.
         """
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a slice: from `start` (from the end if negative), at most `length` bytes. `NotFound` comes at once."""
 
     def stat(self, key: str) -> Stat | None:
-        """Ask the store itself, by a client other than the one that uploaded; None if there is no such object."""
+        """Inspect an object with another client than the one that uploaded it; None if it is missing."""
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         """List what is there now, in the store's own order; a prefix is a string (``a/1`` also begins ``a/10``)."""
@@ -79,7 +79,7 @@ class Store(Protocol):
     def sign(self, key: str, *, expires: timedelta) -> str:
         """Make a link to read the object without credentials; `Refused` where there are none.
 
-        It ends with the credentials that it is made with, where these tell when they do.
+        It expires with its credentials, where their expiry is known.
         """
 
     def uploads(self) -> Iterator[Upload]:
@@ -92,7 +92,7 @@ class Store(Protocol):
         """Remove up to 1,000 objects, by one request where the store can; return the problem of each that stays."""
 
     def tags(self, key: str) -> dict[str, str]:
-        """Read an object's tags, empty where the store has none; anybody may set them, so they prove nothing.
+        """Read an object's tags, empty where the store has none; every writer may set them, so they prove nothing.
 
         Raises:
             NotFound: there is no such object, where the store has tags at all.
@@ -109,18 +109,18 @@ class Store(Protocol):
 
 
 class Objects(Store, Protocol):
-    """A store of objects that come and go, looked at and listed often; each that `open_store` opens is one."""
+    """A store of objects that come and go, inspected and listed often; each that `open_store` opens is one."""
 
     def look(self, key: str) -> Stat | None:
-        """Look as `stat` does, but quickly: nothing is read, so the ETag only tells one version from another."""
+        """Inspect as `stat` does, but without reading: the ETag only distinguishes versions."""
 
     def fetch(self, key: str, *, start: int = 0, length: int | None = None) -> tuple[Stat, Iterator[bytes]]:
-        """Read as `open` does, and tell what is read: both are of one version. `Damaged`: it ends before `start`."""
+        """Read as `open` does, with the Stat of the same version. `Damaged`: it ends before `start`."""
 
     def page(self, prefix: str = "", *, after: str = "", limit: int) -> Sequence[Stat]:
         """List at most so many objects in the order of their keys' bytes, from the first one beyond `after` on.
 
-        `after` need not be there. The cost depends on the page, not on what lies before or behind it.
+        `after` need not be there. The cost depends on the page, not on the size of the bucket.
         """
 
 
@@ -167,11 +167,11 @@ class Feed:
             raise
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source."""
         self._chunks.close()
 
     def read(self, size: int) -> bytes:
-        """Take at most `size` bytes, none at the end."""
+        """Read at most `size` bytes, none at the end."""
         while not self._rest:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -188,7 +188,7 @@ class Part:
         self._feed, self._left = feed, size
 
     def read(self, size: int = -1) -> bytes:
-        """Take at most `size` bytes, none at the end of the part."""
+        """Read at most `size` bytes, none at the end of the part."""
         piece = self._feed.read(self._left if size < 0 else min(size, self._left))
         self._left -= len(piece)
         return piece
@@ -198,7 +198,7 @@ Level = Callable[..., Iterator[tuple[str, Stat | None]]]
 
 
 def walk(level: Level, prefix: str, *, after: str) -> Iterator[Stat]:
-    """Bring what is listed folder by folder into the order of whole keys, from the first key beyond `after` on."""
+    """Yield a listing by folders in the order of whole keys, from the first key beyond `after` on."""
     folder = prefix[: prefix.rfind("/") + 1]
     if after < folder:
         after = ""

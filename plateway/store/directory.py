@@ -117,7 +117,7 @@ class Directory(Untagged):
             return list(islice(walk(self._level, prefix, after=after), limit))
 
     def _level(self, folder: str, start: str, *, begins: str) -> Iterator[tuple[str, Stat | None]]:
-        """List what lies directly in a folder, from the first name beyond `start` on; folders without a stat."""
+        """List the entries of a folder from the first name beyond `start` on; folders without a Stat."""
         names = self._names(folder)
         for at in range(max(bisect_right(names, start), bisect_left(names, begins)), len(names)):
             name = names[at]
@@ -130,7 +130,7 @@ class Directory(Untagged):
                 yield name, _stat_file(folder + name, (self._root / folder / name).stat())
 
     def _names(self, folder: str) -> Sequence[str]:
-        """Name what lies in a folder, in order, folders with a slash; a large one is read again when it changed."""
+        """List the names in a folder, in order, folders with a slash; a large folder is cached until it changes."""
         path = self._root / folder
         try:
             if folder:
@@ -156,7 +156,7 @@ class Directory(Untagged):
         return names
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        """Name the files in the folder that a prefix names, and below it."""
+        """List the files in and below the folder of a prefix."""
         within, slash, _ = prefix.rpartition("/")
         try:
             top = self._path(within) if slash else self._root
@@ -230,7 +230,7 @@ class Directory(Untagged):
 
 
 def _stat_file(key: str, found: os.stat_result) -> Stat:
-    """Tell versions of a file apart without reading it: each is another file, written at another nanosecond."""
+    """Return a Stat without reading the file; its ETag distinguishes versions by inode, time and size."""
     etag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
     return Stat(key, found.st_size, etag, _time(found.st_mtime))
 
@@ -249,7 +249,7 @@ def _fail(error: OSError) -> None:
 
 
 def _read_record(record: Path) -> dict[str, Any]:
-    """Read what was kept with an object; of a record that is damaged, nothing."""
+    """Read the metadata kept beside an object; empty if it is damaged."""
     try:
         told = dict(json.loads(record.read_bytes()))
         sound = isinstance(told["key"], str) and told["part_size"] > 0

@@ -27,7 +27,7 @@ MEANING: dict[int | None, type[PlatewayError]] = {  # everything else is Unavail
     errno.ENOTDIR: Conflict,
     errno.ENAMETOOLONG: Rejected,
 }
-CLASSES: dict[type[OSError], tuple[type[PlatewayError], str]] = {  # what fsspec tells by the class alone
+CLASSES: dict[type[OSError], tuple[type[PlatewayError], str]] = {  # fsspec's errors without a number
     FileNotFoundError: (NotFound, "not found"),
     PermissionError: (Denied, "denied"),
     FileExistsError: (Conflict, "is there already"),
@@ -36,7 +36,7 @@ CLASSES: dict[type[OSError], tuple[type[PlatewayError], str]] = {  # what fsspec
 
 @contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """Let foreign errors in as ours. Their text may quote addresses and paths, so it is not chained."""
+    """Translate foreign errors. Their text may quote addresses and paths, so it is not chained."""
     try:
         yield
     except ClientError as error:
@@ -66,7 +66,7 @@ def _classify_answer(what: str, status: int, code: str) -> PlatewayError:
 
 
 def _translate_failure(what: str, error: Exception) -> PlatewayError:
-    """Read what obstore only tells in words, or what the system says of a file."""
+    """Classify an error of obstore, by its text, or of the system, by its number."""
     text = str(error)
     status, code, kind = STATUS.search(text), CODE.search(text), KIND.search(text)
     if status:

@@ -1,7 +1,7 @@
-"""What an object says of its event besides its bytes: S3 metadata, from which a lost catalogue is filled again.
+"""S3 metadata that describes an object's event, from which a lost catalogue can be rebuilt.
 
-The id, the revision and the digest of the announcement are always there. What follows is what the bundle's manifest
-does not tell; it is left out where it would not fit into S3's 2 KB, and older objects have none of it.
+The id, the revision and the digest of the announcement are always there. The other fields are missing from the
+bundle's manifest; they are left out where S3's 2 KB are too small, and older objects have none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Label:
-    """What was written on an object; None where nothing (sensible) is."""
+    """The parsed metadata of an object; None where a field is missing or invalid."""
 
     id: UUID | None = None
     site: UUID | None = None  # whose object it is

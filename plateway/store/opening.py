@@ -42,9 +42,9 @@ def open_store(url: str, endpoint: Endpoint | None = None) -> Objects:
 
 
 def filesystem(url: str, endpoint: Endpoint | None = None, **more: Any) -> tuple[AbstractFileSystem, str]:
-    """Open the same bucket the way notebooks and pandas know it: an fsspec filesystem, and the path of its root in it.
+    """Open a bucket for notebooks and pandas: an fsspec filesystem, and the path of the bucket in it.
 
-    For people: unless ``more`` options of the filesystem say otherwise, it caches listings. That of a read-only
+    It caches listings unless ``more`` options of the filesystem forbid it. That of a read-only
     endpoint raises `PermissionError` instead of writing.
     """
     import fsspec  # type: ignore[import-untyped]  # ships no types

@@ -1,4 +1,4 @@
-"""Bundles whose files lie in the bucket as objects of their own, seen as the tars that they make.
+"""Bundles stored as one object per file, presented as the tars that they form.
 
 Each file of such a bundle is an object ``images/<event>/<name>`` or ``waveforms/<event>/<name>``, and the manifest,
 ``images/<event>/metadata.json``, which tells of all, is written last. The rest of the tar follows from the manifest. So
@@ -40,7 +40,7 @@ IMAGES, WAVEFORMS = FOLDERS
 ABREAST = 8  # objects on their way at a time, of one bundle
 IN_FLIGHT = 16 << 20  # bytes of such objects held at a time
 AT_ONCE = 1000  # objects deleted by one request
-FAULTS = 3  # that are told of one bundle
+FAULTS = 3  # that are listed of one bundle
 ID = 36  # characters of an event's id
 RECENT = 5.0  # seconds for which a manifest that was read is the one that is there, where bytes before it are wanted
 REMEMBERED = 8  # manifests
@@ -49,7 +49,7 @@ LARGEST = 8**11  # bytes from which on a size does not fit into one
 
 
 class PerFile:
-    """A store with bundles that lie scattered in it; at keys that are no manifests', the store itself."""
+    """A store that presents bundles stored per file as tars; other keys pass through."""
 
     def __init__(self, store: Store) -> None:
         self.name, self.durable = store.name, store.durable
@@ -77,7 +77,7 @@ class PerFile:
         sending = _Sending(self._store, there, self._told(key) if key in there else None)
         with closing(Feed(chunks, size, name=key)) as feed:
             manifest = sending.send(feed, chunks.layout)
-            _pass(feed, size)  # the end: there the packer looks once more, and may say no
+            _pass(feed, size)  # the end: the packer inspects once more there, and may refuse
         if sending.taken:
             raise Taken(f"{sending.taken[0]} holds something else")
         self._recent.pop(key, None)
@@ -93,7 +93,7 @@ class PerFile:
         return self._read(list(tar.slices(start, stop)))
 
     def stat(self, key: str) -> Stat | None:
-        """Ask for all objects of a bundle, a thousand by one request, and for the manifest once more on its own.
+        """Inspect all objects of a bundle, a thousand per request, and the manifest once more on its own.
 
         The size is that of the tar that they make, the ETag the `bundle.combined` one. It is empty where the manifest
         is missing: something lies there, and either no bundle was ever complete or it is not any more.
@@ -106,14 +106,14 @@ class PerFile:
         return _folded(key, there) if there else None
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        """List what is there; all objects of a bundle are one, at the key of its manifest, as `stat` tells it."""
+        """List objects; a bundle is one object at the key of its manifest, as `stat` returns it."""
         folder, below = f"{IMAGES}/", prefix
         if prefix.startswith(folder) and "/" in (rest := prefix.removeprefix(folder)):
             below = f"{folder}{rest.partition('/')[0]}/"
         return (one for one in self._joined(below) if one.key.startswith(prefix))
 
     def delete(self, key: str) -> None:
-        """Remove an object; of a bundle all that its manifest tells of, and the manifest last.
+        """Remove an object, or all objects of a bundle's manifest and the manifest last.
 
         Raises:
             Damaged: the manifest cannot be read; nothing was removed.
@@ -154,7 +154,7 @@ class PerFile:
         return self._store.tags(key)
 
     def faults(self, key: str) -> Iterator[str]:
-        """Say what is wrong with the files of a bundle: first what a listing tells, then what reading them does.
+        """Describe what is wrong with the files of a bundle: by a listing first, then by reading them.
 
         Raises:
             Damaged: the manifest cannot be read.
@@ -178,7 +178,7 @@ class PerFile:
     # ------------------------------------------------------------------------------------------------------- reading
 
     def _tar(self, key: str, *, before: int | None = None) -> _Tar:
-        """Read the manifest, or take one that was read just now where only bytes before it are wanted.
+        """Read the manifest, or reuse one just read if only bytes before it are wanted.
 
         Raises:
             NotFound: there is none. Damaged: it is no manifest of files that lie here.
@@ -237,7 +237,7 @@ class PerFile:
         return [one for one in itertools.chain(*found) if _event(one.key) is not None]
 
     def _joined(self, prefix: str) -> Iterator[Stat]:
-        """Bring together what is listed of each event in the two folders; all else passes.
+        """Merge the listings of an event in its two folders; other objects pass through.
 
         Both are listed at a time, in whatever order: all ids have the same length, so theirs is the same in each.
         """
@@ -253,7 +253,7 @@ class PerFile:
         yield from _folds(waves.before("~"))
 
     def _waves(self, prefix: str) -> Iterator[Stat]:
-        """List what lies beside the images that are listed by a prefix."""
+        """List the other files of the events whose images are listed by a prefix."""
         folder = f"{IMAGES}/"
         if prefix.startswith(folder):
             return self._store.list(f"{WAVEFORMS}/{prefix.removeprefix(folder)}")
@@ -262,7 +262,7 @@ class PerFile:
     # ------------------------------------------------------------------------------------------------------ changing
 
     def _told(self, key: str) -> Mapping[str, str] | None:
-        """Say which bytes (SHA-256 by key) the manifest that is there has beside it; None where there is none."""
+        """Return the SHA-256 by key from the manifest in the bucket; None if there is none."""
         try:
             return {str(one.key): one.sha256 for one in self._tar(key).members}
         except NotFound:
@@ -278,7 +278,7 @@ class PerFile:
 
 
 def faults(store: Store, key: str) -> str:
-    """Name a few files of a bundle that are not as they were, if they are objects of their own; else none.
+    """List a few damaged files of a bundle that is stored per file; empty for other bundles.
 
     Raises:
         Damaged: the manifest cannot be read. NotFound, Unavailable, Denied: a file cannot be.
@@ -296,7 +296,7 @@ class _Peeked:
         self._next = next(listed, None)
 
     def before(self, limit: str) -> Iterator[Stat]:
-        """Take what comes next of events whose id is below a limit; what is of no event does not count."""
+        """Yield the next objects of events whose id is below a limit; other objects do not count."""
         while self._next is not None and (id_ := _id(self._next.key)) < limit:
             if id_:
                 yield self._next
@@ -361,11 +361,11 @@ class _Sending:
             raise _Left
 
     def _free(self, key: str) -> bool:
-        """Say whether a file may be written whatever its bytes."""
+        """Return whether a file's key is free."""
         return self._told is None and key not in self._there and not self.taken
 
     def _wanted(self, key: str, sums: _Sums) -> bool:
-        """Say whether a file is to be written where something lies, or where a manifest says what may.
+        """Return whether a file has to be written, given what is at its key and in the manifest.
 
         Where the manifest tells of it, nothing is read: this may be asked in the midst of an upload.
         """
@@ -414,7 +414,7 @@ class _Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class _Tar:
-    """A tar as its manifest tells it."""
+    """A tar as its manifest describes it."""
 
     content: bytes  # of the manifest
     members: Sequence[Member]
@@ -422,14 +422,14 @@ class _Tar:
     size: int
 
     def slices(self, start: int, stop: int) -> Iterator[_Slice]:
-        """Say where the bytes of a range are."""
+        """Return the slices that make up a range."""
         for at, source, size in self._sources(start, stop):
             first, last = max(start, at), min(stop, at + size)
             if first < last:
                 yield _Slice(source, first - at, last - first)
 
     def _sources(self, start: int, stop: int) -> Iterator[tuple[int, bytes | str, int]]:
-        """Name what lies where, as far as it touches a range."""
+        """Yield the pieces that overlap a range."""
         at = 0
         for member in self.members:
             data, end = member.offset + member.size, padded(member.offset + member.size)
@@ -446,7 +446,7 @@ class _Tar:
 
 
 def _laid(key: str, content: bytes) -> _Tar:
-    """Lay out the tar of which this is the manifest.
+    """Compute the layout of the tar with this manifest.
 
     Raises:
         Damaged: it is none, or of files that lie elsewhere.
@@ -495,20 +495,20 @@ def _room(name: str, size: int) -> int:
 
 
 def _header(name: str, size: int) -> int:
-    """Say how long a member's header is; it depends on its name and size alone."""
+    """Return the size of a member's header; it depends on name and size alone."""
     short = name.isascii() and len(name) + 2 <= SHORT and 0 <= size < LARGEST
     return BLOCK if short else len(member_header(name, size, mtime=0))
 
 
 def _id(key: str) -> str:
-    """Say below which event's id a key is, of whatever revision; empty where it is below none."""
+    """Return the id of the event that a key belongs to, of any revision; empty if it belongs to none."""
     folder, _, rest = key.partition("/")
     name, slash, _ = rest.partition("/")
     return name[:ID] if slash and folder in FOLDERS and HOME.fullmatch(name) else ""
 
 
 def _event(key: str) -> str | None:
-    """Say in which folder ``<id>[-rN]`` a key is that is of a bundle's file; None where it is not.
+    """Return the folder ``<id>[-rN]`` of a bundle's file; None for other keys.
 
     Among images lies the tar of an experiment that is called like an event, too; and a key that ends in a slash is how
     some clients remember a folder.
@@ -528,7 +528,7 @@ def _digest(chunks: Iterable[bytes]) -> str:
 
 
 def _pieces(feed: Feed, size: int) -> Iterator[bytes]:
-    """Take so many bytes, or as many as there are."""
+    """Yield at most so many bytes."""
     while size > 0 and (piece := feed.read(min(size, WINDOW))):
         size -= len(piece)
         yield piece

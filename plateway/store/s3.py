@@ -34,13 +34,13 @@ BUCKET_SEEN = 5.0  # seconds for which a bucket that was there is taken to be th
 if TYPE_CHECKING:
     from obstore.store import RetryConfig, S3Credential
 
-RETRY: RetryConfig = {  # of one request; whole verbs are tried again by whoever called
+RETRY: RetryConfig = {  # of one request; callers retry whole verbs
     "max_retries": 2,
     "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 LOADER = Loader()  # what botocore reads of its service descriptions; 0.15 s the first time
-LISTED = 1000  # keys that S3 tells at a time
+LISTED = 1000  # keys that S3 lists at a time
 
 
 class S3:
@@ -133,7 +133,7 @@ class S3:
         return _stat_of_meta(key, found.meta), self._read(key, found, length=length)
 
     def _get(self, key: str, *, start: int, length: int | None) -> obstore.GetResult:
-        """Ask for a slice; `Damaged` (416) where the object ends before the range begins."""
+        """Request a slice; `Damaged` (416) if the object ends before it."""
         span: Any = {"suffix": -start} if start < 0 else {"offset": start}
         if start >= 0 and length is not None:
             span = (start, start + length)
@@ -183,7 +183,7 @@ class S3:
             return None
 
     def _check(self) -> None:
-        """Tell a missing bucket from a missing object, which a HEAD without a body does not; one look holds a while."""
+        """Raise if the bucket is missing: a HEAD does not tell it from a missing object. Checked every few seconds."""
         if time.monotonic() > self._seen + BUCKET_SEEN:
             with translate_errors(self.name):
                 self._client.head_bucket(Bucket=self.name)
@@ -213,7 +213,7 @@ class S3:
             last = keys[-1]
 
     def _level(self, folder: str, start: str, *, begins: str, limit: int) -> Iterator[tuple[str, Stat | None]]:
-        """List what lies directly in a folder, from the first name beyond `start` on; folders without a stat."""
+        """List the entries of a folder from the first name beyond `start` on; folders without a Stat."""
         span = {"StartAfter": folder + start} if start else {}
         for told in self._listing(Prefix=folder + begins, Delimiter="/", MaxKeys=min(limit, LISTED), **span):
             names: list[tuple[str, Stat | None]] = [
@@ -236,14 +236,14 @@ class S3:
             self._client.delete_object(Bucket=self.name, Key=key)
 
     def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
-        """Delete up to 1,000 objects, whatever their keys look like; say what was wrong with which."""
+        """Delete up to 1,000 objects with any keys; return the problem of each that stays."""
         with translate_errors(self.name):
             told = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
             answer = self._client.delete_objects(Bucket=self.name, Delete=told)
         return {one["Key"]: f"not deleted ({one.get('Code', 'no code')})" for one in answer.get("Errors", ())}
 
     def level(self, folder: str = "") -> Iterator[Stat | str]:
-        """List what lies directly in a folder (empty, or ending in a slash): objects, and folders by their name."""
+        """List a folder (empty, or ending in a slash): objects, and folders by their name."""
         for name, stat in self._level(folder, "", begins="", limit=LISTED):
             yield stat or f"{folder}{name}/"
 
@@ -251,7 +251,7 @@ class S3:
         where = {"Bucket": self.name, "Key": check_key(key)}
         with translate_errors(self._at(key)):
             self._credentials.get_frozen_credentials()  # renews those that end soon
-            until = getattr(self._credentials, "_expiry_time", None)  # botocore tells it nowhere else
+            until = getattr(self._credentials, "_expiry_time", None)  # botocore has it nowhere else
             lives = min(expires, LINKED, *([until - datetime.now(UTC)] if until else []))
             seconds = max(int(lives.total_seconds()), 1)
             return str(self._client.generate_presigned_url("get_object", where, seconds))
@@ -291,7 +291,7 @@ class S3:
 
 
 def _open_session(endpoint: Endpoint) -> Any:
-    """Find who asks."""
+    """Open a botocore session with the endpoint's credentials."""
     session = get_session()
     session.register_component("data_loader", LOADER)
     parsers = ResponseParserFactory()
@@ -306,16 +306,16 @@ def _open_session(endpoint: Endpoint) -> Any:
 
 
 def make_client(endpoint: Endpoint) -> Any:
-    """Make a client of botocore, for questions that the contract has no words for; its errors are to end at `door`.
+    """Create a botocore client for operations outside of the contract; wrap calls in `translate_errors`.
 
     Raises:
-        Misconfigured: nobody is known who asks.
+        Misconfigured: there are no credentials.
     """
     return _make_looker(endpoint, _open_session(endpoint))
 
 
 def _make_looker(endpoint: Endpoint, session: Any) -> Any:
-    """Make the client that looks."""
+    """Create the client that inspects."""
     config = Config(
         signature_version="s3v4",
         connect_timeout=5,
@@ -333,13 +333,13 @@ def _make_looker(endpoint: Endpoint, session: Any) -> Any:
 
 
 def _refuse_writes(*, model: Any, params: Mapping[str, Any], **_: Any) -> None:
-    """Let no request pass that could change anything."""
+    """Refuse every request that could change something."""
     if params["method"] not in {"GET", "HEAD"}:
         raise Refused(f"{model.name}: the endpoint is read-only")
 
 
 def _parse_time(told: Any) -> datetime:
-    """Read a time as listings tell it, which botocore's own way makes four fifths of the work of; others that way."""
+    """Parse the time of a listing; botocore's own parser takes four fifths of a listing's time."""
     with suppress(TypeError, ValueError):
         found = datetime.fromisoformat(told)
         if found.tzinfo:
@@ -349,7 +349,7 @@ def _parse_time(told: Any) -> datetime:
 
 
 def _make_mover(bucket: str, endpoint: Endpoint, session: Any, **patience: str) -> S3Store:
-    """Make the client that moves bytes. Bodies are not signed: the ETag of what arrived is compared instead."""
+    """Create the client that moves bytes. Bodies are not signed: the ETag of what arrived is compared instead."""
 
     def credentials() -> S3Credential:
         found = session.get_credentials().get_frozen_credentials()

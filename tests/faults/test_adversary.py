@@ -374,7 +374,7 @@ class Adversary(RuleBasedStateMachine):
         path = f"images/nowhere-{self.count}.tar"
         entry = Entry(path, f"{export.bucket}/{export.key}", f"./{Path(export.key).name}", *facts)
         content = dump(f"forged-{self.count}", self.clock().date(), entries=[entry])
-        self.attempt(lambda: [pipeline.receive(self.site.site, content, door="inbox", name=f"{self.count}.json")])
+        self.attempt(lambda: [pipeline.receive(self.site.site, content, source="inbox", name=f"{self.count}.json")])
         self.attempt(lambda: pipeline.settle(self.site.site))
 
     # ------------------------------------------------------------------------------------------------------ the bytes

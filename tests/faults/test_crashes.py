@@ -67,8 +67,8 @@ EXCUSED = {
     "archive._tidy": "does so, too, and what is a day old by the clock of this machine; `test_archive` does",
     "archive.put_manifest": "writes by `archive.write`",
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
-    "catalog.note_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
-    "catalog.note_place": "a row of `relocate`, which goes on with those that are left; `test_several` does",
+    "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
+    "catalog.record_relocation": "a row of `relocate`, which goes on with those that are left; `test_several` does",
     "archive.write": "writes by `archive._put`, names by `archive._link`",
 }
 NUMBERS = count(1)

@@ -128,11 +128,11 @@ def test_a_row_that_lies_is_found(world: World, change: str) -> None:
         world.lab.store.delete(export.key)
     elif change == "seen_etag":
         told = {"sha256": export.sha256, "uploaded_at": export.uploaded_at, "read_back": False}
-        world.lab.catalog.note_evidence(ref, kind="etag", at=world.lab.clock(), seen_etag="other", **told)  # type: ignore[arg-type]
+        world.lab.catalog.record_evidence(ref, kind="etag", at=world.lab.clock(), seen_etag="other", **told)  # type: ignore[arg-type]
     else:
         other = "0" * 64 if change == "sha256" else 1
         fence = world.lab.catalog.lease(ref, owner="liar", ttl=timedelta(minutes=1), now=world.lab.clock())
-        world.lab.catalog.note_export(Export(**export.model_dump() | {change: other}), fence=fence)
+        world.lab.catalog.record_export(Export(**export.model_dump() | {change: other}), fence=fence)
     assert "I3" in violated(world)
 
 

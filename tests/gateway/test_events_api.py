@@ -196,7 +196,7 @@ def test_the_whole_ledger(site: Site) -> None:
         "date": "2026-05-04",
         "archives": [{"path": "images/a.tar", "src_keys": [f"memory/{event.key}"]}],
     }
-    pipeline.receive(lab.site, json.dumps(content).encode(), door="test", name="manifest.json")
+    pipeline.receive(lab.site, json.dumps(content).encode(), source="test", name="manifest.json")
     pipeline.settle(lab.site)
     reported = lab.ledger(ref).archives[0].reported_at
     purged = lab.clock.turn(hours=8)

@@ -107,7 +107,7 @@ def archived(lab: Lab, path: str, *refs: Ref, hours: float = 0) -> None:
     keys = [f"{lab.store.name}/{lab.catalog.get(ref).key}" for ref in refs]
     content = json.dumps({"job_id": str(uuid4()), "date": "2026-05-04", "archives": [{"path": path, "src_keys": keys}]})
     lab.clock.turn(hours=hours)
-    assert pipeline.receive(lab.site, content.encode(), door="test", name="manifest.json").result == "received"
+    assert pipeline.receive(lab.site, content.encode(), source="test", name="manifest.json").result == "received"
     assert {one.result for one in pipeline.settle(lab.site)} == {"archived"}
 
 
@@ -282,10 +282,10 @@ def test_what_is_not_there_is_not_told(open_place: Site) -> None:
     archived(open_place.lab, "images/x/1.tar", expired)
     export, now = open_place.export(expired)[1], catalog.now()
     read: dict[str, Any] = {"size": export.size, "checksum": export.sha256, "read_at": now}
-    catalog.note_location(expired, "images/x/1.tar", member="./a.tar", offset=0, **read)
+    catalog.record_location(expired, "images/x/1.tar", member="./a.tar", offset=0, **read)
     catalog.intend(intent(expired, "bucket", trash="", intended_at=now))
     assert open_place.get("/api/1/exports")["count"] == 2
-    catalog.note_trashed(expired, "bucket", at=now)
+    catalog.record_trashed(expired, "bucket", at=now)
     told = open_place.get("/api/1/exports")
     assert (told["count"], [row["ref_id"] for row in told["data"]]) == (1, [str(good.id)])
 

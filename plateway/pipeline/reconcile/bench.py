@@ -21,7 +21,7 @@ class BenchView:
 
     def __init__(self, site: Site, systems: Sequence[str] | None) -> None:
         self._site, self._only = site, systems
-        self._instruments: dict[str, Instrument | None] = {}  # None: nothing can be said
+        self._instruments: dict[str, Instrument | None] = {}  # None: unknown
         self.silent: dict[str, str] = {}  # why, by system
         going = site.catalog.going("raw")
         self._aside = {ledger.event.system for ledger, purge in going if purge.trashed_at is not None}
@@ -36,7 +36,7 @@ class BenchView:
         try:
             there = list_systems(self._site.root)
         except PlatewayError:
-            there = []  # each system that is known will say so
+            there = []  # each known system reports it
         for name in sorted({*there, *self._site.catalog.systems()}):
             if (instrument := self.instrument(name)) is not None:
                 yield instrument
@@ -63,7 +63,7 @@ class BenchView:
             if name in self._aside and not folder.exists(instrument.root, TRASH):
                 return f"{name} shows no trash at all: is its disk mounted?"
         except PlatewayError as error:
-            return f"{name} cannot be looked at: {error}"
+            return f"{name} cannot be read: {error}"
         return None
 
     def inspect(self, account: Account) -> Account:
@@ -84,11 +84,11 @@ class BenchView:
     def inspect_again(self, account: Account, ledger: Ledger) -> Account:
         """Inspect the disk again; images being purged, or purged with another event's, are not missing."""
         if account.raw == "here" and ledger.purge("raw") is not None:
-            return account._replace(raw="aside")  # intended, and not noted yet: the purge heals that
+            return account._replace(raw="aside")  # intended, not recorded yet: the purge repairs that
         account = self.inspect(account)
         if account.raw not in {"missing", "strayed"}:
             return account
-        self._instruments.pop(account.system, None)  # so that a disk that went away just now is noticed
+        self._instruments.pop(account.system, None)  # so that a disk unmounted just now is noticed
         if self.instrument(account.system) is None or self._purged_with_another(ledger):
             return account._replace(raw="unknown")
         return account

@@ -26,7 +26,7 @@ UNFINISHED = re.compile(r"(\.\d+)?\.part|\.old|\.back")
 
 
 def find_leftovers(site: Site, instrument: Instrument, place: str, root: Path, *, now: datetime) -> Iterator[Finding]:
-    """Judge what lies in a system's trash, and in its staging."""
+    """Judge the entries of a system's trash and staging."""
     for some in chunks(_list_names(root, TRASH)):
         for name, ledger in _find_events(site, some):
             if not _holds_files(root, f"{TRASH}/{name}"):
@@ -77,7 +77,7 @@ def _list_names(root: Path, path: str = "") -> list[str]:
             return sorted(entry.name for entry in place.entries() if entry.name != MARKER_FILE)
     if not root.exists():
         return []
-    with folder.door(root.name), os.scandir(root) as entries:
+    with folder.translate_errors(root.name), os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.name != MARKER_FILE)
 
 

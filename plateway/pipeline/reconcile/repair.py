@@ -47,9 +47,9 @@ class Reconciled:
     """What was found, and what was done about it."""
 
     findings: tuple[Finding, ...]
-    outcomes: tuple[Outcome, ...]  # of repairs; and what could not be looked at, or why nothing was repaired
-    counts: Mapping[str, int]  # findings by kind, with those that are too many to be told
-    stopped: bool = False  # nothing was repaired in a bucket, because all that it says is to be doubted
+    outcomes: tuple[Outcome, ...]  # of repairs; what could not be read, or why nothing was repaired
+    counts: Mapping[str, int]  # findings by kind, including those not listed
+    stopped: bool = False  # nothing was repaired in a bucket, because its listing is in doubt
 
 
 class Repairs:
@@ -229,7 +229,7 @@ class Repairs:
     def _read_tags(self) -> None:
         """Add what their tags say to some exports without a tape copy: a hint, and no evidence."""
         wanted = [at for at, one in enumerate(self.findings) if one.kind is Kind.UNARCHIVED]
-        with suppress(PlatewayError):  # nobody needs them
+        with suppress(PlatewayError):  # they are only a hint
             for at in wanted[:HINTS]:
                 one = self.findings[at]
                 if self.site.store.tags(one.key).get("archived") == "true":

@@ -36,7 +36,7 @@ class BucketShares:
     def __init__(self, site: Site) -> None:
         self.bound = list(site.each_bucket())
         self._stores = [one.store for one in self.bound]
-        self._own = self.bound[0]  # what belongs nowhere else is told with the site's own
+        self._own = self.bound[0]  # what belongs nowhere else is reported with the site's own
         self._homes: dict[tuple[str | None, ...], Site | None] = {}
         self._away: Counter[str] = Counter()
 
@@ -106,7 +106,7 @@ class Suspects:
 
     keys: dict[str, list[Finding]] = field(default_factory=dict)
     others: list[Finding] = field(default_factory=list)
-    new_harm: int = 0  # exports lost or changed that nobody knew of
+    new_harm: int = 0  # exports newly lost or changed
 
 
 class Comparison:
