@@ -171,7 +171,7 @@ MALFORMED: list[tuple[bytes, str]] = [
     (said(job_id=7), "job_id: 7 is not a text"),
     (said(job_id=""), 'job_id: "" is not a text'),
     (said(job_id="a/b"), 'job_id: "a/b" contains a slash'),
-    (said(job_id=".hidden"), 'job_id: ".hidden" begins with a point'),
+    (said(job_id=".hidden"), 'job_id: ".hidden" begins with a dot'),
     (said(job_id="a\nb"), 'job_id: "a\\nb" contains characters that cannot be printed'),
     (said(job_id="j" * 129), f'job_id: "{"j" * 76}... has more than 128 bytes'),
     (without("date"), "date: missing"),
@@ -408,7 +408,7 @@ def test_lesson_d10_nothing_is_visible_until_it_is_whole(target: Archive) -> Non
 def test_nothing_is_overwritten(target: Archive) -> None:
     """A second writer of a path is refused, before it wrote and after, and what is there stays."""
     target.write("images/a.tar", [b"first"])
-    with pytest.raises(Conflict, match=r"images/a\.tar is there already"):
+    with pytest.raises(Conflict, match=r"images/a\.tar exists already"):
         target.write("images/a.tar", [b"second"])
 
     def overtaken() -> Iterator[bytes]:
@@ -479,7 +479,7 @@ def test_an_archive_asks_nothing_before_it_is_used() -> None:
     """A place that does not answer keeps nobody from working without it; one that cannot be is refused at once."""
     assert open_archive("sftp://robot:secret@tape.example/data/").name == "sftp://tape.example/data"
     assert open_archive("s3://b/tape", Endpoint(url="http://127.0.0.1:9")).name == "s3://b/tape"
-    with pytest.raises(Misconfigured, match="tapes:// is no place that fsspec knows"):
+    with pytest.raises(Misconfigured, match="tapes:// is not a protocol of fsspec"):
         open_archive("tapes://x")
 
 

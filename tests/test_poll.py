@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from plateway.archive import Limits, Page, Poll
+from plateway.archive import ManifestPage, Poll, PollLimits
 from plateway.errors import Denied, Misconfigured, NotFound, Rejected, Unavailable
 
 MANIFEST = {"job_id": "j", "date": "2024-05-17", "archives": [{"path": "a.tar", "src_keys": ["b/k"]}]}
 TOKEN = "canary-5d6f"
-PATIENT = Limits(seconds=20, patience=5)
+PATIENT = PollLimits(seconds=20, patience=5)
 
 Send = Callable[[bytes], None]
 Answer = bytes | Callable[[Send], None]
@@ -122,13 +122,13 @@ def pauses() -> Pauses:
 
 
 def asked(
-    server: Server, pauses: Pauses, *, limits: Limits = PATIENT, url: str | None = None, **known: Any
-) -> list[Page]:
+    server: Server, pauses: Pauses, *, limits: PollLimits = PATIENT, url: str | None = None, **known: Any
+) -> list[ManifestPage]:
     poll = Poll(url or server.url, SecretStr(TOKEN), limits=limits, sleep=pauses)
     return list(poll.pages(**known))
 
 
-def contents(pages: list[Page]) -> list[Any]:
+def contents(pages: list[ManifestPage]) -> list[Any]:
     return [json.loads(content) for page in pages for _, content in page.manifests]
 
 
@@ -152,7 +152,7 @@ def test_one_manifest(server: Server, pauses: Pauses) -> None:
 def test_nothing_to_tell(server: Server, pauses: Pauses, body: Any) -> None:
     """An empty list is an answer."""
     server.say(answer(body))
-    assert asked(server, pauses) == [Page((), last=True)]
+    assert asked(server, pauses) == [ManifestPage((), last=True)]
 
 
 def test_a_list_of_manifests(server: Server, pauses: Pauses) -> None:
@@ -256,7 +256,7 @@ WRONG: list[tuple[list[Answer], type[Exception], str]] = [
     ([answer(b"", status="300 Choose")], Misconfigured, "answers 300"),
     ([answer(b"", status="500 Oops")], Unavailable, "answers 500 (4 attempts)"),
     ([answer(b"", status="429 Many")], Unavailable, "answers 429 (4 attempts)"),
-    ([answer(b"", status="503 Busy", Retry_After="3600")], Unavailable, "answers 503, and would have us wait 3600 s"),
+    ([answer(b"", status="503 Busy", Retry_After="3600")], Unavailable, "answers 503, and asks for a wait of 3600 s"),
     ([answer(b"", status="304 Not Modified", Content_Length=None)], Rejected, "answers 304, and no condition was sent"),
     ([answer(HTML, kind="text/html; charset=utf-8")], Misconfigured,
      "answers with a web page (text/html), not with manifests"),
@@ -274,7 +274,7 @@ WRONG: list[tuple[list[Answer], type[Exception], str]] = [
     ([answer(gzip.compress(bytes(50 << 20)), Content_Encoding="gzip")], Rejected,
      'answers in "gzip", which was not asked for'),
     ([answer(b"[]", Content_Length=str(65 << 20))], Rejected,
-     "announces 68,157,440 bytes, at most 67,108,864 are taken"),
+     "announces 68,157,440 bytes, the limit is 67,108,864"),
     ([answer(b"[]", Content_Length="1")], Rejected, "not JSON: expecting value at line 1 column 2"),
     ([answer(b"[]", Content_Length="-5")], Unavailable, "breaks off ("),
     ([cut], Unavailable, "breaks off (peer closed connection without sending complete message body"),
@@ -286,9 +286,9 @@ WRONG: list[tuple[list[Answer], type[Exception], str]] = [
     ([answer(b"", status="301 Moved", Location="//elsewhere.example/")], Misconfigured,
      "redirects to http://elsewhere.example:80; the token is not sent there"),
     ([answer(b"", status="302 Found", Location="/manifests")], Misconfigured, "redirects more than 3 times"),
-    ([answer({"items": [1], "next": "/manifests"})], Rejected, "page 2 is one that came before"),
+    ([answer({"items": [1], "next": "/manifests"})], Rejected, "page 2 was read before"),
     ([answer({"items": [1], "next": "/a"}), answer({"items": [2], "next": "/manifests"})], Rejected,
-     "page 3 is one that came before"),
+     "page 3 was read before"),
     ([answer({"items": [1], "next": "file:///etc/passwd"})], Rejected, "page 2 would be at file://"),
 ]  # fmt: skip
 
@@ -319,7 +319,7 @@ def test_what_came_before_the_fault_is_kept(server: Server, pauses: Pauses) -> N
     """Pages are handed on as they come; the error follows them."""
     server.say(answer({"items": [1], "next": "/2"}), answer({"items": [2], "next": "/3"}), answer(b"", status="404 No"))
     poll = Poll(server.url, limits=PATIENT, sleep=pauses)
-    found: list[Page] = []
+    found: list[ManifestPage] = []
     with pytest.raises(NotFound):
         found.extend(poll.pages())
     assert contents(found) == [1, 2]
@@ -346,7 +346,7 @@ def test_paging_ends(server: Server, pauses: Pauses) -> None:
 
     server.say(endless)
     with pytest.raises(Rejected, match="more than 25 pages"):
-        asked(server, pauses, limits=Limits(pages=25, seconds=20, patience=5))
+        asked(server, pauses, limits=PollLimits(pages=25, seconds=20, patience=5))
     assert len(server.requests) == 25
 
 
@@ -360,14 +360,14 @@ def test_too_much_is_not_taken(server: Server, pauses: Pauses) -> None:
 
     server.say(flood)
     with pytest.raises(Rejected, match="sends more than 1,000,000 bytes"):
-        asked(server, pauses, limits=Limits(page_size=1_000_000, seconds=20, patience=5))
+        asked(server, pauses, limits=PollLimits(page_size=1_000_000, seconds=20, patience=5))
 
     def page(send: Send) -> None:
         send(answer({"items": ["x" * 1000], "next": f"?page={len(server.requests)}"}))
 
     server.say(page)
-    with pytest.raises(Rejected, match=r"announces 1,0\d\d bytes, at most \d+ are taken"):
-        asked(server, pauses, limits=Limits(total_size=5000, seconds=20, patience=5))
+    with pytest.raises(Rejected, match=r"announces 1,0\d\d bytes, the limit is \d+"):
+        asked(server, pauses, limits=PollLimits(total_size=5000, seconds=20, patience=5))
 
 
 @pytest.mark.parametrize("where", ["body", "headers", "chunks"])
@@ -388,7 +388,7 @@ def test_a_slow_drip_ends(server: Server, pauses: Pauses, where: str) -> None:
     server.say(drip)
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"takes longer than 0\.5 s"):
-        asked(server, pauses, limits=Limits(seconds=0.5, patience=0.3))
+        asked(server, pauses, limits=PollLimits(seconds=0.5, patience=0.3))
     assert time.monotonic() - started < 5
 
 
@@ -396,7 +396,7 @@ def test_a_server_that_is_silent_is_given_up(server: Server, pauses: Pauses) -> 
     """Accepting and saying nothing is a failure like others."""
     server.say(lambda _: time.sleep(2))
     with pytest.raises(Unavailable, match=r"does not answer in time \(ReadTimeout\) \(2 attempts\)"):
-        asked(server, pauses, limits=Limits(seconds=20, patience=0.1, attempts=2))
+        asked(server, pauses, limits=PollLimits(seconds=20, patience=0.1, attempts=2))
 
 
 def test_nobody_is_there(pauses: Pauses) -> None:
@@ -412,7 +412,7 @@ def test_nobody_is_there(pauses: Pauses) -> None:
 @pytest.mark.parametrize("url", ["", "manifests", "ftp://a/b", "http://", "file:///etc", "http://[::1"])
 def test_an_address_that_is_none(url: str) -> None:
     """A wrong setting is told before anything is asked."""
-    with pytest.raises(Misconfigured, match="the archive's address is"):
+    with pytest.raises(Misconfigured, match=r"the archive's address (is|must)"):
         Poll(url)
 
 

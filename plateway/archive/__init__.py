@@ -1,13 +1,13 @@
-"""The archive: what it says it has, the doors by which its manifests come, and the place itself where it is in reach.
+"""The archive: its manifests, the sources they come from, and its tars where they can be read.
 
-A manifest is the archive's own account of one job: these keys are in these tars. It is read strictly, entry by entry,
-and comes from a directory of files (`Inbox`), over HTTP (`Poll`) or as a message. `Archive` is the place where the tars
-are. What an account is worth is the catalogue's and ``pipeline``'s to say.
+A manifest is the archive's report of one job: these keys are in these tars. It is parsed strictly, entry by entry, and
+comes from a directory of files (`Inbox`), over HTTP (`Poll`) or as a message. `Archive` reads and writes the tars.
+The catalogue and ``pipeline`` decide how far a report is trusted.
 """
 
-from plateway.archive.http import Limits as Limits
-from plateway.archive.http import Page as Page
+from plateway.archive.http import ManifestPage as ManifestPage
 from plateway.archive.http import Poll as Poll
+from plateway.archive.http import PollLimits as PollLimits
 from plateway.archive.inbox import Delivery as Delivery
 from plateway.archive.inbox import Inbox as Inbox
 from plateway.archive.manifest import CAP as CAP
@@ -18,6 +18,6 @@ from plateway.archive.manifest import parse as parse
 from plateway.archive.tar import TarMember as TarMember
 from plateway.archive.target import MANIFESTS as MANIFESTS
 from plateway.archive.target import Archive as Archive
-from plateway.archive.target import Filed as Filed
+from plateway.archive.target import ArchivedFile as ArchivedFile
 from plateway.archive.target import Written as Written
 from plateway.archive.target import open_archive as open_archive

@@ -1,4 +1,4 @@
-"""The files door: a directory anywhere, where an archiver drops manifests as JSON files."""
+"""Read manifests from a directory, where an archiver writes them as JSON files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ QUARANTINE = "quarantine"
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A file as it lies there; what is no readable file says so in ``fault``."""
+    """A file in the directory; ``fault`` has the reason if it cannot be read."""
 
     name: str
     size: int
-    modified: datetime | None  # where the place tells
+    modified: datetime | None  # None: unknown
     fault: str | None = None
 
 
 class Inbox:
-    """A directory where ``*.json`` are deliveries; those that were handled move to ``accepted/`` or ``quarantine/``.
+    """A directory where ``*.json`` are deliveries; handled ones are moved to ``accepted/`` or ``quarantine/``.
 
-    Names that begin with a point are left alone: somebody is writing them. No file is ever deleted or replaced.
+    Names that begin with a dot are ignored: they are still being written. No file is ever deleted or replaced.
 
-    Raises, everywhere: `Unavailable`, `Denied`, `NotFound` when the directory is not there, `Misconfigured`.
+    Raises, everywhere: `Unavailable`, `Denied`, `NotFound` when the directory is missing, `Misconfigured`.
     """
 
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
@@ -41,23 +41,23 @@ class Inbox:
         self.name = self._place.name
 
     def deliveries(self) -> list[Delivery]:
-        """List what lies there, by name; unread."""
-        return [_delivery(found) for found in self._place.list() if _announced(found)]
+        """List the files, by name, without reading them."""
+        return [_delivery(found) for found in self._place.list() if _is_delivery(found)]
 
     def read(self, delivery: Delivery) -> bytes:
-        """Read one; of a file larger than a manifest may be, only so much that `parse` refuses it.
+        """Read a delivery; of one larger than the limit, one byte more than `parse` accepts.
 
         Raises:
-            Unsettled: it is gone, or became shorter meanwhile.
+            Unsettled: it is missing, or became shorter meanwhile.
         """
         try:
             return self._place.read(delivery.name, most=CAP + 1)
         except NotFound:
-            self._place.list()  # which says so if all of the inbox is gone
+            self._place.list()  # raises if the whole inbox is missing
             raise Unsettled(f"{shown(delivery.name)} vanished from the inbox") from None
 
     def done(self, name: str) -> None:
-        """Move a file to ``accepted/``, beside one of the same name there; one that is gone is fine."""
+        """Move a file to ``accepted/``, under another name if that one exists; a missing file is ignored."""
         self._move(name, ACCEPTED)
 
     def refuse(self, name: str) -> None:
@@ -66,20 +66,20 @@ class Inbox:
 
     def _move(self, name: str, directory: str) -> None:
         self._place.make(directory)
-        with suppress(NotFound):  # somebody else moved it
+        with suppress(NotFound):  # another process moved it
             try:
                 self._place.rename(name, f"{directory}/{name}")
             except Conflict:
                 self._place.rename(name, f"{directory}/{name.removesuffix('.json')}.{uuid4().hex[:8]}.json")
 
     def accepted(self) -> Iterator[tuple[str, bytes]]:
-        """Read again what was accepted: name and content."""
+        """Read the accepted files: name and content."""
         for found in self._place.list(ACCEPTED):
-            if _announced(found) and found.kind == "file":
+            if _is_delivery(found) and found.kind == "file":
                 yield found.name, self._place.read(found.name, most=CAP + 1)
 
 
-def _announced(found: FileInfo) -> bool:
+def _is_delivery(found: FileInfo) -> bool:
     name = found.name.rpartition("/")[2]
     return name.endswith(".json") and not name.startswith(".") and found.kind != "directory"
 

@@ -1,7 +1,7 @@
-"""A manifest: what one archiving job says it wrote, in the words of surf-archiver and a few more of ours.
+"""A manifest: the report of one archiving job, in the format of surf-archiver with some fields more.
 
 ``{"job_id", "date", "archives": [{"path", "src_keys": ["<bucket>/<key>"], "members": [{"key", …}]}]}``, where
-``members`` is ours: of keys among ``src_keys`` it may tell name, size, SHA-256 and offset in the tar.
+``members`` is added by Plateway: name, size, SHA-256 and offset in the tar of keys among ``src_keys``, all optional.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from plateway.errors import Rejected
 from plateway.events import DAY, TIME, quoted, read_json
 
 CAP = 64 << 20  # bytes of a manifest
-LARGEST = 2**63 - 1  # what every database takes as a size
+LARGEST = 2**63 - 1  # largest integer of every database
 MOST_NAME = 1024  # bytes of a path, of a key without its bucket, of a member's name
 MOST_JOB = 128
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -29,7 +29,7 @@ DETAILS = ("name", "size", "sha256", "offset")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """This key is in this archive. What is None was not told."""
+    """One key in one archive. None: not reported."""
 
     path: str  # of the archive, relative to its root
     key: str  # "<bucket>/<key>"
@@ -41,22 +41,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Notice:
-    """What a manifest says, entry by entry."""
+    """A parsed manifest."""
 
     job_id: str
     date: datetime  # UTC
     entries: tuple[Entry, ...]  # by path and key
-    refused: tuple[str, ...]  # why each entry that is not among them was refused
-    digest: str  # SHA-256 of all that was said, however it was spelt and ordered
+    refused: tuple[str, ...]  # the reason for each refused entry
+    digest: str  # SHA-256 of the content, independent of spelling and order
 
 
 def parse(content: bytes) -> Notice:
-    """Read a manifest strictly; an entry that is wrong is refused on its own.
+    """Parse a manifest strictly; an entry that is not valid is refused on its own.
 
-    A day counts from midnight and a time without a zone is in UTC: archivers say on which day the events were.
+    A date becomes its midnight, and a time without a zone is UTC.
 
     Raises:
-        Rejected: it cannot be used at all; says why.
+        Rejected: the manifest as a whole is not valid; the message has the reason.
     """
     if len(content) > CAP:
         raise Rejected(f"more than {CAP:,} bytes")
@@ -78,7 +78,7 @@ def parse(content: bytes) -> Notice:
 
 
 def dump(job_id: str, day: date, *, entries: Iterable[Entry]) -> bytes:
-    """Write a manifest as `parse` reads it, and as surf-archiver would have."""
+    """Serialize a manifest in the format of surf-archiver, which `parse` reads."""
     archives: dict[str, dict[str, Any]] = {}
     for entry in entries:
         archive = archives.setdefault(entry.path, {"path": entry.path, "src_keys": []})
@@ -91,19 +91,19 @@ def dump(job_id: str, day: date, *, entries: Iterable[Entry]) -> bytes:
 
 
 class _Reading:
-    """What was read of a manifest's archives so far."""
+    """The entries of a manifest that are parsed so far."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
         self.paths: set[str] = set()
-        self._entries: dict[tuple[str, str], Entry | None] = {}  # None: refused, for it contradicts itself
+        self._entries: dict[tuple[str, str], Entry | None] = {}  # None: refused, it contradicts another entry
 
     def agreed(self) -> Iterator[Entry]:
-        """Give the entries that say one thing only."""
+        """Return the entries without contradictions."""
         return (entry for entry in self._entries.values() if entry is not None)
 
     def archive(self, said: Any, where: str) -> None:
-        """Read one archive; what is wrong with it, or with one of its keys, is noted."""
+        """Parse one archive; record errors of it and of its keys."""
         try:
             if not isinstance(said, dict):
                 raise Rejected(f"{quoted(said)} is not an object")
@@ -126,10 +126,10 @@ class _Reading:
         for key in sorted(named):
             entry = told.get(key, Entry(path, key))
             if entry is not None:
-                self._take(entry, where)
+                self._add_entry(entry, where)
 
     def _members(self, said: list[Any], path: str, where: str) -> dict[str, Entry | None]:
-        """Read what is told of the keys of an archive; None for those whose details are wrong."""
+        """Parse the details of the keys of an archive; None for those that are not valid."""
         told: dict[str, Entry | None] = {}
         for number, member in enumerate(said):
             place, key = f"{where}.members[{number}]", None
@@ -145,28 +145,28 @@ class _Reading:
                     sha256=_optional(member, "sha256", _sha256),
                     offset=_optional(member, "offset", _count),
                 )
-                told[key] = _joined(told.get(key, entry), entry)
+                told[key] = _merge_entries(told.get(key, entry), entry)
             except Rejected as error:
                 self.refused.append(f"{place}: {error}")
                 if key is not None:
                     told[key] = None
         return told
 
-    def _take(self, entry: Entry, where: str) -> None:
-        """Add an entry to what was said of the same key before; both fall if they contradict each other."""
+    def _add_entry(self, entry: Entry, where: str) -> None:
+        """Merge an entry with earlier ones of the same key; both are refused if they contradict each other."""
         at = entry.path, entry.key
         if at not in self._entries:
             self._entries[at] = entry
             return
         try:
-            self._entries[at] = _joined(self._entries[at], entry)
+            self._entries[at] = _merge_entries(self._entries[at], entry)
         except Rejected as error:
             self._entries[at] = None
             self.refused.append(f"{where}: {error}")
 
 
-def _joined(one: Entry | None, other: Entry) -> Entry | None:
-    """Join what two entries say of one key in one archive; nothing stays of one that was refused before."""
+def _merge_entries(one: Entry | None, other: Entry) -> Entry | None:
+    """Merge two entries of one key in one archive; a refused one stays refused."""
     if one is None:
         return None
     ours, theirs = _details(one), _details(other)
@@ -211,7 +211,7 @@ def _optional(said: dict[str, Any], name: str, read: Any) -> Any:
 
 
 def _job(value: Any) -> str:
-    """Take the job's id: a UUID, or any other short text."""
+    """Check the job's id: a UUID, or any other short text."""
     if not isinstance(value, str) or not value:
         raise Rejected(f"job_id: {quoted(value)} is not a text")
     try:
@@ -221,7 +221,7 @@ def _job(value: Any) -> str:
     wrong = (
         "contains characters that cannot be printed" if not value.isprintable()
         else "contains a slash" if "/" in value or "\\" in value
-        else "begins with a point" if value[0] == "."
+        else "begins with a dot" if value[0] == "."
         else f"has more than {MOST_JOB} bytes" if len(value.encode()) > MOST_JOB
         else None
     )  # fmt: skip
@@ -272,7 +272,7 @@ def _member(value: Any, name: str) -> str:
 
 
 def _unfit(path: str) -> str | None:
-    """Say what keeps a relative path from being one that every place can keep as it is."""
+    """Return the reason why a relative path is not valid in every store, or None."""
     parts = path.split("/")
     return (
         "is empty" if not path

@@ -1,4 +1,4 @@
-"""The members of a tar that somebody else wrote, by its headers alone."""
+"""List the members of a foreign tar from its headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plateway.errors import Damaged
 from plateway.names import shown
 
 MOST_EXTENSION = 1 << 20  # bytes of a long name or a PAX header
-SPARSE = 482  # where a GNU header says that another one follows; in the following ones it is
+SPARSE = 482  # offset of the flag in a GNU header that another one follows; in the following ones it is
 SPARSE_FURTHER = 504
 
 
@@ -27,10 +27,10 @@ class TarMember(NamedTuple):
 def members(read: Callable[[int, int], bytes], size: int) -> Iterator[TarMember]:
     """List the regular files of a tar of `size` bytes (plain, GNU or PAX); ``read(start, length)`` reads a slice.
 
-    Files with holes are left out, for their bytes are not in one piece.
+    Sparse files are skipped: their bytes are not contiguous.
 
     Raises:
-        Damaged: after those that are whole, if the tar is cut or no tar.
+        Damaged: after the complete members, if the tar is truncated or not a tar.
     """
     headers = _Headers(read, size)
     while (info := headers.next()) is not None:
@@ -39,15 +39,15 @@ def members(read: Callable[[int, int], bytes], size: int) -> Iterator[TarMember]
 
 
 class _Headers:
-    """A tar's headers, one after the other; each read is past the bytes of the member before."""
+    """The headers of a tar, in order."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
         self._read, self._size = read, size
-        self.offset = 0  # of the next header
+        self.offset = 0  # of the next header in the tar
         self.sparse = False
 
     def next(self) -> tarfile.TarInfo | None:
-        """Read the next member's header, with what was said before it; None at the end blocks."""
+        """Read the next member's header with its extensions. Returns None at the end blocks."""
         said: dict[str, str] = {}
         while True:
             start = self.offset
@@ -70,7 +70,7 @@ class _Headers:
                 raise Damaged(f"header at {start}: {error}") from error
 
     def _member(self, info: tarfile.TarInfo, block: bytes, said: dict[str, str]) -> tarfile.TarInfo:
-        """Pass over a member's bytes, which must all be there."""
+        """Skip a member's bytes, and check that the tar has all of them."""
         info.name = said.get("path", info.name)
         info.size = int(said.get("size", info.size))
         self.sparse = info.type == tarfile.GNUTYPE_SPARSE or any(name.startswith("GNU.sparse.") for name in said)

@@ -1,4 +1,4 @@
-"""The archive itself, where it can be reached: a tape's disk cache, SFTP, another bucket."""
+"""Read and write the tars of an archive: a tape's disk cache, SFTP, another bucket."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from plateway.errors import Conflict, NotFound
 from plateway.store.contract import check_key
 
 MANIFESTS = "manifests"
-ASIDE = re.compile(r"\..+\.part-[0-9a-f]{12}")  # what a write is called until it is whole
-AHEAD = 16 << 10  # bytes read at a time while looking for headers
+ASIDE = re.compile(r"\..+\.part-[0-9a-f]{12}")  # temporary name of a file that is being written
+AHEAD = 16 << 10  # bytes of one read of headers
 
 
 class Written(NamedTuple):
@@ -28,19 +28,19 @@ class Written(NamedTuple):
     sha256: str
 
 
-class Filed(NamedTuple):
+class ArchivedFile(NamedTuple):
     """A file on the archive."""
 
     path: str
     size: int
-    modified: datetime | None = None  # where it can be told
+    modified: datetime | None = None  # None: unknown
 
 
 class Archive:
     """A directory of tars anywhere. Paths are relative to it, and plain.
 
-    Raises, everywhere: `Unavailable` when it does not answer or cannot just now, `Denied`, `NotFound` when the
-    directory itself is not there, `Rejected` for a path that is not plain, `Misconfigured`.
+    Raises, everywhere: `Unavailable` when it cannot be reached now, `Denied`, `NotFound` when the
+    directory itself is missing, `Rejected` for a path that is not plain, `Misconfigured`.
     """
 
     def __init__(self, url: str, endpoint: Endpoint | None = None) -> None:
@@ -49,7 +49,7 @@ class Archive:
 
     @property
     def local_root(self) -> Path | None:
-        """The directory that it is, where that is of this machine."""
+        """Its path on this machine, or None if it is elsewhere."""
         return self._place.local_root
 
     @property
@@ -58,15 +58,15 @@ class Archive:
         return self._place.durable
 
     def root_identity(self) -> str:
-        """Identify the archive by its file system and root, or by its address where it is not of this machine."""
+        """Identify the archive by its file system and root, or by its URL if it is not on this machine."""
         return self._place.root_identity()
 
-    def stat(self, path: str) -> Filed | None:
+    def stat(self, path: str) -> ArchivedFile | None:
         """Return size and modification time of a file; None if there is none."""
         found = self._place.find(check_key(path))
         if found is None or found.kind not in {"file", "link"}:
             return None
-        return Filed(path, found.size, found.modified)
+        return ArchivedFile(path, found.size, found.modified)
 
     def size(self, path: str) -> int | None:
         """Return the size of a file in bytes; None if there is none."""
@@ -74,34 +74,34 @@ class Archive:
         return found and found.size
 
     def remove(self, path: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Delete a file; a missing one is ignored."""
         self._place.remove(check_key(path))
 
     def open(self, path: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Read a slice: from `start`, at most `length` bytes. `NotFound` comes at once."""
+        """Read a slice: from `start`, at most `length` bytes. Raises `NotFound` before the first byte."""
         return self._place.open(check_key(path), start=start, length=length)
 
     def write(self, path: str, chunks: Iterable[bytes]) -> Written:
-        """Write a file aside, read it back, and give it its name; nothing is overwritten, nothing is visible half.
+        """Write a file to a temporary name, read it back and rename it; nothing is overwritten or visible incomplete.
 
-        An error from `chunks` rises unchanged. What a write that was killed left aside is removed by a later one of
-        the same path, a day after.
+        An error of `chunks` is raised unchanged. The temporary file of a killed write is deleted by a later write of
+        the same path, after a day.
 
         Raises:
-            Conflict: there is one of that name. Damaged: what was read back is other than what was written.
+            Conflict: the name exists. Damaged: the bytes read back differ.
         """
         return Written(*self._place.write(check_key(path), chunks))
 
-    def list(self, prefix: str = "") -> Iterator[Filed]:
-        """List the files whose path begins so, by path; what is being written is not among them."""
+    def list(self, prefix: str = "") -> Iterator[ArchivedFile]:
+        """List the files whose path begins with `prefix`, by path, without temporary files."""
         for found in self._place.walk(prefix.rpartition("/")[0]):
             if found.name.startswith(prefix) and not found.name.rpartition("/")[2].startswith("."):
-                yield Filed(found.name, found.size)
+                yield ArchivedFile(found.name, found.size)
 
     def sweep(self, directory: str, *, before: datetime) -> Iterator[str]:
-        """Remove what writes below a directory left aside when they were cut off, and nobody touched since ``before``.
+        """Delete temporary files below a directory that were last modified before ``before``.
 
-        Says what was removed.
+        Returns the paths of the deleted files.
         """
         for found in self._place.walk(directory):
             aside = ASIDE.fullmatch(found.name.rpartition("/")[2])
@@ -110,10 +110,10 @@ class Archive:
                 yield found.name
 
     def members(self, path: str) -> Iterator[TarMember]:
-        """List the regular files in a tar, by its headers alone.
+        """List the regular files in a tar, from its headers.
 
         Raises:
-            NotFound: no such tar. Damaged: after those that are whole, if it is cut or no tar.
+            NotFound: no such tar. Damaged: after the complete members, if it is truncated or not a tar.
         """
         size = self.size(path)
         if size is None:
@@ -121,10 +121,10 @@ class Archive:
         return tar.members(_Window(self, path, size).read, size)
 
     def put_manifest(self, job_id: str, content: bytes) -> None:
-        """Keep a manifest beside the tars, at ``manifests/<job_id>.json``; the same again is fine.
+        """Write a manifest beside the tars, at ``manifests/<job_id>.json``; an equal one is kept.
 
         Raises:
-            Conflict: another is there.
+            Conflict: a different one exists.
         """
         path = f"{MANIFESTS}/{job_id}.json"
         try:
@@ -134,21 +134,21 @@ class Archive:
                 raise
 
     def manifests(self) -> Iterator[tuple[str, bytes]]:
-        """Read the manifests that are kept there: name and content."""
+        """Read the manifests beside the tars: name and content."""
         for filed in self.list(f"{MANIFESTS}/"):
             if filed.path.endswith(".json"):
                 yield filed.path, self._place.read(filed.path, most=CAP + 1)
 
 
 class _Window:
-    """The bytes around the last header, so that small members cost no read each."""
+    """A buffer of bytes around the last header, so that small members need no read each."""
 
     def __init__(self, archive: Archive, path: str, size: int) -> None:
         self._archive, self._path, self._size = archive, path, size
         self._start, self._kept = 0, b""
 
     def read(self, start: int, length: int) -> bytes:
-        """Read a slice; more is fetched than was asked for."""
+        """Read a slice, and buffer the bytes after it."""
         at = start - self._start
         if not 0 <= at <= len(self._kept) - length:
             ahead = min(max(length, AHEAD), self._size - start)
@@ -159,7 +159,7 @@ class _Window:
 def open_archive(url: str, endpoint: Endpoint | None = None) -> Archive:
     """Open an archive at any fsspec URL: ``file:///directory``, ``memory://name``, ``s3://bucket/prefix``, ``sftp://…``.
 
-    Nothing is asked of it yet.
+    It is not accessed yet.
 
     Raises:
         Misconfigured: fsspec does not know such a URL.

@@ -1,7 +1,7 @@
-"""Clients of the gateway: objects as amplify-object-store's clients had them, and events for researchers.
+"""Clients of the gateway: objects, compatible with amplify-object-store's clients, and events for researchers.
 
-Owns how a program talks to a gateway; imports httpx and the standard library. One logic, written as steps that neither
-send nor wait, serves the synchronous and the asynchronous clients.
+Imports httpx and the standard library. One implementation, as generators of steps that neither send nor wait, serves
+the synchronous and the asynchronous clients.
 """
 
 from plateway.client.events import AsyncPlateway, Images, Picture, Plateway

@@ -1,4 +1,4 @@
-"""What is sent: bytes, a file or pieces, from where it begins, as often as that is possible."""
+"""Request bodies: bytes, a file or pieces, sent again where that is possible."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ AsyncContent: TypeAlias = Content | AsyncIterable[bytes]
 
 
 class Source(NamedTuple):
-    """Where the pieces of a body come from."""
+    """The source of a body's pieces."""
 
     begin: Callable[[], Pieces]
     repeatable: bool
-    length: int | None = None  # bytes; None: that is known at the end
-    sha256: str | None = None  # None: that, too
-    blocks: bool = True  # the next piece may have to be waited for
+    length: int | None = None  # bytes; None: unknown until the end
+    sha256: str | None = None  # None: unknown until the end
+    blocks: bool = True  # reading a piece may block
 
 
 class Body:
@@ -32,52 +32,52 @@ class Body:
     def __init__(self, content: AsyncContent) -> None:
         self._source = _source(content)
         self._begun = False
-        self._sums, self.size = hashlib.sha256(), 0  # of what was sent the last time
+        self._sums, self.size = hashlib.sha256(), 0  # of the last attempt
 
     @property
     def length(self) -> int | None:
-        """How many bytes will be sent; None: nobody knows yet."""
+        """Number of bytes to send; None: unknown."""
         return self._source.length
 
     @property
     def known(self) -> str | None:
-        """SHA-256 of what will be sent; None: nobody knows yet."""
+        """SHA-256 of the bytes to send; None: unknown."""
         return self._source.sha256
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what was sent the last time."""
+        """SHA-256 of the bytes sent in the last attempt."""
         return self._source.sha256 or self._sums.hexdigest()
 
     @property
     def repeatable(self) -> bool:
-        """Whether it can be sent from its beginning."""
+        """Whether it can be sent from its start."""
         return self._source.repeatable or not self._begun
 
     def __iter__(self) -> Iterator[bytes]:
         pieces = self._restart()
         if not isinstance(pieces, Iterable):
-            raise TypeError("pieces that are waited for need the asynchronous client")
-        return map(self._noted, pieces)
+            raise TypeError("asynchronous pieces need the asynchronous client")
+        return map(self._record_piece, pieces)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces = self._restart()
         if not isinstance(pieces, Iterable):
             async for piece in pieces:
-                yield self._noted(piece)
+                yield self._record_piece(piece)
         elif self._source.blocks:
             waiting = iter(pieces)
             while (found := await asyncio.to_thread(lambda: next(waiting, None))) is not None:
-                yield self._noted(found)
+                yield self._record_piece(found)
         else:
             for piece in pieces:
-                yield self._noted(piece)
+                yield self._record_piece(piece)
 
     def _restart(self) -> Pieces:
         self._begun, self._sums, self.size = True, hashlib.sha256(), 0
         return self._source.begin()
 
-    def _noted(self, piece: bytes) -> bytes:
+    def _record_piece(self, piece: bytes) -> bytes:
         self.size += len(piece)
         if self._source.sha256 is None:
             self._sums.update(piece)
@@ -90,21 +90,21 @@ def _source(content: AsyncContent) -> Source:
     if isinstance(content, bytes | bytearray | memoryview):
         held = memoryview(content).cast("B")
         sha256 = hashlib.sha256(held).hexdigest()
-        return Source(partial(_cut, held), repeatable=True, length=held.nbytes, sha256=sha256, blocks=False)
+        return Source(partial(_split, held), repeatable=True, length=held.nbytes, sha256=sha256, blocks=False)
     if isinstance(content, AsyncIterable):
         return Source(lambda: content, repeatable=not isinstance(content, AsyncIterator))
     if not hasattr(content, "read"):
-        return Source(lambda: _gathered(content), repeatable=not isinstance(content, Iterator))
+        return Source(lambda: _join_pieces(content), repeatable=not isinstance(content, Iterator))
     return _file(cast("BinaryIO", content))
 
 
-def _cut(held: memoryview) -> Iterator[bytes]:
-    """Cut bytes into pieces: a network takes them one by one, and copies what is left of each."""
+def _split(held: memoryview) -> Iterator[bytes]:
+    """Split bytes into pieces: sending one large piece would copy its rest again and again."""
     return (bytes(held[start : start + PIECE]) for start in range(0, held.nbytes, PIECE))
 
 
-def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Bring many small pieces into fewer."""
+def _join_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces."""
     held, size = [], 0
     for piece in pieces:
         held.append(piece)
@@ -116,7 +116,7 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _file(file: BinaryIO) -> Source:
-    """Read a file from where it is."""
+    """Read a file from its current position."""
     if not file.seekable():
         return Source(lambda: iter(partial(file.read, PIECE), b""), repeatable=False)
     start = file.tell()

@@ -1,4 +1,4 @@
-"""Events, for researchers: find them, read their ledgers, have their images as bytes or arrays without any file."""
+"""Events, for researchers: search them, read their ledgers, and read their images as bytes or arrays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Which: TypeAlias = Event | UUID | str  # an id stands for its newest revision; ``<id>-r2`` is a certain one
+Which: TypeAlias = Event | UUID | str  # an id selects its newest revision; ``<id>-r2`` a given one
 T = TypeVar("T")
 V = TypeVar("V")
 EVENTS = "/api/1/events"
@@ -44,7 +44,7 @@ TIFF = (".tif", ".tiff")
 
 
 class Within(TypedDict, total=False):
-    """What a search within an experiment is narrowed to; times are aware."""
+    """Filters of a search within an experiment; times are aware."""
 
     system: str
     plate: int
@@ -52,11 +52,11 @@ class Within(TypedDict, total=False):
     kind: str  # stitch | video | overview
     since: datetime
     until: datetime
-    text: str  # an id, or the beginning of an id or experiment
+    text: str  # beginning of an id or of an experiment
 
 
 class Filters(Within, total=False):
-    """What a search is narrowed to, and its order."""
+    """Filters of a search, and its order."""
 
     experiment: str
     order: Literal["newest", "oldest"]
@@ -71,7 +71,7 @@ class Picture(NamedTuple):
 
 
 class Images(Mapping[str, V]):
-    """The images of one event by name; each is fetched, and compared with its SHA-256, whenever it is asked for."""
+    """The images of one event by name; each access reads an image and compares its SHA-256."""
 
     def __init__(self, infos: Mapping[str, Image], fetch: Callable[[Image], V]) -> None:
         self.infos = infos
@@ -92,13 +92,13 @@ class Images(Mapping[str, V]):
     def __repr__(self) -> str:
         return f"<{len(self)} images, {sum(info.size for info in self.infos.values())} bytes>"
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # that of mappings would fetch everything
+    __eq__, __hash__ = object.__eq__, object.__hash__  # those of mappings would read everything
 
 
 class Plateway:
-    """A gateway. May be used by several threads.
+    """A gateway; thread-safe.
 
-    What is wrong is raised as one of `plateway.errors`: ``NotFound``, ``Denied``, ``Unavailable``, …
+    Errors are those of `plateway.errors`: ``NotFound``, ``Denied``, ``Unavailable``, …
     """
 
     def __init__(
@@ -111,30 +111,30 @@ class Plateway:
         retry_delay: float = 1.0,
         session: httpx.Client | None = None,
     ) -> None:
-        """Prepare to ask; nothing is sent yet. The options are those of `RestStore`.
+        """Prepare a client; no request is sent yet. The options are those of `RestStore`.
 
         Raises:
-            Misconfigured: the address or the token cannot be one.
+            Misconfigured: the address or the token is not valid.
         """
         self._events = Events(Server(base_url, token, tries=Tries(max_retries, retry_delay)))
         self._driver = Driver(session, timeout=timeout)
 
     def search(self, **filters: Unpack[Filters]) -> Iterator[Event]:
-        """Find events, the newest first unless the other order is asked for."""
+        """Search events, the newest first unless `order` is "oldest"."""
         return self._driver.each(self._events.search(filters))
 
     def event(self, which: Which) -> Event:
-        """Look at one event: at its newest revision, or at ``<id>-r<revision>``."""
+        """Read one event: its newest revision, or ``<id>-r<revision>``."""
         return self._driver.run(self._events.event(which))
 
     def ledger(self, which: Which) -> dict[str, Any]:
-        """Read all that is known of one event, as the gateway tells it."""
+        """Read the ledger of one event, as the gateway's JSON."""
         return self._driver.run(self._events.ledger(which))
 
     def images(self, which: Which) -> Images[bytes]:
         """List the images of one event, to be read on demand.
 
-        Reading raises `plateway.errors.Damaged` when what arrived is not what was exported.
+        Reading raises `plateway.errors.Damaged` if the SHA-256 differs.
         """
         infos = self._driver.run(self._events.images(which))
         return Images(infos, lambda image: self._driver.run(self._events.image(image)))
@@ -143,7 +143,7 @@ class Plateway:
         """Read the tar of one event piece by piece.
 
         Raises:
-            Damaged: said at its end, it was not what was exported.
+            Damaged: the SHA-256 differs; raised at the end.
         """
         return self._driver.each(self._events.bundle(which))
 
@@ -154,7 +154,7 @@ class Plateway:
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
     ) -> Iterator[Export]:
-        """List what reached the bucket between two times (the last day unless said), the oldest first."""
+        """List the exports between two times (default: the last day), the oldest first."""
         return self._driver.each(self._events.exports(since, until, kind))
 
     def archives(self, *, experiment: str | None = None) -> Iterator[Archive]:
@@ -185,30 +185,30 @@ class AsyncPlateway:
         retry_delay: float = 1.0,
         session: httpx.AsyncClient | None = None,
     ) -> None:
-        """Prepare to ask; nothing is sent yet. The options are those of `RestStore`.
+        """Prepare a client; no request is sent yet. The options are those of `RestStore`.
 
         Raises:
-            Misconfigured: the address or the token cannot be one.
+            Misconfigured: the address or the token is not valid.
         """
         self._events = Events(Server(base_url, token, tries=Tries(max_retries, retry_delay)))
         self._driver = AsyncDriver(session, timeout=timeout)
 
     def search(self, **filters: Unpack[Filters]) -> AsyncIterator[Event]:
-        """Find events, the newest first unless the other order is asked for."""
+        """Search events, the newest first unless `order` is "oldest"."""
         return self._driver.each(self._events.search(filters))
 
     async def event(self, which: Which) -> Event:
-        """Look at one event: at its newest revision, or at ``<id>-r<revision>``."""
+        """Read one event: its newest revision, or ``<id>-r<revision>``."""
         return await self._driver.run(self._events.event(which))
 
     async def ledger(self, which: Which) -> dict[str, Any]:
-        """Read all that is known of one event, as the gateway tells it."""
+        """Read the ledger of one event, as the gateway's JSON."""
         return await self._driver.run(self._events.ledger(which))
 
     async def images(self, which: Which) -> Images[Awaitable[bytes]]:
         """List the images of one event, to be read on demand: ``await images[name]``.
 
-        Reading raises `plateway.errors.Damaged` when what arrived is not what was exported.
+        Reading raises `plateway.errors.Damaged` if the SHA-256 differs.
         """
         infos = await self._driver.run(self._events.images(which))
         return Images(infos, lambda image: self._driver.run(self._events.image(image)))
@@ -217,7 +217,7 @@ class AsyncPlateway:
         """Read the tar of one event piece by piece.
 
         Raises:
-            Damaged: said at its end, it was not what was exported.
+            Damaged: the SHA-256 differs; raised at the end.
         """
         return self._driver.each(self._events.bundle(which))
 
@@ -228,7 +228,7 @@ class AsyncPlateway:
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
     ) -> AsyncIterator[Export]:
-        """List what reached the bucket between two times (the last day unless said), the oldest first."""
+        """List the exports between two times (default: the last day), the oldest first."""
         return self._driver.each(self._events.exports(since, until, kind))
 
     def archives(self, *, experiment: str | None = None) -> AsyncIterator[Archive]:
@@ -249,7 +249,7 @@ class AsyncPlateway:
 
 
 class Events:
-    """What both gateways do, as steps."""
+    """The logic of both clients, as steps."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -257,7 +257,7 @@ class Events:
     def search(self, filters: Filters) -> Stream[Event]:
         if unknown := sorted(set(filters) - Filters.__optional_keys__):
             raise TypeError(f"events cannot be searched by {', '.join(unknown)}")
-        yield from self._server.pages(EVENTS, {**_told(filters), "limit": PAGE}, read=_page)
+        yield from self._server.pages(EVENTS, {**_format_filters(filters), "limit": PAGE}, read=_page)
 
     def event(self, which: Which) -> Steps[Event]:
         return read(Event, (yield from self.ledger(which)))
@@ -271,11 +271,11 @@ class Events:
 
     def image(self, image: Image) -> Steps[bytes]:
         if not image.url.startswith("/"):
-            raise Unavailable(f"{image.name}: its address is not one of the gateway")
+            raise Unavailable(f"{image.name}: its address is not on the gateway")
         answer = yield from self._server.answer(self._server.ask("GET", image.url))
         if hashlib.sha256(answer.content).hexdigest() != image.sha256:
-            told = f"{len(answer.content)} bytes arrived for {image.size}"
-            raise Damaged(f"{image.name}: {told}, and their SHA-256 is not the one recorded")
+            told = f"{len(answer.content)} bytes received of {image.size}"
+            raise Damaged(f"{image.name}: {told}, with another SHA-256 than recorded")
         return answer.content
 
     def bundle(self, which: Which) -> Stream[bytes]:
@@ -294,23 +294,23 @@ class Events:
                 yield Give(Picture(event, name, _array(name, (yield from self.image(images[name])))))
 
     def exports(self, since: datetime | None, until: datetime | None, kind: str) -> Stream[Export]:
-        until = until or datetime.now(UTC)  # of all pages: what arrives meanwhile would move the others
+        until = until or datetime.now(UTC)  # of all pages: new exports would shift the others
         since = since or until - DAY
         yield from self._rows(
-            Export, "/api/1/exports", {"start": _time(since), "end": _time(until), "event_type": kind}
+            Export, "/api/1/exports", {"start": _format_time(since), "end": _format_time(until), "event_type": kind}
         )
 
     def archives(self, experiment: str | None) -> Stream[Archive]:
         yield from self._rows(Archive, "/api/1/archives", {"experiment_id": experiment})
 
     def _rows(self, kind: type[T], place: str, params: Mapping[str, Any]) -> Stream[T]:
-        """Give the rows of a listing that counts them."""
+        """Yield the rows of a listing with offset and count."""
         offset = 0
         while True:
             told = yield from self._document(place, {**params, "limit": PAGE, "offset": offset})
             rows, count = _items(kind, told, "data"), told.get("count")
             if not isinstance(count, int):
-                raise Unavailable("the answer does not say how many there are")
+                raise Unavailable("the response has no count")
             yield from map(Give, rows)
             offset += len(rows)
             if not rows or offset >= count:
@@ -324,27 +324,27 @@ def _ref(which: Which) -> str:
     return which.ref if isinstance(which, Event) else str(which)
 
 
-def _told(filters: Filters) -> dict[str, Any]:
-    return {name: _time(value) if isinstance(value, datetime) else value for name, value in filters.items()}
+def _format_filters(filters: Filters) -> dict[str, Any]:
+    return {name: _format_time(value) if isinstance(value, datetime) else value for name, value in filters.items()}
 
 
-def _time(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     if moment.tzinfo is None:
-        raise ValueError("a time has a zone: datetime.now(UTC), for example")
+        raise ValueError("a time needs a zone, for example datetime.now(UTC)")
     return moment.isoformat()
 
 
 def _page(told: dict[str, Any]) -> tuple[list[Event], str | None]:
     cursor = told.get("next_cursor")
     if not isinstance(cursor, str | None):
-        raise Unavailable("the answer has no cursor that could be one")
+        raise Unavailable("the response has no valid cursor")
     return _items(Event, told, "events"), cursor or None
 
 
 def _items(kind: type[T], told: Mapping[str, Any], name: str) -> list[T]:
     items = told.get(name)
     if not isinstance(items, list):
-        raise Unavailable(f"the answer has no {name}")
+        raise Unavailable(f"the response has no {name}")
     return [read(kind, item) for item in items]
 
 
@@ -355,4 +355,4 @@ def _array(name: str, content: bytes) -> npt.NDArray[np.generic]:
     try:
         return tifffile.imread(io.BytesIO(content))
     except (tifffile.TiffFileError, ValueError, IndexError) as error:
-        raise Damaged(f"{name}: the bytes are the ones recorded, but no TIFF file that can be read") from error
+        raise Damaged(f"{name}: the bytes are those recorded, but not a TIFF file that can be read") from error

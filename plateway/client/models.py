@@ -1,4 +1,4 @@
-"""What servers tell, as values; what is not known here is left out."""
+"""Responses as values; unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Event:
     plate: int | None
     timestamp: datetime
     state: str
-    reasons: tuple[str, ...]  # why it waits
+    reasons: tuple[str, ...]  # why it is waiting
     conflict: bool
     bucket: str | None
-    endpoint: str | None  # that the bucket is behind; None: not exported, or not noted in its time
+    endpoint: str | None  # of the bucket; None: not exported, or not recorded then
     key: str
     size: int | None  # bytes of the bundle
     sha256: str | None  # of the bundle; None: not exported
@@ -36,11 +36,11 @@ class Event:
     announced_at: datetime
     verified_at: datetime | None
     seconds: float | None  # from the announcement to the evidence
-    raw_present: bool | None  # None: the instrument's disk did not answer
+    raw_present: bool | None  # None: unknown, the instrument's disk could not be read
 
     @property
     def ref(self) -> str:
-        """The event at this revision, as addresses have it."""
+        """The event at this revision, as in URLs."""
         return f"{self.id}-r{self.revision}"
 
 
@@ -48,22 +48,22 @@ class Event:
 class Image:
     """One image of an event."""
 
-    name: str  # as on the bench
+    name: str  # on the bench
     size: int  # bytes
     sha256: str
-    url: str  # from the root of the gateway on
-    thumbnail: str | None  # None: by its name it is no picture
+    url: str  # path on the gateway
+    thumbnail: str | None  # None: its name is not that of a picture
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One bundle that reached the bucket, as the lifecycle API tells it."""
+    """One bundle that reached the bucket, from the DLM API."""
 
     ref_id: UUID
     experiment_id: str
     timestamp: datetime
     type: str
-    url: str | None  # presigned: good for minutes, for anybody who has it
+    url: str | None  # presigned: valid for minutes, without a token
     uploaded_at: datetime
 
 
@@ -81,15 +81,15 @@ class Archive:
 
 
 def read(kind: type[T], told: Any) -> T:
-    """Make a value of what was told.
+    """Convert a JSON object to a value.
 
     Raises:
-        Unavailable: it was not told so that it can be understood.
+        Unavailable: it has not the expected fields.
     """
     try:
         return kind(**{one.name: _value(one.name, str(one.type), told) for one in fields(kind)})  # type: ignore[arg-type]  # all of them are dataclasses
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unavailable(f"what was told of one {kind.__name__.lower()} is not understood") from error
+        raise Unavailable(f"the response has no valid {kind.__name__.lower()}") from error
 
 
 def _value(name: str, kind: str, told: Mapping[str, Any]) -> Any:

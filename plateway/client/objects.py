@@ -1,7 +1,7 @@
-"""Objects, for those who used amplify-object-store's clients: the same methods, arguments and exceptions.
+"""Objects, compatible with amplify-object-store's clients: the same methods, arguments and exceptions.
 
-What was wrong there is right here: ``exists`` says False only of what is not there, and at once; a key means the same
-to both clients; what arrived is compared with what was sent. What is new is streams, ranges and prefixes.
+Differences: ``exists`` returns False only for missing objects, and without retries; both clients encode keys in the
+same way; uploads are compared with what the server stored. Streams, ranges and prefixes are new.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ PAGE = 100
 
 
 class RestStoreError(PlatewayError):
-    """The server does not do what it was asked; ``__cause__`` says why, and whether waiting may help."""
+    """A request failed; ``__cause__`` has the reason, and whether a retry may help."""
 
 
-class Failed(RestStoreError, KeyError):
-    """An object was not stored, read or removed, and not because it is not there."""
+class ObjectFailed(RestStoreError, KeyError):
+    """An object was not stored, read or deleted, for another reason than that it is missing."""
 
-    __str__ = Exception.__str__  # KeyError would show the message in quotes
+    __str__ = Exception.__str__  # KeyError would quote the message
 
 
-class Unlisted(RestStoreError, NotImplementedError):
-    """Keys are not listed."""
+class ListingFailed(RestStoreError, NotImplementedError):
+    """The keys could not be listed."""
 
 
 AsyncRestStoreError = RestStoreError
 
 
 class RestStore:
-    """An object store over HTTP. May be used by several threads."""
+    """An object store over HTTP; thread-safe."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class RestStore:
         *,
         session: httpx.Client | None = None,
     ) -> None:
-        """Prepare to ask; nothing is sent yet.
+        """Prepare a client; no request is sent yet.
 
-        `timeout` is the seconds that a server may be silent, `max_retries` how often anything is asked at most,
-        `retry_delay` the first pause in seconds. A `session` of one's own stays open.
+        `timeout` is the longest silence of the server in seconds, `max_retries` the number of attempts, `retry_delay`
+        the first pause in seconds. A `session` of the caller stays open.
 
         Raises:
-            Misconfigured: the address or the key cannot be one.
+            Misconfigured: the address or the key is not valid.
         """
         self._objects = Objects(Server(base_url, api_key, tries=Tries(max_retries, retry_delay)))
         self._driver = Driver(session, timeout=timeout)
@@ -75,11 +75,11 @@ class RestStore:
         *,
         session: httpx.Client | None = None,
     ) -> Self:
-        """Make a store, as the original is made."""
+        """Create a store, as in the original."""
         return cls(base_url, api_key, timeout, max_retries, retry_delay, session=session)
 
     def put(self, key: str, data: Content) -> None:
-        """Store bytes, a file from where it is, or pieces; whatever had the key is replaced, whole or not at all.
+        """Store bytes, a file from its current position, or pieces; an existing object is replaced atomically.
 
         Raises:
             KeyError: it was not stored.
@@ -95,7 +95,7 @@ class RestStore:
         return self._driver.run(self._objects.get(key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Read so many bytes of an object, or those up to its end.
+        """Read `length` bytes of an object, or those up to its end.
 
         Raises:
             KeyError: as `get`; also if it ends before `start`.
@@ -103,7 +103,7 @@ class RestStore:
         return self._driver.run(self._objects.get_range(key, start, length))
 
     def open(self, key: str) -> Iterator[bytes]:
-        """Read an object piece by piece; what breaks off goes on where it was.
+        """Read an object piece by piece; a broken download resumes.
 
         Raises:
             KeyError: as `get`.
@@ -111,20 +111,20 @@ class RestStore:
         return self._driver.each(self._objects.open(key))
 
     def exists(self, key: str) -> bool:
-        """Tell whether there is such an object.
+        """Return whether an object exists.
 
         Raises:
-            RestStoreError: nobody can tell.
+            RestStoreError: the request failed.
         """
         return self._driver.run(self._objects.exists(key))
 
     def delete(self, key: str) -> None:
-        """Remove an object.
+        """Delete an object.
 
         Raises:
-            KeyError: it was not removed; `plateway.errors.NotFound` if there is none.
+            KeyError: it was not deleted; `plateway.errors.NotFound` if there is none.
         """
-        self._driver.run(self._objects.delete(key, failed=Failed))
+        self._driver.run(self._objects.delete(key, failed=ObjectFailed))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """List the keys, a page of 100 at a time.
@@ -158,10 +158,10 @@ class AsyncRestStore:
         *,
         session: httpx.AsyncClient | None = None,
     ) -> None:
-        """Prepare to ask, as `RestStore` does.
+        """Prepare a client, as `RestStore` does.
 
         Raises:
-            Misconfigured: the address or the key cannot be one.
+            Misconfigured: the address or the key is not valid.
         """
         self._objects = Objects(Server(base_url, api_key, tries=Tries(max_retries, retry_delay)))
         self._driver = AsyncDriver(session, timeout=timeout)
@@ -177,11 +177,11 @@ class AsyncRestStore:
         *,
         session: httpx.AsyncClient | None = None,
     ) -> Self:
-        """Make a store, as the original is made."""
+        """Create a store, as in the original."""
         return cls(base_url, api_key, timeout, max_retries, retry_delay, session=session)
 
     async def put(self, key: str, data: AsyncContent) -> None:
-        """Store bytes, a file from where it is, or pieces; as `RestStore.put`.
+        """Store bytes, a file from its current position, or pieces; as `RestStore.put`.
 
         Raises:
             KeyError: it was not stored.
@@ -197,7 +197,7 @@ class AsyncRestStore:
         return await self._driver.run(self._objects.get(key))
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Read so many bytes of an object, or those up to its end.
+        """Read `length` bytes of an object, or those up to its end.
 
         Raises:
             KeyError: as `get`; also if it ends before `start`.
@@ -205,7 +205,7 @@ class AsyncRestStore:
         return await self._driver.run(self._objects.get_range(key, start, length))
 
     def open(self, key: str) -> AsyncIterator[bytes]:
-        """Read an object piece by piece; what breaks off goes on where it was.
+        """Read an object piece by piece; a broken download resumes.
 
         Raises:
             KeyError: as `get`.
@@ -213,19 +213,19 @@ class AsyncRestStore:
         return self._driver.each(self._objects.open(key))
 
     async def exists(self, key: str) -> bool:
-        """Tell whether there is such an object.
+        """Return whether an object exists.
 
         Raises:
-            AsyncRestStoreError: nobody can tell.
+            AsyncRestStoreError: the request failed.
         """
         return await self._driver.run(self._objects.exists(key))
 
     async def delete(self, key: str) -> None:
-        """Remove an object.
+        """Delete an object.
 
         Raises:
             KeyError: there is none.
-            AsyncRestStoreError: it was not removed.
+            AsyncRestStoreError: it was not deleted.
         """
         await self._driver.run(self._objects.delete(key, failed=AsyncRestStoreError))
 
@@ -251,7 +251,7 @@ class AsyncRestStore:
 
 
 class Objects:
-    """What both stores do, as steps."""
+    """The logic of both stores, as steps."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -262,16 +262,16 @@ class Objects:
         try:
             ask = self._server.ask("PUT", path("/objects", key=key), headers=headers)
             answer = yield from self._server.answer(replace(ask, body=body))
-            _compare(answer, key, body)
+            _compare_stored(answer, key, body)
         except PlatewayError as error:
-            raise _failed(error, f"Failed to store object {key}") from error
+            raise _wrap_error(error, f"Failed to store object {key}") from error
 
     def get(self, key: str) -> Steps[bytes]:
         return (yield from self._read(key, {})).content
 
     def get_range(self, key: str, start: int, length: int) -> Steps[bytes]:
         if start < 0 or length < 1:
-            raise ValueError(f"{length} bytes from {start} on are no range")
+            raise ValueError(f"{length} bytes from {start} on are not a range")
         answer = yield from self._read(key, {"Range": f"bytes={start}-{start + length - 1}"})
         return answer.content if answer.status == 206 else answer.content[start : start + length]
 
@@ -279,7 +279,7 @@ class Objects:
         try:
             yield from self._server.stream(self._server.ask("GET", path("/objects", key=key)))
         except PlatewayError as error:
-            raise _failed(error, f"Failed to retrieve object {key}") from error
+            raise _wrap_error(error, f"Failed to retrieve object {key}") from error
 
     def exists(self, key: str) -> Steps[bool]:
         try:
@@ -287,53 +287,53 @@ class Objects:
         except NotFound:
             return False
         except PlatewayError as error:
-            raise RestStoreError(f"Failed to look for object {key}: {error}") from error
+            raise RestStoreError(f"Failed to check object {key}: {error}") from error
         return True
 
     def delete(self, key: str, *, failed: type[RestStoreError]) -> Steps[None]:
         try:
             yield from self._server.answer(self._server.ask("DELETE", path("/objects", key=key)))
         except PlatewayError as error:
-            raise _failed(error, f"Failed to delete object {key}", kind=failed) from error
+            raise _wrap_error(error, f"Failed to delete object {key}", kind=failed) from error
 
     def keys(self, prefix: str) -> Stream[str]:
         try:
             yield from self._server.pages("/objects", {"limit": PAGE, "prefix": prefix or None}, read=_page)
         except PlatewayError as error:
-            raise Unlisted(f"Failed to list keys: {error}") from error
+            raise ListingFailed(f"Failed to list keys: {error}") from error
 
     def _read(self, key: str, headers: Mapping[str, str]) -> Steps[Answer]:
         try:
             return (yield from self._server.answer(self._server.ask("GET", path("/objects", key=key), headers=headers)))
         except PlatewayError as error:
-            raise _failed(error, f"Failed to retrieve object {key}") from error
+            raise _wrap_error(error, f"Failed to retrieve object {key}") from error
 
 
-def _failed(error: PlatewayError, what: str, *, kind: type[PlatewayError] = Failed) -> PlatewayError:
-    """Say what failed; what is not there stays that."""
+def _wrap_error(error: PlatewayError, what: str, *, kind: type[PlatewayError] = ObjectFailed) -> PlatewayError:
+    """Return the error of an operation; `NotFound` stays `NotFound`."""
     return (NotFound if isinstance(error, NotFound) else kind)(f"{what}: {error}")
 
 
-def _compare(answer: Answer, key: str, body: Body) -> None:
-    """Compare what a server says it stored with what was sent.
+def _compare_stored(answer: Answer, key: str, body: Body) -> None:
+    """Compare the server's report of the stored object with what was sent.
 
     Raises:
-        Damaged: it stored something else.
+        Damaged: it differs.
     """
     told = answer.document()
     if (told.get("key"), told.get("size")) != (key, body.size):
-        raise Damaged(f"{body.size} bytes were sent, and something else was stored")
+        raise Damaged(f"{body.size} bytes were sent, and the server reports another object")
     digest = answer.headers.get("repr-digest")
     if digest is not None and digest != f"sha-256=:{_base64(body.sha256)}:":
-        raise Damaged(f"the {body.size} bytes that arrived are not the ones that were sent: their SHA-256 is another")
+        raise Damaged(f"the {body.size} stored bytes have another SHA-256 than those that were sent")
 
 
 def _page(told: dict[str, Any]) -> tuple[list[str], str | None]:
     keys, more, cursor = told.get("keys"), told.get("has_more"), told.get("next_cursor")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise Unavailable("the answer is no page of keys")
+        raise Unavailable("the response is not a page of keys")
     if more and not isinstance(cursor, str):
-        raise Unavailable("there are more keys, and no way to them")
+        raise Unavailable("the response has more keys and no cursor")
     return keys, cursor if more else None
 
 

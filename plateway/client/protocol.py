@@ -1,7 +1,7 @@
-"""What the client's logic asks of the world, and what it is told: the logic itself neither sends nor waits.
+"""The steps that the client's logic yields, and the replies to them: the logic itself neither sends nor waits.
 
-The logic is generators that yield steps and are sent replies, so one logic serves both drivers (see `drivers`). A reply
-that is an error is raised where the step was yielded.
+The logic is generators that yield steps and are sent replies, so that it serves both transports (see `transports`). A
+reply that is an error is raised where the step was yielded.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Ask:
 
     @property
     def repeatable(self) -> bool:
-        """Whether it may be sent again: the methods are idempotent, a body may be at its end."""
+        """Whether it can be sent again: all methods are idempotent, but a body may be consumed."""
         return self.body is None or self.body.repeatable
 
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """Receive the next piece of the last answer; the reply is bytes, none at the end."""
+    """Receive the next piece of the last response; the reply is bytes, empty at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,57 +49,57 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Give(Generic[T]):
-    """Hand one item to whoever iterates."""
+    """Yield one item to the caller."""
 
     item: T
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[R]):
-    """The logic has ended, with this result."""
+    """The end of the logic, with its result."""
 
     result: R
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said; names of headers are in lower case."""
+    """A response; names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes = b""
 
     def document(self) -> dict[str, Any]:
-        """Read the content as a JSON object.
+        """Parse the content as a JSON object.
 
         Raises:
-            Unavailable: it is none.
+            Unavailable: it is not one.
         """
         try:
             found = json.loads(self.content)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise Unavailable(f"HTTP {self.status}: the answer is not the JSON object that was expected")
+            raise Unavailable(f"HTTP {self.status}: the response is not the expected JSON object")
         return found
 
 
 Step: TypeAlias = Ask | More | Pause
 Reply: TypeAlias = Answer | bytes | PlatewayError | None
 Steps: TypeAlias = Generator[Step, Reply, R]  # ends with a result
-Stream: TypeAlias = Generator[Step | Give[T], Reply, None]  # gives items on its way
+Stream: TypeAlias = Generator[Step | Give[T], Reply, None]  # yields items
 
 
-def advance(course: Generator[S, Reply, R], reply: Reply = None) -> S | Done[R]:
-    """Take the logic to its next step, or to its end."""
+def advance(logic: Generator[S, Reply, R], reply: Reply = None) -> S | Done[R]:
+    """Run the logic to its next step, or to its end."""
     try:
-        return course.throw(reply) if isinstance(reply, PlatewayError) else course.send(reply)
+        return logic.throw(reply) if isinstance(reply, PlatewayError) else logic.send(reply)
     except StopIteration as end:
         return Done(end.value)
 
 
 def collected(stream: Stream[T]) -> Steps[list[T]]:
-    """Keep the items of a stream."""
+    """Collect the items of a stream in a list."""
     items: list[T] = []
     step = advance(stream)
     while not isinstance(step, Done):

@@ -1,9 +1,8 @@
-"""Asking a server until there is an answer: addresses, attempts, errors. Neither sends nor waits: see `steps`.
+"""Requests with retries: addresses, attempts and errors. Neither sends nor waits: see `protocol`.
 
-All that is asked is idempotent, so all of it may be asked again: GET and HEAD change nothing, PUT replaces a whole
-object, DELETE leaves nothing however often it is said (when an answer was lost, the second one may be 404). Asked again
-is what got no answer or only part of one, and what the server wants asked again: 429, and 503 when it says how long to
-wait. A body that cannot be sent from its beginning is sent once.
+All requests are idempotent and can be retried: GET and HEAD change nothing, PUT replaces a whole object, and a repeated
+DELETE has the same effect (its second response may be 404 when the first one was lost). A request is retried after no
+response or an incomplete one, after 429, and after 503 with Retry-After. A body that cannot be read again is sent once.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from plateway.client.protocol import (
 from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
 
 T = TypeVar("T")
-LONGEST = 300  # seconds of a pause; a server that asks for a longer one is not asked again
-TOLD = 64 << 10  # bytes that are read of an error
+LONGEST = 300  # seconds of the longest pause; after a longer Retry-After there is no retry
+ERROR_SIZE = 64 << 10  # bytes that are read of an error response
 ERRORS: Mapping[int, type[PlatewayError]] = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 412: Conflict}
 
 
 class Tries(NamedTuple):
-    """How often something is asked (once at least), and the first pause; it doubles while nobody answers."""
+    """The number of attempts (at least one), and the first pause; it doubles with each failed attempt."""
 
     times: int
     delay: float  # seconds
 
 
 class Server:
-    """A server as the logic sees it: its address, what lets us in, and how patient we are."""
+    """A server: its address, token and number of attempts."""
 
     def __init__(self, base_url: str, token: str | None, *, tries: Tries) -> None:
         self._base, self._tries = _address(base_url), tries
@@ -59,38 +58,38 @@ class Server:
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Ask:
-        """Prepare a request; parameters that are None are left out."""
-        told = {name: str(value) for name, value in (params or {}).items() if value is not None}
-        return Ask(method, self._base + path, params=told, headers={**self._headers, **(headers or {})})
+        """Prepare a request; parameters that are None are omitted."""
+        query = {name: str(value) for name, value in (params or {}).items() if value is not None}
+        return Ask(method, self._base + path, params=query, headers={**self._headers, **(headers or {})})
 
     def answer(self, ask: Ask) -> Steps[Answer]:
-        """Ask, and receive the whole answer.
+        """Send a request and receive the whole response.
 
         Raises:
-            PlatewayError: it is an error, or there is none.
+            PlatewayError: it is an error, or there is no response.
         """
-        return (yield from self._tried(ask, _whole))
+        return (yield from self._send_with_retries(ask, _receive_all))
 
     def stream(self, ask: Ask, *, sha256: str | None = None) -> Stream[bytes]:
-        """Ask, and give the answer piece by piece; what breaks off goes on where it was, if it is still the same.
+        """Send a request and yield the response piece by piece; a broken download resumes if the object is unchanged.
 
         Raises:
-            Damaged: it has another SHA-256 (said at its end), or was replaced on the way.
+            Damaged: the SHA-256 differs (raised at the end), or the object was replaced meanwhile.
         """
-        answer = yield from self._tried(ask, _begun)
+        answer = yield from self._send_with_retries(ask, _receive_head)
         tag, done, sums = answer.headers.get("etag", ""), 0, hashlib.sha256()
         left, delay = self._tries
         while True:
             try:
-                piece = yield from _more()
+                piece = yield from _next_piece()
             except Unavailable:
                 left -= 1
-                if left < 1 or not tag.startswith('"'):  # a weak one may be of other bytes
+                if left < 1 or not tag.startswith('"'):  # a weak ETag may stand for other bytes
                     raise
                 yield Pause(delay)
                 delay = min(2 * delay, LONGEST)
                 rest = replace(ask, headers={**ask.headers, "Range": f"bytes={done}-"})
-                _continues((yield from self._tried(rest, _begun)), tag=tag, start=done)
+                _check_continues((yield from self._send_with_retries(rest, _receive_head)), tag=tag, start=done)
                 continue
             if not piece:
                 break
@@ -99,15 +98,15 @@ class Server:
             sums.update(piece)
             yield Give(piece)
         if sha256 is not None and sums.hexdigest() != sha256:
-            raise Damaged(f"the {done} bytes that arrived are not the ones recorded: their SHA-256 is another")
+            raise Damaged(f"the {done} received bytes have another SHA-256 than recorded")
 
     def pages(
         self, path: str, params: Mapping[str, Any], *, read: Callable[[dict[str, Any]], tuple[list[T], str | None]]
     ) -> Stream[T]:
-        """Give the items of a listing; `read` takes those of a page, and the cursor of the next one, from an answer.
+        """Yield the items of a listing; `read` returns the items of a response and the cursor of the next page.
 
         Raises:
-            Unavailable: the pages go round in circles.
+            Unavailable: the pages never end.
         """
         cursor, asked = None, {""}
         while True:
@@ -118,10 +117,10 @@ class Server:
             if cursor is None:
                 return
             if cursor in asked or not items:
-                raise Unavailable("the pages have no end")
+                raise Unavailable("the pages never end")
             asked.add(cursor)
 
-    def _tried(self, ask: Ask, receive: Callable[[Ask], Steps[Answer]]) -> Steps[Answer]:
+    def _send_with_retries(self, ask: Ask, receive: Callable[[Ask], Steps[Answer]]) -> Steps[Answer]:
         left, delay = self._tries
         while True:
             left -= 1
@@ -132,27 +131,27 @@ class Server:
                     raise Unavailable(f"{ask.method}: {error}") from error
                 pause, delay = delay, min(2 * delay, LONGEST)
             else:
-                wait = _wait(answer, delay)
+                wait = _retry_after(answer, delay)
                 if wait is None or left < 1 or not ask.repeatable:
-                    return _good(answer)
+                    return _check_status(answer)
                 pause = wait
             yield Pause(pause)
 
 
 def path(*parts: str, key: str = "") -> str:
-    """Make a path; a key is encoded between its slashes, such that nobody on the way understands any of it.
+    """Format a path; every segment of a key is encoded, so that no proxy interprets it.
 
     Raises:
-        Rejected: no address can say it.
+        Rejected: the key is not valid Unicode.
     """
     try:
         return "/".join([*parts, *(_segment(part) for part in key.split("/"))])
     except UnicodeEncodeError:
-        raise Rejected("a key is text that UTF-8 can say") from None
+        raise Rejected("a key must be encodable as UTF-8") from None
 
 
 def _segment(text: str) -> str:
-    """Encode one segment; clients and proxies would go up a folder for two dots."""
+    """Encode one segment; clients and proxies would resolve two dots."""
     return quote(text, safe="") if set(text) - {"."} else text.replace(".", "%2E")
 
 
@@ -163,76 +162,76 @@ def _address(base_url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise Misconfigured("the address of the server has the form https://host/path")
+        raise Misconfigured("the server's address must have the form https://host/path")
     if parts.username is not None:
-        raise Misconfigured("the address of the server has no user in it: a token lets you in")
+        raise Misconfigured("the server's address must not contain a user: use a token")
     return base_url.rstrip("/")
 
 
 def _secret(token: str) -> str:
-    found = token.strip()  # of a file, perhaps
+    found = token.strip()  # a token read from a file may end with a newline
     if not found.isascii() or not found.isprintable() or " " in found or not found:
-        raise Misconfigured("the token has characters that no token has")
+        raise Misconfigured("the token has characters that are not valid in a token")
     return found
 
 
-def _begun(ask: Ask) -> Steps[Answer]:
-    """Ask, and receive the answer up to its content, or an error with it."""
+def _receive_head(ask: Ask) -> Steps[Answer]:
+    """Send a request and receive the response without its content, or an error with it."""
     answer = yield ask
     assert isinstance(answer, Answer)
-    return answer if answer.status < 400 else (yield from _filled(answer, limit=TOLD))
+    return answer if answer.status < 400 else (yield from _read_content(answer, limit=ERROR_SIZE))
 
 
-def _whole(ask: Ask) -> Steps[Answer]:
-    answer = yield from _begun(ask)
-    return answer if answer.status >= 400 else (yield from _filled(answer))
+def _receive_all(ask: Ask) -> Steps[Answer]:
+    answer = yield from _receive_head(ask)
+    return answer if answer.status >= 400 else (yield from _read_content(answer))
 
 
-def _filled(answer: Answer, *, limit: int | None = None) -> Steps[Answer]:
+def _read_content(answer: Answer, *, limit: int | None = None) -> Steps[Answer]:
     pieces, size = [], 0
-    while (limit is None or size < limit) and (piece := (yield from _more())):
+    while (limit is None or size < limit) and (piece := (yield from _next_piece())):
         pieces.append(piece)
         size += len(piece)
     return replace(answer, content=b"".join(pieces))
 
 
-def _more() -> Steps[bytes]:
+def _next_piece() -> Steps[bytes]:
     piece = yield More()
     assert isinstance(piece, bytes)
     return piece
 
 
-def _wait(answer: Answer, delay: float) -> float | None:
-    """Say how long to wait before the same is asked again; None: not at all."""
-    told = answer.headers.get("retry-after", "").strip()
-    seconds = float(told) if told.isascii() and told.isdecimal() else None
+def _retry_after(answer: Answer, delay: float) -> float | None:
+    """Return the seconds before a retry, or None for no retry."""
+    header = answer.headers.get("retry-after", "").strip()
+    seconds = float(header) if header.isascii() and header.isdecimal() else None
     if answer.status not in {429, 503} or (answer.status == 503 and seconds is None):
         return None
     wait = delay if seconds is None else seconds
     return wait if wait <= LONGEST else None
 
 
-def _good(answer: Answer) -> Answer:
-    """Return an answer that is one.
+def _check_status(answer: Answer) -> Answer:
+    """Return a successful response.
 
     Raises:
         PlatewayError: it is an error.
     """
     if not 200 <= answer.status < 300:
-        _refuse(answer)
+        _raise_error(answer)
     if answer.headers.get("content-type", "").startswith("text/html"):
-        raise Unavailable(f"HTTP {answer.status}: a web page instead of an answer; is this the address of a gateway?")
+        raise Unavailable(f"HTTP {answer.status}: a web page instead of a response; is this the address of a gateway?")
     return answer
 
 
-def _refuse(answer: Answer) -> NoReturn:
+def _raise_error(answer: Answer) -> NoReturn:
     asked_wrong = 400 <= answer.status < 500 and answer.status not in {408, 429}
     kind = ERRORS.get(answer.status, Rejected if asked_wrong else Unavailable)
-    raise kind(f"HTTP {answer.status}: {_said(answer)}")
+    raise kind(f"HTTP {answer.status}: {_error_message(answer)}")
 
 
-def _said(answer: Answer) -> str:
-    """Find out what a server says is wrong."""
+def _error_message(answer: Answer) -> str:
+    """Return the message of an error response."""
     try:
         told = answer.document()
     except Unavailable:
@@ -244,12 +243,12 @@ def _said(answer: Answer) -> str:
     return HTTPStatus(answer.status).phrase if known else "failed"
 
 
-def _continues(answer: Answer, *, tag: str, start: int) -> None:
-    """Make sure that an answer goes on where another one broke off.
+def _check_continues(answer: Answer, *, tag: str, start: int) -> None:
+    """Check that a response continues an interrupted one.
 
     Raises:
         Damaged: it does not.
     """
     span = answer.headers.get("content-range", "")
     if answer.status != 206 or answer.headers.get("etag") != tag or not span.startswith(f"bytes {start}-"):
-        raise Damaged(f"broke off after {start} bytes, and what follows is not of the same object")
+        raise Damaged(f"interrupted after {start} bytes, and the object has changed since")

@@ -1,4 +1,4 @@
-"""Doing the steps of the logic: sending, receiving and waiting, synchronously or not. What is twofold is here."""
+"""Execute the steps of the logic, synchronously and asynchronously. All code that exists twice is here."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from plateway.errors import Misconfigured, Unavailable
 
 R = TypeVar("R")
 T = TypeVar("T")
-READS = frozenset({"GET", "HEAD"})  # these go where a server sends them; httpx shows the token to no other server
+READS = frozenset({"GET", "HEAD"})  # redirects are followed; httpx sends the token to no other server
 REDIRECTS = 5
-QUEUE = 600.0  # seconds that a request waits for a free connection
+QUEUE = 600.0  # seconds that a request waits for a free connection of the pool
 
 
 class Driver:
-    """Does the steps with a pool of connections; may be used by several threads."""
+    """Executes steps with a pool of connections; thread-safe."""
 
     def __init__(self, session: httpx.Client | None, *, timeout: float) -> None:
         self._owned = session is None
-        self._http = httpx.Client(verify=_trust(), max_redirects=REDIRECTS) if session is None else session
+        self._http = httpx.Client(verify=_ssl_context(), max_redirects=REDIRECTS) if session is None else session
         self._timeout = httpx.Timeout(timeout, pool=max(timeout, QUEUE))
 
     def run(self, steps: Steps[R]) -> R:
-        """Go on to the result."""
+        """Run the logic and return its result."""
         with Exchange(self._http, self._timeout) as exchange:
             step = advance(steps)
             while not isinstance(step, Done):
@@ -50,7 +50,7 @@ class Driver:
             return step.result
 
     def each(self, stream: Stream[T]) -> Iterator[T]:
-        """Hand over the items, asking for more when they are wanted."""
+        """Yield the items of a stream; requests are sent on demand."""
         with Exchange(self._http, self._timeout) as exchange:
             step = advance(stream)
             while not isinstance(step, Done):
@@ -61,21 +61,21 @@ class Driver:
                     step = advance(stream, exchange.do(step))
 
     def close(self) -> None:
-        """Close the connections, unless they are somebody else's."""
+        """Close the connections, unless the caller provided the session."""
         if self._owned:
             self._http.close()
 
 
 class AsyncDriver:
-    """Does the steps with a pool of connections, in one event loop."""
+    """Executes steps with a pool of connections, in one event loop."""
 
     def __init__(self, session: httpx.AsyncClient | None, *, timeout: float) -> None:
         self._owned = session is None
-        self._http = httpx.AsyncClient(verify=_trust(), max_redirects=REDIRECTS) if session is None else session
+        self._http = httpx.AsyncClient(verify=_ssl_context(), max_redirects=REDIRECTS) if session is None else session
         self._timeout = httpx.Timeout(timeout, pool=max(timeout, QUEUE))
 
     async def run(self, steps: Steps[R]) -> R:
-        """Go on to the result."""
+        """Run the logic and return its result."""
         async with AsyncExchange(self._http, self._timeout) as exchange:
             step = advance(steps)
             while not isinstance(step, Done):
@@ -83,7 +83,7 @@ class AsyncDriver:
             return step.result
 
     async def each(self, stream: Stream[T]) -> AsyncIterator[T]:
-        """Hand over the items, asking for more when they are wanted."""
+        """Yield the items of a stream; requests are sent on demand."""
         async with AsyncExchange(self._http, self._timeout) as exchange:
             step = advance(stream)
             while not isinstance(step, Done):
@@ -94,13 +94,13 @@ class AsyncDriver:
                     step = advance(stream, await exchange.do(step))
 
     async def close(self) -> None:
-        """Close the connections, unless they are somebody else's."""
+        """Close the connections, unless the caller provided the session."""
         if self._owned:
             await self._http.aclose()
 
 
 class Exchange:
-    """One request after the other, and the answer to the last one."""
+    """Sends one request after another, and keeps the last response open."""
 
     def __init__(self, http: httpx.Client, timeout: httpx.Timeout) -> None:
         self._http, self._timeout = http, timeout
@@ -108,25 +108,25 @@ class Exchange:
         self._pieces: Iterator[bytes] = iter(())
 
     def do(self, step: Step) -> Reply:
-        """Do one step."""
+        """Execute one step."""
         if isinstance(step, Pause):
-            self._leave()
+            self._close_response()
             time.sleep(step.seconds)
             return None
         try:
             return self._send(step) if isinstance(step, Ask) else next(self._pieces, b"")
         except httpx.RequestError as error:
-            return _failed(error)
+            return _translate_error(error)
 
     def _send(self, ask: Ask) -> Answer:
-        self._leave()
+        self._close_response()
         content = None if ask.body is None else iter(ask.body)
         request = _request(self._http, ask, content=content, timeout=self._timeout)
         self._response = self._http.send(request, stream=True, follow_redirects=ask.method in READS)
         self._pieces = self._response.iter_bytes()
-        return _told(self._response)
+        return _answer(self._response)
 
-    def _leave(self) -> None:
+    def _close_response(self) -> None:
         response, self._response = self._response, None
         if response is not None:
             response.close()
@@ -135,11 +135,11 @@ class Exchange:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._leave()
+        self._close_response()
 
 
 class AsyncExchange:
-    """One request after the other, and the answer to the last one."""
+    """Sends one request after another, and keeps the last response open."""
 
     def __init__(self, http: httpx.AsyncClient, timeout: httpx.Timeout) -> None:
         self._http, self._timeout = http, timeout
@@ -147,25 +147,25 @@ class AsyncExchange:
         self._pieces: AsyncIterator[bytes]
 
     async def do(self, step: Step) -> Reply:
-        """Do one step."""
+        """Execute one step."""
         if isinstance(step, Pause):
-            await self._leave()
+            await self._close_response()
             await asyncio.sleep(step.seconds)
             return None
         try:
             return await self._send(step) if isinstance(step, Ask) else await anext(self._pieces, b"")
         except httpx.RequestError as error:
-            return _failed(error)
+            return _translate_error(error)
 
     async def _send(self, ask: Ask) -> Answer:
-        await self._leave()
+        await self._close_response()
         content = None if ask.body is None else aiter(ask.body)
         request = _request(self._http, ask, content=content, timeout=self._timeout)
         self._response = await self._http.send(request, stream=True, follow_redirects=ask.method in READS)
         self._pieces = self._response.aiter_bytes()
-        return _told(self._response)
+        return _answer(self._response)
 
-    async def _leave(self) -> None:
+    async def _close_response(self) -> None:
         response, self._response = self._response, None
         if response is not None:
             await response.aclose()
@@ -176,12 +176,12 @@ class AsyncExchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self._leave()
+        await self._close_response()
 
 
 @cache
-def _trust() -> ssl.SSLContext:
-    """Read the certificates of the authorities once: it takes longer than most requests."""
+def _ssl_context() -> ssl.SSLContext:
+    """Load the CA certificates once: it takes longer than most requests."""
     return httpx.create_ssl_context()
 
 
@@ -192,19 +192,19 @@ def _request(
     content: Iterator[bytes] | AsyncIterator[bytes] | None,
     timeout: httpx.Timeout,
 ) -> httpx.Request:
-    """Say a request as httpx does."""
+    """Build the request of httpx."""
     headers = dict(ask.headers)
     if ask.body is not None and ask.body.length is not None:
         headers["Content-Length"] = str(ask.body.length)
-    params = ask.params or None  # no parameters would take away those of the address
+    params = ask.params or None  # an empty mapping would remove those of the address
     return http.build_request(ask.method, ask.url, content=content, params=params, headers=headers, timeout=timeout)
 
 
-def _told(response: httpx.Response) -> Answer:
+def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
-def _failed(error: httpx.RequestError) -> Unavailable | Misconfigured:
+def _translate_error(error: httpx.RequestError) -> Unavailable | Misconfigured:
     if isinstance(error, httpx.TooManyRedirects):
-        return Misconfigured(f"sent from one address to the next, more than {REDIRECTS} times")
-    return Unavailable(f"no answer, or not all of it ({type(error).__name__}: {error})")
+        return Misconfigured(f"more than {REDIRECTS} redirects")
+    return Unavailable(f"no response, or an incomplete one ({type(error).__name__}: {error})")
