@@ -190,7 +190,7 @@ def test_a_damaged_file_keeps_the_last_good_one(path: Path, caplog: pytest.LogCa
         for _ in range(3):
             assert known.find(made.secret) == made.token
     assert known.problem == "the tokens file is not JSON: JSONDecodeError"
-    assert caplog.text.count("the 1 tokens read before stay in force") == 1
+    assert caplog.text.count("the 1 tokens read before stay valid") == 1
     path.write_bytes(good)
     assert known.find(made.secret) == made.token
     assert not known.problem
@@ -223,7 +223,7 @@ def test_two_processes_lose_nothing(path: Path) -> None:
 def test_a_change_that_takes_too_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits too long for somebody else's change is told so."""
     monkeypatch.setattr(tokens, "LOCKED", 0.05)
-    with tokens._alone(path), pytest.raises(Busy):
+    with tokens._locked(path), pytest.raises(Busy):
         tokens.add(path, "a", ttl=DAY, now=NOW)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP side: who asks, how much, for what; objects first. `create_app` puts it together, `serve` lets it answer."""
+"""The HTTP gateway: objects, events, images and pages. `create_app` builds the application, `serve` runs it."""
 
 from plateway.gateway.access import Access as Access
 from plateway.gateway.app import Parts as Parts

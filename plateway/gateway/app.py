@@ -1,7 +1,7 @@
-"""The gateway put together: what it consists of, and the application that answers.
+"""Build the application of the gateway from its parts.
 
-`Parts` are plain values, so that every worker process can be given the same ones. What workers share (budgets, turns,
-the access log) lies in the home.
+`Parts` are plain values, so that every worker process gets the same ones. The state that workers share (rate limits,
+locks, the access log) lies in the home.
 """
 
 from __future__ import annotations
@@ -41,48 +41,52 @@ from plateway.gateway.access import AccessLog, AccessLogging
 from plateway.gateway.address_limits import AddressLimit, networks
 from plateway.gateway.body_limits import BodyLimit
 from plateway.gateway.headers import SecurityHeaders
-from plateway.gateway.object_store import Shelf
+from plateway.gateway.object_store import ObjectStore
 from plateway.gateway.probes import Probe, Probes, run
 from plateway.gateway.rate_limits import Limits, Rates
 from plateway.gateway.tokens import SESSIONS, Tokens
 from plateway.pipeline import Site
 from plateway.store import Objects, open_store
 
-LEFT = timedelta(days=1)  # uploads as old as this were begun by nobody who is still there
-HOLDS = 1.0  # seconds for which that is not asked again
+LEFT = timedelta(days=1)  # age of unfinished uploads that are aborted at the start
+HOLDS = 1.0  # seconds for which a readiness result is cached
 OK = "ok"
-HEALTH = {"status": "healthy", "service": "amplify-object-store", "version": "0.1.0"}  # the words clients know
+HEALTH = {
+    "status": "healthy",
+    "service": "amplify-object-store",
+    "version": "0.1.0",
+}  # as amplify-object-store reports it
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a gateway consists of."""
+    """The configuration of a gateway."""
 
-    home: Path  # gateway/ in it holds what the workers share
+    home: Path  # its directory gateway/ has the state that workers share
     tokens: Path  # the tokens file
-    objects: str | None = None  # where the objects are, as `store.open_store` reads it; None: there is no object API
-    bucket: str | None = None  # where the events are: no place for objects
+    objects: str | None = None  # location of the objects, for `store.open_store`; None: no object API
+    bucket: str | None = None  # location of the events; objects must be elsewhere
     endpoint: Endpoint = field(default_factory=Endpoint)
     access: Path | None = None  # the access log; None: gateway/access.log in the home
     limits: Limits = field(default_factory=Limits)
-    trusted: tuple[str, ...] = ()  # addresses and networks of proxies that are believed
+    trusted: tuple[str, ...] = ()  # addresses and networks of trusted proxies
     read_only: bool = False
-    site: Callable[[], Site] | None = None  # opens the line that events are read from; None: there are objects only
-    open: bool = False  # events are shown without a token
-    straight: bool = False  # … but only to requests that came straight to this machine's own address
-    links: timedelta = timedelta(minutes=15)  # how long a presigned link is good
-    prefect_ui: str | None = None  # where people see the runs
+    site: Callable[[], Site] | None = None  # opens the site whose events are served; None: objects only
+    open: bool = False  # events are served without a token
+    straight: bool = False  # … but only to requests sent directly to this machine's own address
+    links: timedelta = timedelta(minutes=15)  # lifetime of presigned links
+    prefect_ui: str | None = None  # URL of the Prefect UI
 
     @property
     def place(self) -> Path:
-        """What the workers share."""
+        """The directory of the state that workers share."""
         return self.home / "gateway"
 
     @property
     def sessions(self) -> Path:
-        """The sessions of browsers that a link signed in."""
+        """The file of browser sessions."""
         return self.home / SESSIONS
 
     @property
@@ -92,27 +96,27 @@ class Parts:
 
 
 def create_app(parts: Parts) -> FastAPI:
-    """Make the application.
+    """Create the application.
 
     Raises:
-        Misconfigured: a part cannot be as it is asked to be, or a route declares no scopes.
+        Misconfigured: a part is not valid, or a route declares no scopes.
     """
     parts.place.mkdir(parents=True, exist_ok=True)
     try:
         trusted = networks(parts.trusted)
     except ValueError as error:
         raise Misconfigured(f"trusted proxies: {error}") from None
-    shelf, site = _shelf(parts), parts.site and parts.site()
+    store, site = _open_objects(parts), parts.site and parts.site()
     rates, tokens, access = Rates(parts.place / "rates"), Tokens(parts.tokens), AccessLog(parts.log)
     app = FastAPI(
         title="Plateway",
         version=__version__,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere: see reference
+        docs_url=None,  # FastAPI's pages load scripts from other hosts: see reference
         redoc_url=None,
         lifespan=partial(
             _lifespan,
-            swept=None if parts.read_only else shelf,
+            swept=None if parts.read_only else store,
             close=(access.close, *([site.close] if site else [])),
             state={"limits": parts.limits, "trusted": trusted},  # for connections
         ),
@@ -122,16 +126,18 @@ def create_app(parts: Parts) -> FastAPI:
         tokens, rates, parts.limits, sessions=Tokens(parts.sessions), open_=parts.open, straight=parts.straight
     )
     app.state.probes = Probes()
-    app.state.readiness = Readiness(app.state.probes, tokens=partial(_sound, tokens), access=partial(_sound, access))
+    app.state.readiness = Readiness(
+        app.state.probes, tokens=partial(_check_file, tokens), access=partial(_check_file, access)
+    )
     errors.install(app)
     app.add_api_route("/health", health, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
     app.add_api_route("/ready", ready, methods=["GET"], dependencies=[auth.OPEN], tags=["health"])
-    if shelf is not None:
-        app.state.readiness.checks["objects"] = partial(_reached, shelf.store)
-        objects.install(app, shelf, limits=parts.limits)
+    if store is not None:
+        app.state.readiness.checks["objects"] = partial(_check_objects, store.store)
+        objects.install(app, store, limits=parts.limits)
     if site is not None:
-        app.state.readiness.checks["catalogue"] = partial(_migrated, site)
-        app.state.readiness.checks["bucket"] = partial(_bucket, site)
+        app.state.readiness.checks["catalogue"] = partial(_check_catalogue, site)
+        app.state.readiness.checks["bucket"] = partial(_check_bucket, site)
         for module in (dlm_api, events, images, metrics, pages):
             module.install(app, site)
     reference.install(app)
@@ -146,44 +152,44 @@ def create_app(parts: Parts) -> FastAPI:
 
 
 async def health() -> dict[str, str]:
-    """Say that the process answers; nothing else is asked."""
+    """Report that the process runs, without any further check."""
     return HEALTH
 
 
 async def ready(request: Request) -> Response:
-    """Say whether everything that requests need is there, and what is not."""
+    """Report whether every part that requests need is available, and the state of each."""
     readiness: Readiness = request.app.state.readiness
-    found = await readiness.look()
+    found = await readiness.check()
     status = "ready" if set(found.values()) <= {OK} else "not ready"
     return JSONResponse({"status": status, "checks": found}, 200 if status == "ready" else 503)
 
 
 class Readiness:
-    """What has to be there, each told by a call that blocks and raises our errors; an answer holds for a moment."""
+    """Checks of the parts that requests need: blocking calls that raise our errors. Results are cached for a moment."""
 
     def __init__(self, probes: Probes, **checks: Callable[[], None]) -> None:
         self.checks = checks
         self._probes = probes
-        self._asking, self._limiter = asyncio.Lock(), CapacityLimiter(1)  # no other request keeps it waiting
+        self._lock, self._limiter = asyncio.Lock(), CapacityLimiter(1)  # its own thread: other requests do not delay it
         self._found: dict[str, str] = {}
         self._until = 0.0
 
-    async def look(self) -> dict[str, str]:
-        """Ask all parts at a time how they are; in words that anybody may read."""
-        async with self._asking:
+    async def check(self) -> dict[str, str]:
+        """Run all checks concurrently. The results name no bucket and no server."""
+        async with self._lock:
             if time.monotonic() > self._until:
-                self._found = await to_thread.run_sync(self._ask_all, limiter=self._limiter)
+                self._found = await to_thread.run_sync(self._run_checks, limiter=self._limiter)
                 self._until = time.monotonic() + HOLDS
             return self._found
 
-    def _ask_all(self) -> dict[str, str]:
-        asked = {name: self._probes.start(f"ready: {name}", check) for name, check in self.checks.items()}
-        return {name: self._answer(probe) for name, probe in asked.items()}
+    def _run_checks(self) -> dict[str, str]:
+        started = {name: self._probes.start(f"ready: {name}", check) for name, check in self.checks.items()}
+        return {name: self._describe_result(probe) for name, probe in started.items()}
 
-    def _answer(self, probe: Probe[None]) -> str:
+    def _describe_result(self, probe: Probe[None]) -> str:
         try:
             probe.result()
-        except NotFound as error:  # how a bucket is called is for the log
+        except NotFound as error:  # the name of a bucket goes to the log only
             log.error("not ready: %s", error)
             return "is not there"
         except Unavailable as error:
@@ -196,13 +202,13 @@ class Readiness:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Tell whether two places of objects are the same, or one lies in the other."""
-    first, second = map(_place, (one, other))
+    """Return whether two locations are the same, or one is inside the other."""
+    first, second = map(_normalize_location, (one, other))
     return first.startswith(second) or second.startswith(first)
 
 
-def _place(url: str) -> str:
-    """Say a place, which may be a path, in the one way that `open_store` would understand it."""
+def _normalize_location(url: str) -> str:
+    """Return the URL or path of a location in one form, as `open_store` would resolve it."""
     parts = urlsplit(url)
     path = unquote(parts.path) if parts.scheme else url
     if parts.scheme in {"", "file"}:
@@ -212,47 +218,47 @@ def _place(url: str) -> str:
 
 @asynccontextmanager
 async def _lifespan(
-    _app: FastAPI, *, swept: Shelf | None, close: Sequence[Callable[[], None]], state: Mapping[str, Any]
+    _app: FastAPI, *, swept: ObjectStore | None, close: Sequence[Callable[[], None]], state: Mapping[str, Any]
 ) -> AsyncIterator[Mapping[str, Any]]:
-    if swept is not None:  # nobody waits for it: what is not done is done at the next start
-        run(partial(_sweep, swept.store), into=Future(), name="sweep")
+    if swept is not None:  # in the background; the next start repeats what failed
+        run(partial(_abort_old_uploads, swept.store), into=Future(), name="sweep")
     yield state
     for end in close:
         end()
 
 
-def _shelf(parts: Parts) -> Shelf | None:
+def _open_objects(parts: Parts) -> ObjectStore | None:
     if parts.objects is None:
         return None
     if parts.bucket is not None and overlap(parts.objects, parts.bucket):
-        raise Misconfigured("objects need a bucket or a prefix of their own: no token may reach the events")
+        raise Misconfigured("objects need their own bucket or prefix, apart from the events")
     endpoint = replace(parts.endpoint, read_only=parts.endpoint.read_only or parts.read_only)
-    return Shelf(open_store(parts.objects, endpoint), parts.place)
+    return ObjectStore(open_store(parts.objects, endpoint), parts.place)
 
 
-def _sweep(place: Objects) -> None:
-    """End uploads that were left behind; what fails now is done at the next start."""
+def _abort_old_uploads(store: Objects) -> None:
+    """Abort unfinished uploads that are older than `LEFT`."""
     try:
-        for upload in place.uploads():
+        for upload in store.uploads():
             if upload.initiated < datetime.now(UTC) - LEFT:
-                place.abort(upload)
+                store.abort(upload)
     except PlatewayError as error:
-        log.warning("uploads that were left behind are not looked for: %s", error)
+        log.warning("unfinished uploads were not aborted: %s", error)
 
 
-def _sound(part: Tokens | AccessLog) -> None:
+def _check_file(part: Tokens | AccessLog) -> None:
     if part.problem:
         raise Rejected(part.problem)
 
 
-def _reached(place: Objects) -> None:
-    place.look("ready")
+def _check_objects(store: Objects) -> None:
+    store.look("ready")
 
 
-def _migrated(site: Site) -> None:
+def _check_catalogue(site: Site) -> None:
     if site.catalog.current() != site.catalog.head():
         raise Misconfigured("the catalogue's tables are of another version")
 
 
-def _bucket(site: Site) -> None:
+def _check_bucket(site: Site) -> None:
     site.store.stat("ready")

@@ -1,6 +1,6 @@
-"""Who may do what: bearer tokens, and the scopes that each route declares.
+"""Authentication with bearer tokens, and the scopes that each route declares.
 
-A route declares what it asks for with ``dependencies=[needs("read")]`` or `OPEN`, or takes the token as a parameter.
+A route declares its scopes with ``dependencies=[needs("read")]`` or `OPEN`, or has the token as a parameter.
 An application with a route that declares nothing does not start.
 """
 
@@ -25,7 +25,7 @@ from plateway.gateway.errors import Problem
 from plateway.gateway.rate_limits import Limits, Rates, too_many_requests
 from plateway.gateway.tokens import Token, Tokens
 
-COOKIE = "plateway_token"  # of people who look at pages
+COOKIE = "plateway_token"  # of browsers
 READING = frozenset({"GET", "HEAD"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -34,7 +34,7 @@ FRAMEWORK = frozenset({"openapi"})  # FastAPI's own
 
 
 class Guard:
-    """Looks at tokens, and counts what each may still ask."""
+    """Checks tokens and charges their rate limits."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Guard:
         self._open, self._straight = open_, straight
 
     def opens(self, request: Request) -> bool:
-        """Return whether this request is shown events without a token: only where a setting says so."""
+        """Return whether this request may read events without a token, by the settings."""
         return self._open and (not self._straight or straight(request))
 
     def admit(self, request: Request, *, cookie: bool = False) -> Token:
-        """Let in whoever shows a good token; one in a cookie counts only where it was asked for, and changes nothing.
+        """Return the valid token of a request. A cookie is accepted only with `cookie`, and only for reading.
 
         Raises:
-            Problem: 401 without one, 429 when it asks too often, or when too many were shown that are not good.
+            Problem: 401 without a valid token, 429 after too many requests or too many failed logins.
         """
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         among = [self.tokens]
@@ -69,10 +69,10 @@ class Guard:
         return self.known(request, secret.strip(), among=among)
 
     def known(self, request: Request, secret: str, *, among: Sequence[Tokens] | None = None) -> Token:
-        """Find the good token that somebody shows among those that count here, and charge it.
+        """Find the valid token of a secret in these files, and charge its rate limit.
 
         Raises:
-            Problem: 401 when it is not known or its time is over, 429 when that, or it, came too often.
+            Problem: 401 if it is unknown or expired, 429 after too many requests or too many failed logins.
         """
         found = next(filter(None, (one.find(secret) for one in among or [self.tokens])), None)
         if found is None:
@@ -85,19 +85,19 @@ class Guard:
         return found
 
     def token_name(self, headers: Headers) -> str | None:
-        """Say whose good token is shown, for the access log; lets nobody in, and charges nothing."""
+        """Return the name of the valid token in these headers, for the access log. Charges nothing."""
         kind, _, secret = headers.get("authorization", "").partition(" ")
         found = self.tokens.find(secret.strip()) if kind.lower() == "bearer" else None
         return None if found is None or found.expired(datetime.now(UTC)) else found.name
 
     def refused(self, request: Request, why: str) -> Problem:
-        """Count a failed login against the address; return 401, or 429 when there were too many."""
+        """Charge a failed login to the address; return 401, or 429 after too many."""
         wait = self.rates.charge(f"failed {limit_name(request_info(request.scope).address)}", self.limits.failed)
         return too_many_requests(wait) if wait else Problem(401, why)
 
 
 class Allowed:
-    """What a route asks for: a token with these scopes."""
+    """Requires a token with these scopes."""
 
     def __init__(self, *scopes: str) -> None:
         self.scopes = scopes
@@ -109,7 +109,7 @@ class Allowed:
         return token
 
     def check(self, token: Token) -> None:
-        """Go on only with a token that has the scopes.
+        """Check the scopes of a token.
 
         Raises:
             Problem: 403.
@@ -119,12 +119,12 @@ class Allowed:
 
 
 class Reader(Allowed):
-    """What a route about events asks for: a token that may read, unless events are open to all.
+    """Requires a token that may read, unless events are open to all.
 
-    Gives the prefix of the keys that may be seen; empty: all.
+    Returns the prefix of the keys that the request may see; empty: all.
     """
 
-    async def __call__(self, request: Request) -> str:  # type: ignore[override]  # of a token only its prefix matters
+    async def __call__(self, request: Request) -> str:  # type: ignore[override]  # routes about events need only the prefix
         guard: Guard = request.app.state.guard
         if guard.opens(request):
             return ""
@@ -134,7 +134,7 @@ class Reader(Allowed):
 
 
 def loopback(host: str) -> bool:
-    """Return whether a host is this machine's own: a loopback address, ``localhost`` or a name below it (RFC 6761)."""
+    """Return whether a host is a loopback address, ``localhost`` or a name below it (RFC 6761)."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -142,16 +142,16 @@ def loopback(host: str) -> bool:
 
 
 def straight(request: Request) -> bool:
-    """Tell whether a request was made to this machine's own address, and no proxy says that it passed it on.
+    """Return whether a request was sent to this machine's own address, and not forwarded by a proxy.
 
-    Pages of other sites can make a browser ask under a name that they let lead here; under that they are known.
+    The Host header excludes pages of other sites whose host name resolves to this machine (DNS rebinding).
     """
-    told = request.headers.get("host", "")
+    host_header = request.headers.get("host", "")
     try:
-        host = urlsplit(f"//{told}").hostname
+        host = urlsplit(f"//{host_header}").hostname
     except ValueError:
         return False
-    return loopback(host or "") and "@" not in told and not any(name in request.headers for name in FORWARDED)
+    return loopback(host or "") and "@" not in host_header and not any(name in request.headers for name in FORWARDED)
 
 
 class ReadOnly:
@@ -169,20 +169,20 @@ class ReadOnly:
 
 
 async def _anybody() -> None:
-    """Ask for nothing."""
+    """Require nothing."""
 
 
 def needs(*scopes: str) -> Any:
-    """Declare that a route asks for a token with all of these scopes; gives the `Token`."""
+    """Declare that a route requires a token with all of these scopes; returns the `Token`."""
     return Depends(Allowed(*scopes))
 
 
-READER = Depends(Reader("read"))  # gives the prefix of the keys that may be seen
-OPEN = Depends(_anybody)  # declares that a route asks for nothing
+READER = Depends(Reader("read"))  # returns the prefix of the keys that the request may see
+OPEN = Depends(_anybody)  # declares that a route requires no token
 
 
 def declared(app: FastAPI) -> Iterator[tuple[str, str, tuple[str, ...] | None]]:
-    """List the method and path of each route with the scopes that it declares; None: it is open to all.
+    """List the method and path of each route with the scopes that it declares; None: no token is required.
 
     Raises:
         Misconfigured: a route declares nothing.
@@ -203,13 +203,13 @@ def declared(app: FastAPI) -> Iterator[tuple[str, str, tuple[str, ...] | None]]:
 
 
 def within(token: Token, key: str) -> None:
-    """Let a token go on only with keys that it is good for.
+    """Check that a token covers a key.
 
     Raises:
-        Problem: 403.
+        Problem: 403, it does not.
     """
     if not token.covers(key):
-        raise Problem(403, f"The token is good for keys that begin with {token.prefix}")
+        raise Problem(403, f"The token is valid for keys that begin with {token.prefix}")
 
 
 def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:

@@ -1,7 +1,7 @@
-"""Exports, archives and daily figures over HTTP: the API of DLM v2, with links to fetch each export.
+"""The API of DLM v2: exports with download links, archives, and daily counts.
 
-Names, defaults, limits and shapes are DLM's. What is other: pages have an order, whatever is no number of rows is
-answered 422, and exports that were lost or have expired are not told.
+Names, defaults, limits and shapes are DLM's. Differences: pages have an order, a number of rows that is not valid is
+422, and exports that were lost or have expired are not listed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Name = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
 
 
 class ExportsAsked(BaseModel):
-    """Which exports are asked for."""
+    """Query parameters of a listing of exports."""
 
     start: Instant = Field(default_factory=lambda: datetime.now(UTC) - DAY)
     end: Instant = Field(default_factory=lambda: datetime.now(UTC))
@@ -49,22 +49,22 @@ class ExportsAsked(BaseModel):
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application these routes."""
-    lifecycle = Lifecycle(site, links=app.state.parts.links)
+    """Add these routes to an application."""
+    lifecycle = DlmRoutes(site, links=app.state.parts.links)
     app.add_api_route("/api/1/exports", lifecycle.list_exports, tags=["lifecycle"])
     app.add_api_route("/api/1/archives", lifecycle.list_archives, tags=["lifecycle"])
     app.add_api_route("/api/1/archives/{id}", lifecycle.read_archive, tags=["lifecycle"])
     app.add_api_route("/api/1/daily-stats", lifecycle.list_daily_stats, tags=["lifecycle"])
 
 
-class Lifecycle:
-    """Answers out of a line's catalogue."""
+class DlmRoutes:
+    """Responses from the catalogue of a site."""
 
     def __init__(self, site: Site, *, links: timedelta) -> None:
         self._site, self._links = site, links
 
     def list_exports(self, asked: Annotated[ExportsAsked, Query()], seen: Seen) -> wire.Exports:
-        """List the exports that arrived between two times, by time: unless others are given, the last 24 hours."""
+        """List the exports that arrived between two times, by time; default: the last 24 hours."""
         count, found = self._site.catalog.exports_page(
             since=asked.start,
             until=asked.end,
@@ -97,11 +97,14 @@ class Lifecycle:
         count, found = self._site.catalog.archives_page(
             experiment=experiment_id or None, prefix=seen, limit=limit, offset=offset
         )
-        data = [wire.Archived(**_told(row), url=f"/api/1/archives/{row.id}", member_count=row.members) for row in found]
+        data = [
+            wire.Archived(**_archive_fields(row), url=f"/api/1/archives/{row.id}", member_count=row.members)
+            for row in found
+        ]
         return wire.Archives(count=count, data=data)
 
     def read_archive(self, id: UUID, seen: Seen) -> wire.ArchiveDetail:  # noqa: A002 - it is what DLM calls it
-        """Tell which events are in an archive."""
+        """List the events in an archive."""
         found = self._site.catalog.archive_members(id, prefix=seen)
         if found is None:
             raise HTTPException(404, "item not found")
@@ -116,23 +119,23 @@ class Lifecycle:
             )
             for one in members
         ]
-        return wire.ArchiveDetail(**_told(row), members=told)
+        return wire.ArchiveDetail(**_archive_fields(row), members=told)
 
     def list_daily_stats(self, seen: Seen) -> list[wire.DailyStats]:
-        """Count what became of the events of the last seven days (UTC) that images are of, newest first."""
+        """Count the events of the last seven days (UTC), by day of their images and by state, newest first."""
         return [
             wire.DailyStats(date=one.date, event_count=one.events, export_count=one.exports, archive_count=one.archives)
             for one in self._site.catalog.daily(days=DAYS, prefix=seen)
         ]
 
     def _link(self, export: Export) -> str | None:
-        """Make a link to a bundle, if it is in a bucket of the settings and the store makes any."""
+        """Return an expiring link to a bundle, or None if its bucket is not configured or makes no links."""
         with suppress(Misconfigured, Refused):
             return self._site.holding(export).store.sign(export.key, expires=self._links)
         return None
 
 
-def _told(row: ArchiveRow) -> dict[str, Any]:
+def _archive_fields(row: ArchiveRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "path": row.path,

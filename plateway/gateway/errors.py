@@ -1,7 +1,7 @@
-"""What the gateway answers when it does not do what was asked: one table from our errors to HTTP.
+"""Error responses: one table from our errors to HTTP statuses.
 
-The body is ``{"error": {"code": "<status>", "message": …}}`` for everything that the gateway itself says; routes that
-are not there and parameters of a wrong kind are answered by FastAPI as ``{"detail": …}``.
+The body of an error of the gateway is ``{"error": {"code": "<status>", "message": …}}``. For unknown routes and
+parameters that are not valid, FastAPI responds with ``{"detail": …}``.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from plateway.errors import (
     Unsettled,
 )
 
-AGAIN = 5  # seconds after which something that does not answer may be asked again
-CLIENT_CLOSED = 499  # for the access log: nobody is there any more to be answered
-STATUS: dict[type[PlatewayError], tuple[int, str | None]] = {  # None: our own words are fit to be told
+AGAIN = 5  # seconds in Retry-After of a 503 response
+CLIENT_CLOSED = 499  # for the access log: the client disconnected (nginx's code)
+STATUS: dict[type[PlatewayError], tuple[int, str | None]] = {  # None: the message of the error itself
     Rejected: (400, None),
     NotFound: (404, None),
-    Conflict: (409, "another object is in the way of this key"),
-    Refused: (403, "this server does not change anything"),
+    Conflict: (409, "the key of another object conflicts with this one"),
+    Refused: (403, "this server is read-only"),
     Unavailable: (503, "the store does not answer"),
-    Busy: (503, "somebody else is at it"),
-    Unsettled: (503, "what was sent did not arrive whole"),
-    Denied: (503, "the store does not let the gateway in"),
-    Misconfigured: (503, "the store is not set up"),
-    Damaged: (503, "the store does not hold what was sent"),
+    Busy: (503, "another request holds the lock"),
+    Unsettled: (503, "the upload is incomplete"),
+    Denied: (503, "the store refuses the gateway's credentials"),
+    Misconfigured: (503, "the store is not configured"),
+    Damaged: (503, "the stored bytes differ from the recorded checksum"),
 }
 
 log = logging.getLogger(__name__)
 
 
 class Problem(Exception):
-    """An answer other than what was asked for."""
+    """An error response, or 304."""
 
     def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, dict(headers or {})
 
     def response(self) -> Response:
-        """Say it as HTTP does."""
+        """Return it as an HTTP response."""
         if self.status == 304:
             return Response(None, 304, self.headers)
         body = {"error": {"code": str(self.status), "message": self.message}}
@@ -61,26 +61,26 @@ class Problem(Exception):
 
 
 def problem(error: PlatewayError) -> Problem:
-    """Say one of our errors as an answer; names of buckets and what servers said stay in the log."""
+    """Translate one of our errors; names of buckets and messages of servers go to the log only."""
     status, message = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), (500, "failed"))
     headers = {"Retry-After": str(AGAIN)} if status == 503 else None
     return Problem(status, message or str(error), headers=headers)
 
 
 def install(app: FastAPI) -> None:
-    """Let an application answer this way."""
-    app.add_exception_handler(Problem, _told)
-    app.add_exception_handler(PlatewayError, _failed)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_exception_handler(Exception, _crashed)
+    """Install the error handlers in an application."""
+    app.add_exception_handler(Problem, _handle_problem)
+    app.add_exception_handler(PlatewayError, _handle_our_error)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_crash)
 
 
-async def _told(_request: Request, error: Exception) -> Response:
+async def _handle_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response()
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _handle_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PlatewayError)
     answer = problem(error)
     if answer.status >= 500:
@@ -88,9 +88,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     return answer.response()
 
 
-async def _left(_request: Request, _error: Exception) -> Response:
+async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED)
 
 
-async def _crashed(_request: Request, _error: Exception) -> Response:
+async def _handle_crash(_request: Request, _error: Exception) -> Response:
     return Response("Internal Server Error", 500, {"X-Content-Type-Options": "nosniff"}, "text/plain")

@@ -1,4 +1,4 @@
-"""Events over HTTP: search, and the whole ledger of one."""
+"""Events over HTTP: search, and the ledger of one event."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from plateway.ledger import Cursor, Ledger
 from plateway.pipeline import Site
 from plateway.store import open_store
 
-READS = 8  # looks into bundles of one worker at a time: a bucket that is slow holds up nothing else
+READS = 8  # concurrent reads of manifests of one worker: a slow bucket does not delay other requests
 State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
 
 
 class EventsAsked(BaseModel):
-    """Which events are asked for."""
+    """Query parameters of a search."""
 
     system: Name | None = None
     experiment: Name | None = None
     plate: int | None = Field(None, ge=-LARGEST, le=LARGEST)
     state: State | None = None
     kind: Kind | None = None
-    since: Instant | None = Field(None, description="of the images; this time is included")
-    until: Instant | None = Field(None, description="of the images; this time is left out")
-    text: Name | None = Field(None, description="how an id or an experiment begins")
+    since: Instant | None = Field(None, description="of the images; inclusive")
+    until: Instant | None = Field(None, description="of the images; exclusive")
+    text: Name | None = Field(None, description="beginning of an id or an experiment")
     order: Literal["newest", "oldest"] = Field("newest", description="which come first")
     limit: int = Field(100, ge=1, le=500)
-    cursor: Name | None = Field(None, description="the `next_cursor` of the page before")
+    cursor: Name | None = Field(None, description="`next_cursor` of the previous page")
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application these routes."""
-    told = Told(site, app.state.probes)
+    """Add these routes to an application."""
+    told = EventRoutes(site, app.state.probes)
     app.add_api_route("/api/1/events", told.list_events, tags=["events"])
     app.add_api_route("/api/1/events/{id}", told.read_event, tags=["events"], response_model=wire.EventDetail)
 
 
-class Told:
-    """Answers out of a line's catalogue."""
+class EventRoutes:
+    """Responses from the catalogue of a site."""
 
     def __init__(self, site: Site, probes: Probes) -> None:
         self._site, self._probes = site, probes
         self._reads = CapacityLimiter(READS)
 
     def list_events(self, asked: Annotated[EventsAsked, Query()], seen: Seen) -> wire.Events:
-        """List the events that fit, by the time of their images. Events that come meanwhile shift no page."""
+        """List matching events by the time of their images. New events do not shift the pages."""
         found = self._site.catalog.search(
             **asked.model_dump(exclude={"order", "limit", "cursor"}),
             prefix=seen,
@@ -75,11 +75,11 @@ class Told:
         )
 
     async def read_event(self, id: str, request: Request, seen: Seen) -> Response:  # noqa: A002 - it is of the event
-        """Tell all that is known of one event: ``<id>`` at its newest revision, or ``<id>-r2``."""
+        """Return the ledger of one event: ``<id>`` at its newest revision, or ``<id>-r2``."""
         detail = await to_thread.run_sync(self._detail, id, seen, limiter=self._reads)
         request_info(request.scope).key = detail.key
-        told = json.dumps(detail.model_dump(mode="json"))  # escaped: any name of a file can be said
-        return Response(told, media_type="application/json")
+        body = json.dumps(detail.model_dump(mode="json"))  # ASCII: any file name fits
+        return Response(body, media_type="application/json")
 
     def _detail(self, text: str, seen: str) -> wire.EventDetail:
         id_, revision = Ref.parse(text)
@@ -90,7 +90,7 @@ class Told:
 
 
 def statuses(site: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Probes) -> list[wire.EventStatus]:
-    """Report where events stand; each instrument's disk is waited for a bounded time, all at a time."""
+    """Report the state of events; all instruments' disks are read concurrently, each for a bounded time."""
     asked: dict[str, list[Ledger]] = {}
     for one in ledgers:
         asked.setdefault(one.event.system, []).append(one)
@@ -111,7 +111,7 @@ def statuses(site: Site, ledgers: Sequence[Ledger], *, now: datetime, probes: Pr
 
 
 def detail(site: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
-    """Report all that is known of one event; bucket and bench are waited for a bounded time, both at a time."""
+    """Report the ledger of one event; bucket and bench are read concurrently, each for a bounded time."""
     bench = start_bench(site, ledger, probes=probes)
     place = format_bucket(ledger.export) if ledger.export else "catalogue"
     whole = probes.start(place, partial(pipeline.detail, replace(site, instrument=_no_instrument), ledger))
@@ -125,12 +125,12 @@ def detail(site: Site, ledger: Ledger, *, probes: Probes) -> wire.EventDetail:
 
 
 def start_bench(site: Site, ledger: Ledger, *, probes: Probes) -> Probe[wire.EventStatus]:
-    """Begin to look whether the raw images of an event are on the instrument's disk."""
+    """Start to check whether the raw images of an event are on the instrument's disk."""
     return probes.start(f"bench {ledger.event.system}", partial(pipeline.status, site, ledger))
 
 
 def presence(bench: Probe[wire.EventStatus]) -> bool | None:
-    """Return what was seen there; None if the disk does not answer."""
+    """Return whether they are there; None: the disk does not answer."""
     try:
         return bench.result().raw_present
     except Unavailable:
@@ -138,7 +138,7 @@ def presence(bench: Probe[wire.EventStatus]) -> bool | None:
 
 
 def _offline(site: Site) -> Site:
-    """Return a line that reads the catalogue and nothing else."""
+    """Return a site that reads the catalogue and nothing else."""
     nowhere = open_store("memory://")
     return replace(site, store=nowhere, endpoint=None, own=None, others={}, archive=None, instrument=_no_instrument)
 

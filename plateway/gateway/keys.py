@@ -1,9 +1,9 @@
-"""Keys of objects as people send them, and the names under which stores keep them.
+"""Translate keys of objects to names in a store, and back.
 
 A key is any text of 1,024 bytes at most without control characters, backslashes, ``.`` and ``..`` segments. Stores keep
 plain names only (see `store.plain`), so empty segments get a name; the few segments that look like such a name are
-written differently. Both ways are exact, keys and names have the same order, and the beginning of a key is the
-beginning of its name: so pages of keys are pages of names.
+escaped. The translation is exact in both directions, keeps the order, and a prefix of a key becomes a prefix of its
+name: so pages of keys are pages of names.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from plateway.store.directory import KEPT
 
 LONGEST = 1024  # bytes of a key, and of the name that is made of it
 SEGMENT = 250  # bytes between two slashes: what file systems and some S3 servers have room for
-LAST = " !"  # the empty segment at the end: before all others
-INNER = ".~"  # one with something behind it: where the slash is, after all that begins with a dot
+LAST = " !"  # the empty segment at the end: sorts before all others
+INNER = ".~"  # an empty segment before others: sorts where the slash does
 
 
 def key(raw: bytes) -> str:
-    """Read a key out of the path of a request, percent-decoding it exactly once.
+    """Parse the key in the path of a request, percent-decoded exactly once.
 
     Raises:
-        Rejected: it is not one.
+        Rejected: it is not valid.
     """
     try:
         return checked(unquote_to_bytes(raw).decode())
@@ -33,10 +33,10 @@ def key(raw: bytes) -> str:
 
 
 def checked(text: str) -> str:
-    """Return a key if it is one.
+    """Return a key if it is valid.
 
     Raises:
-        Rejected: says why not.
+        Rejected: it is not; the message has the reason.
     """
     try:
         length = len(text.encode())
@@ -57,31 +57,33 @@ def checked(text: str) -> str:
 
 
 def name(text: str) -> str:
-    """Say under which name a store keeps a key."""
+    """Return the name of a key in the store."""
     *folders, last = text.split("/")
-    return "/".join([*map(_folder, folders), _part(last) or LAST])
+    return "/".join([*map(_name_folder, folders), _escape_segment(last) or LAST])
 
 
 def shown(kept: str) -> str:
-    """Say which key has this name."""
+    """Return the key of a name."""
     *folders, last = kept.split("/")
-    return "/".join(["" if folder == INNER else _whole(folder) for folder in folders] + [_whole(last)])
+    return "/".join(
+        ["" if folder == INNER else _unescape_segment(folder) for folder in folders] + [_unescape_segment(last)]
+    )
 
 
 def beginning(prefix: str) -> str | None:
-    """Say how the names of all keys with this prefix begin; None: there are no such keys."""
+    """Return the prefix of the names of all keys with this prefix, or None if no key can have it."""
     *folders, last = prefix.split("/")
     if {".", ".."} & set(folders) or UNPLAIN.search(prefix) or (folders and folders[0] == KEPT):
         return None
-    return "/".join([*map(_folder, folders), _part(last)])
+    return "/".join([*map(_name_folder, folders), _escape_segment(last)])
 
 
-def _folder(segment: str) -> str:
-    return _part(segment) or INNER
+def _name_folder(segment: str) -> str:
+    return _escape_segment(segment) or INNER
 
 
-def _part(segment: str) -> str:
-    """Write a segment, or the beginning of one, so that it is none of the two names."""
+def _escape_segment(segment: str) -> str:
+    """Escape a segment, or the beginning of one, that would equal one of the two names."""
     if segment.startswith(" "):
         return f" ~{segment[1:]}"
     if segment.startswith(".}"):
@@ -91,7 +93,7 @@ def _part(segment: str) -> str:
     return segment
 
 
-def _whole(part: str) -> str:
+def _unescape_segment(part: str) -> str:
     if part == LAST:
         return ""
     if part.startswith(" ~"):

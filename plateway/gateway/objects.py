@@ -1,7 +1,7 @@
-"""Objects over HTTP: the API of amplify-object-store, streamed both ways, whole or not at all.
+"""Objects over HTTP: the API of amplify-object-store, streamed in both directions.
 
-Owns what PUT, GET, HEAD, DELETE and the listing of ``/objects`` mean. How keys become names is left to ``names``, who
-may ask to ``auth``, how objects are kept to ``shelf``.
+Defines PUT, GET, HEAD, DELETE and the listing of ``/objects``. ``keys`` translates keys to names, ``auth`` checks
+tokens, ``object_store`` stores objects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from plateway.gateway.http_conditions import (
     parse_digests,
     parse_range,
 )
-from plateway.gateway.object_store import Shelf
+from plateway.gateway.object_store import ObjectStore
 from plateway.gateway.rate_limits import Limits
 from plateway.gateway.streaming import (
     MEDIA,
@@ -48,15 +48,15 @@ from plateway.gateway.streaming import (
 from plateway.gateway.tokens import Token
 from plateway.store import Stat
 
-MOST = 10_000  # keys of a page
+MOST = 10_000  # keys on a page
 ROUTE = "/objects/"
-CHANGED = 3  # times that an object may be replaced while it is being opened
-THREADS = 32  # store calls of one worker at a time
+CHANGED = 3  # retries when an object is replaced while it is being opened
+THREADS = 32  # concurrent store calls of one worker
 JSON = "application/json"
 T = TypeVar("T")
 
 
-class Kept(BaseModel):
+class StoredObject(BaseModel):
     """An object that was stored."""
 
     key: str
@@ -64,8 +64,8 @@ class Kept(BaseModel):
     created_at: datetime
 
 
-class Page(BaseModel):
-    """Some keys, in order."""
+class KeyPage(BaseModel):
+    """One page of keys, in the order of their bytes."""
 
     keys: list[str]
     next_cursor: str | None = None
@@ -73,7 +73,7 @@ class Page(BaseModel):
 
 
 class AnyKey(Convertor[str]):
-    """The rest of a path, whatever characters it has."""
+    """The rest of a path, with any characters."""
 
     regex = r"(?s:.*)"
 
@@ -87,92 +87,92 @@ class AnyKey(Convertor[str]):
 register_url_convertor("key", AnyKey())
 
 
-class Straight(APIRoute):
-    """A route called with key, request and token: FastAPI's search for parameters takes longer than a small object."""
+class DirectRoute(APIRoute):
+    """A route called with key, request and token, without the slow parsing of parameters of FastAPI."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        (asked,) = (inner.call for inner in self.dependant.dependencies)
-        assert isinstance(asked, auth.Allowed)
+        (allowed,) = (inner.call for inner in self.dependant.dependencies)
+        assert isinstance(allowed, auth.Allowed)
 
         async def handle(request: Request) -> Response:
-            token = await asked(request)
+            token = await allowed(request)
             response: Response = await self.endpoint(request.path_params["key"], request, token)
             return response
 
         return handle
 
 
-class Desk:
-    """The shelf as routes reach it: from a number of threads, large uploads a few at a time."""
+class ObjectService:
+    """The object store for async routes: a limited number of threads, and of concurrent large uploads."""
 
-    def __init__(self, shelf: Shelf, limits: Limits) -> None:
-        self.shelf = shelf
+    def __init__(self, store: ObjectStore, limits: Limits) -> None:
+        self.store = store
         self.uploads = Slots(limits.uploads)
         self._threads = CapacityLimiter(THREADS)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Call something that blocks."""
+        """Run a blocking call in a thread."""
         try:
             return await to_thread.run_sync(call, limiter=self._threads)
-        except NotFound as error:  # missing objects are None: what is not there is the bucket
+        except NotFound as error:  # a missing object is None: here the bucket is missing
             raise Unavailable(str(error)) from error
 
 
 async def put_object(key: str, request: Request, token: Annotated[Token, auth.needs("write")]) -> Response:
-    """Store an object, whole or not at all; whatever had the key before is replaced."""
-    desk, key = _desk(request), _key(request, token)
-    store = partial(desk.shelf.put, key, headers=request.headers, wanted=parse_digests(request.headers))
-    size, pieces = _length(request.headers), request.stream()
+    """Store an object atomically; an existing object of the key is replaced."""
+    service, key = _service(request), _key(request, token)
+    put = partial(service.store.put, key, headers=request.headers, wanted=parse_digests(request.headers))
+    size, pieces = _content_length(request.headers), request.stream()
     head, over = await read_beginning(pieces)
     if over:
         body = b"".join(head)
         if size is not None and len(body) != size:
             raise ClientDisconnect
-        call = partial(store, [body], size=len(body))
-        etag, sums = await desk.run(call)
+        call = partial(put, [body], size=len(body))
+        etag, sums = await service.run(call)
     else:
-        async with desk.uploads.slot(token.hash):
-            etag, sums = await store_stream(partial(store, size=size), head, pieces)
-    told = Kept(key=key, size=sums.size, created_at=datetime.now(UTC))
+        async with service.uploads.slot(token.hash):
+            etag, sums = await store_stream(partial(put, size=size), head, pieces)
+    stored = StoredObject(key=key, size=sums.size, created_at=datetime.now(UTC))
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(sums.sha256).decode()}:"}
-    return Response(told.model_dump_json(), 200, headers | ({"ETag": f'"{etag}"'} if etag else {}), JSON)
+    return Response(stored.model_dump_json(), 200, headers | ({"ETag": f'"{etag}"'} if etag else {}), JSON)
 
 
 async def get_object(key: str, request: Request, token: Annotated[Token, auth.needs("read")]) -> Response:
     """Read an object, or one range of it."""
-    desk, key = _desk(request), _key(request, token)
+    service, key = _service(request), _key(request, token)
     for _ in range(CHANGED):
         stat, span = None, None
         if CONDITIONS & set(request.headers.keys()):
-            stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
+            stat = _require(await service.run(partial(service.store.stat, key)), key)
             check_conditions(request.headers, stat, method="GET")
             span = parse_range(request.headers, stat)
         try:
-            begun = await desk.run(partial(_begin, desk.shelf, key, span))
-        except Damaged:  # it was replaced by a smaller one
+            begun = await service.run(partial(_begin_read, service.store, key, span))
+        except Damaged:  # replaced by a smaller one
             continue
         if begun is None:
-            raise _missing(key)
+            raise _not_found(key)
         found, first, rest = begun
         if stat is None or stat.etag == found.etag:
-            return respond(key, found, span=span, first=first, rest=rest, run=desk.run)
+            return respond(key, found, span=span, first=first, rest=rest, run=service.run)
         rest.close()
     raise Problem(503, "The object is being replaced", headers={"Retry-After": "1"})
 
 
 async def head_object(key: str, request: Request, token: Annotated[Token, auth.needs("read")]) -> Response:
-    """Look at an object."""
-    desk, key = _desk(request), _key(request, token)
-    stat = _found(await desk.run(partial(desk.shelf.look, key)), key)
+    """Return the size, ETag and time of an object."""
+    service, key = _service(request), _key(request, token)
+    stat = _require(await service.run(partial(service.store.stat, key)), key)
     check_conditions(request.headers, stat, method="HEAD")
     return Response(None, 200, {**describe(key, stat), "Content-Length": str(stat.size)}, MEDIA)
 
 
 async def delete_object(key: str, request: Request, token: Annotated[Token, auth.needs("delete")]) -> Response:
-    """Remove an object."""
-    desk, key = _desk(request), _key(request, token)
-    if not await desk.run(partial(desk.shelf.delete, key, headers=request.headers)):
-        raise _missing(key)
+    """Delete an object."""
+    service, key = _service(request), _key(request, token)
+    if not await service.run(partial(service.store.delete, key, headers=request.headers)):
+        raise _not_found(key)
     return Response(status_code=204)
 
 
@@ -183,37 +183,37 @@ async def list_objects(
     limit: Annotated[int, Query(ge=-MOST, lt=1 << 31)] = 100,
     cursor: str | None = None,
 ) -> Response:
-    """List keys in the order of their bytes; a cursor stays good when its key is deleted.
+    """List keys in the order of their bytes; a cursor stays valid when its key is deleted.
 
-    A page has 10,000 keys at most, whatever the limit. A negative limit leaves out so many at the end.
+    A page has at most 10,000 keys, whatever the limit. A negative limit omits that many keys at the end.
     """
-    desk, request_info(request.scope).key = _desk(request), prefix
-    wanted, after = _narrowed(token, prefix or ""), _after(cursor) if cursor else None
+    service, request_info(request.scope).key = _service(request), prefix
+    wanted, after = _narrow_prefix(token, prefix or ""), _parse_cursor(cursor) if cursor else None
     most = min(limit, MOST) if limit >= 0 else MOST
-    found = await desk.run(partial(desk.shelf.page, wanted, after=after, limit=most + 1))
+    found = await service.run(partial(service.store.page, wanted, after=after, limit=most + 1))
     keys, more = (found[:most], len(found) > most) if limit >= 0 else (found[:limit], True)
-    page = Page(keys=keys, next_cursor=_cursor(keys[-1]) if more and keys else None, has_more=more)
+    page = KeyPage(keys=keys, next_cursor=_format_cursor(keys[-1]) if more and keys else None, has_more=more)
     return Response(page.model_dump_json(), 200, None, JSON)
 
 
-def install(app: FastAPI, shelf: Shelf, *, limits: Limits) -> None:
-    """Give an application the routes of the object API."""
-    app.state.desk = Desk(shelf, limits)
-    one = partial(app.router.add_api_route, "/objects/{key:key}", tags=["objects"], route_class_override=Straight)
-    one(put_object, methods=["PUT"], response_model=Kept)
+def install(app: FastAPI, store: ObjectStore, *, limits: Limits) -> None:
+    """Add the routes of the object API to an application."""
+    app.state.service = ObjectService(store, limits)
+    one = partial(app.router.add_api_route, "/objects/{key:key}", tags=["objects"], route_class_override=DirectRoute)
+    one(put_object, methods=["PUT"], response_model=StoredObject)
     one(get_object, methods=["GET"], response_class=Response)
     one(head_object, methods=["HEAD"], response_class=Response)
     one(delete_object, methods=["DELETE"], response_class=Response, status_code=204)
-    app.add_api_route("/objects", list_objects, methods=["GET"], response_model=Page, tags=["objects"])
+    app.add_api_route("/objects", list_objects, methods=["GET"], response_model=KeyPage, tags=["objects"])
 
 
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+def _service(request: Request) -> ObjectService:
+    service: ObjectService = request.app.state.service
+    return service
 
 
 def _key(request: Request, token: Token) -> str:
-    """Read the key out of the path as it was sent, and let the token go on with it or not."""
+    """Parse the key in the path as it was sent, and check that the token covers it."""
     raw: bytes = request.scope["raw_path"]
     if not raw.startswith(ROUTE.encode()):
         raise Problem(400, f"The path of objects begins with {ROUTE}")
@@ -222,17 +222,17 @@ def _key(request: Request, token: Token) -> str:
     return key
 
 
-def _narrowed(token: Token, prefix: str) -> str:
-    """Narrow a listing to what the token is good for."""
+def _narrow_prefix(token: Token, prefix: str) -> str:
+    """Narrow the prefix of a listing to that of the token."""
     if token.prefix and token.prefix.startswith(prefix):
         return token.prefix
     auth.within(token, prefix)
     return prefix
 
 
-def _begin(shelf: Shelf, key: str, span: Span | None) -> tuple[Stat, bytes, Rest] | None:
+def _begin_read(store: ObjectStore, key: str, span: Span | None) -> tuple[Stat, bytes, Rest] | None:
     """Open an object and read its first piece, or all of a small one."""
-    begun = shelf.fetch(key, span)
+    begun = store.fetch(key, span)
     if begun is None:
         return None
     stat, chunks = begun
@@ -243,29 +243,29 @@ def _begin(shelf: Shelf, key: str, span: Span | None) -> tuple[Stat, bytes, Rest
     return stat, first, Rest(chunks)
 
 
-def _found(stat: Stat | None, key: str) -> Stat:
+def _require(stat: Stat | None, key: str) -> Stat:
     if stat is None:
-        raise _missing(key)
+        raise _not_found(key)
     return stat
 
 
-def _missing(key: str) -> Problem:
+def _not_found(key: str) -> Problem:
     return Problem(404, f"Object {key} not found")
 
 
-def _length(headers: Headers) -> int | None:
-    """Say how long the body will be; None: that is known at its end only."""
-    told = headers.get("content-length")
-    if told is None:
+def _content_length(headers: Headers) -> int | None:
+    """Return the length of the body, or None if only its end will show it."""
+    length = headers.get("content-length")
+    if length is None:
         return None if "transfer-encoding" in headers else 0
-    return int(told)
+    return int(length)
 
 
-def _cursor(key: str) -> str:
+def _format_cursor(key: str) -> str:
     return base64.b64encode(json.dumps({"last_key": key}).encode()).decode()
 
 
-def _after(cursor: str) -> str:
+def _parse_cursor(cursor: str) -> str:
     try:
         return names.checked(json.loads(base64.b64decode(cursor.replace(" ", "+")))["last_key"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PlatewayError):

@@ -1,4 +1,4 @@
-"""The gateway as a site has set it up: its parts, out of the settings."""
+"""The parts of a gateway from the settings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plateway.settings import MAIN, Settings
 
 
 def parts(settings: Settings) -> Parts:
-    """Say what the gateway of these settings consists of.
+    """Return the parts of the gateway.
 
     Raises:
-        Misconfigured: objects would lie where something else is.
+        Misconfigured: the location of the objects overlaps with another location of the site.
     """
-    for what, place in _taken(settings):
+    for what, place in _occupied_locations(settings):
         if settings.objects_url and overlap(settings.objects_url, place):
-            raise Misconfigured(f"PLATEWAY_OBJECTS_URL: objects need a place of their own, apart from {what}")
+            raise Misconfigured(f"PLATEWAY_OBJECTS_URL: objects need their own location, apart from {what}")
     return Parts(
         home=settings.home.absolute(),
         tokens=settings.tokens,
@@ -41,28 +41,28 @@ def parts(settings: Settings) -> Parts:
         read_only=settings.read_only,
         site=partial(reader, settings),
         open=settings.open_access,
-        straight=_near(settings),
+        straight=_is_local(settings),
         links=settings.link_lifetime,
-        prefect_ui=settings.prefect_ui if _near(settings) else settings.prefect_ui_url,
+        prefect_ui=settings.prefect_ui if _is_local(settings) else settings.prefect_ui_url,
     )
 
 
 def reader(settings: Settings) -> Site:
-    """Open the line to look at it: nothing that the gateway does changes the bucket of the events."""
+    """Open the site for reading: every bucket of events is opened read-only."""
     known = {MAIN: settings.bucket, **settings.buckets}
-    asked = {
+    read_only = {
         name: one.model_copy(update={"endpoint": replace(one.endpoint, read_only=True)}) for name, one in known.items()
     }
-    return open_site(settings, buckets=asked)
+    return open_site(settings, buckets=read_only)
 
 
-def _near(settings: Settings) -> bool:
-    """Tell whether only this machine can ask; whoever names proxies lets others in, also on loopback."""
+def _is_local(settings: Settings) -> bool:
+    """Return whether only this machine can send requests; a trusted proxy forwards others, also on loopback."""
     return loopback(settings.serve_host) and not settings.trusted_proxies
 
 
-def _taken(settings: Settings) -> Iterator[tuple[str, str]]:
-    """List what objects must keep apart from; in the home there is room for them, around it there is not."""
+def _occupied_locations(settings: Settings) -> Iterator[tuple[str, str]]:
+    """List the locations that objects must not overlap with; objects may lie in the home, beside these."""
     home = settings.home.absolute()
     yield "the bucket of the events", settings.bucket_url
     yield from ((f"the bucket {name}", one.url) for name, one in settings.buckets.items())

@@ -1,8 +1,7 @@
-"""Reads from places that may not answer: S3, the bench, tape. Each is waited for a bounded time.
+"""Reads with a time limit from locations that may not answer: S3, the bench, tape.
 
-A read runs in a thread of its own, because a thread that hangs in a mount or a socket cannot be ended. While `STUCK`
-reads of one place hang, further ones fail at once: threads do not pile up, and the place is read again as soon as one
-of them ends.
+Each read runs in its own thread, because a thread that hangs in a mount or a socket cannot be stopped. While `STUCK`
+reads of one location hang, further reads of it fail at once, so that threads do not accumulate.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from typing import Generic, TypeVar
 
 from plateway.errors import Unavailable
 
-SECONDS = 2.0  # that a read may take
-STUCK = 4  # reads of one place that take longer, before others are refused
-MOST = 64  # reads of one place at a time
+SECONDS = 2.0  # time limit of a read
+STUCK = 4  # overdue reads of one location before others are refused
+MOST = 64  # concurrent reads of one location
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Probe(Generic[T]):
-    """A read that was started, or refused."""
+    """A read that is running, or was refused."""
 
     place: str
     found: Future[T] | None
     until: float  # by the monotonic clock
 
     def result(self) -> T:
-        """Return what was read; errors of the read rise.
+        """Wait for the result; raises the error of the read.
 
         Raises:
             Unavailable: it took too long, or was refused.
@@ -49,15 +48,15 @@ class Probe(Generic[T]):
 
 
 class Probes:
-    """The reads that run now, by place."""
+    """The running reads, by location."""
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._running: defaultdict[str, dict[int, float]] = defaultdict(dict)  # until when each may take
+        self._running: defaultdict[str, dict[int, float]] = defaultdict(dict)  # deadline of each
         self._lock = threading.Lock()
 
     def start(self, place: str, call: Callable[[], T], *, seconds: float | None = None) -> Probe[T]:
-        """Begin to read, so that several places can be read at a time."""
+        """Start a read; several locations can be read concurrently."""
         now = time.monotonic()
         until = now + (self._seconds if seconds is None else seconds)
         found: Future[T] = Future()
@@ -76,16 +75,16 @@ class Probes:
         return Probe(place, found, until)
 
     def read(self, place: str, call: Callable[[], T], *, seconds: float | None = None) -> T:
-        """Read, and wait for it.
+        """Read and wait for the result.
 
         Raises:
-            Unavailable: it took too long, or earlier reads of this place still hang.
+            Unavailable: it took too long, or earlier reads of this location still hang.
         """
         return self.start(place, call, seconds=seconds).result()
 
 
 def run(call: Callable[[], T], *, into: Future[T], name: str) -> None:
-    """Call in a thread that keeps no process from ending."""
+    """Run a call in a daemon thread, which does not delay the end of the process."""
 
     def called() -> None:
         try:

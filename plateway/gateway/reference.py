@@ -1,6 +1,6 @@
-"""The API's own page: every request that the gateway answers, out of its OpenAPI document, without a script.
+"""The page of the API: every request, from the OpenAPI document, without scripts.
 
-FastAPI's pages load theirs from elsewhere, which the network of a laboratory does not reach.
+FastAPI's own pages load scripts from other hosts, which are often not reachable from a laboratory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _templates = Environment(
 
 
 def install(app: FastAPI) -> None:
-    """Give an application this page; it tells all routes that there are when somebody asks."""
+    """Add this page to an application; it lists the routes that exist when it is requested."""
     told: dict[str, Any] = {"dependencies": [auth.OPEN], "include_in_schema": False, "response_class": Response}
     app.add_api_route(PATH, show, methods=["GET"], **told)
 
 
 def show(request: Request) -> Response:
-    """Draw the page."""
+    """Render the page."""
     app: FastAPI = request.app
     style = _templates.get_template("reference.css").render()
     document = app.openapi()
@@ -55,7 +55,7 @@ def show(request: Request) -> Response:
 
 
 def groups(document: Mapping[str, Any], asked: Mapping[tuple[str, str], str]) -> dict[str, list[dict[str, Any]]]:
-    """Put the requests of a document into groups, with all that is to be said of each."""
+    """Group the requests of a document by tag, with the description of each."""
     found = defaultdict(list)
     for path, methods in document["paths"].items():
         for method, told in methods.items():
@@ -73,7 +73,7 @@ def groups(document: Mapping[str, Any], asked: Mapping[tuple[str, str], str]) ->
 
 
 def scopes(app: FastAPI) -> dict[tuple[str, str], str]:
-    """Say what each request asks for, by method and path."""
+    """Return what each request requires, by method and path."""
     return {
         (method, re.sub(r":\w+}", "}", path)): "nothing" if asked is None else f"a token that may {' and '.join(asked)}"
         for method, path, asked in auth.declared(app)
@@ -81,7 +81,7 @@ def scopes(app: FastAPI) -> dict[tuple[str, str], str]:
 
 
 def shapes(document: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """List what bodies consist of, by name."""
+    """List the fields of bodies, by name of the schema."""
     for name, shape in document.get("components", {}).get("schemas", {}).items():
         fields = shape.get("properties", {"": shape})
         yield (
@@ -91,7 +91,7 @@ def shapes(document: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, st
 
 
 def kind(schema: Mapping[str, Any]) -> str:
-    """Say in words what a value is."""
+    """Describe the type of a value."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if several := schema.get("anyOf", schema.get("oneOf", schema.get("allOf"))):

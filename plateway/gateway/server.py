@@ -1,4 +1,4 @@
-"""The process that answers: uvicorn, with patience that ends, and as many workers as are asked for."""
+"""Run the gateway with uvicorn: one or several workers, and time limits for slow connections."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from plateway.gateway.address_limits import HEALTH_ONLY, limit_name, within
 from plateway.gateway.app import Parts, create_app
 from plateway.gateway.rate_limits import Limits
 
-HEAD = 10.0  # seconds in which the head of a request has to be there
-STALLED = 30.0  # seconds after which slowness in taking an answer counts
-SLOWEST = 1024  # bytes a second, on average, that a client takes
+HEAD = 10.0  # seconds for the head of a request
+STALLED = 30.0  # seconds after which a client that reads too slowly is disconnected
+SLOWEST = 1024  # smallest mean rate at which a client reads, in bytes per second
 TICK = 2.0
-FILES = 8192  # open at a time: connections that came at once, before any of them is closed, and what they need
-FINISH = 10  # seconds that requests have at the end
-SILENT = 60  # seconds after which a worker that says nothing is replaced; one that starts on a busy machine takes some
+FILES = 8192  # open files of a process: connections, and the files that serve them
+FINISH = 10  # seconds for running requests at shutdown
+SILENT = 60  # seconds without a sign of life after which a worker is replaced; a start on a busy machine is slow
 LOGS = {  # of every worker; requests are in the access log
     "version": 1,
     "disable_existing_loggers": False,
@@ -49,20 +49,20 @@ LOGS = {  # of every worker; requests are in the access log
 log = logging.getLogger(__name__)
 
 
-class Patient(H11Protocol):
-    """A connection that is given up when the head of a request, or the taking of an answer, has no end.
+class LimitedConnection(H11Protocol):
+    """A connection that is closed when its client sends a head or reads a response too slowly.
 
-    Where there are too many, of one address or together, the one that has waited longest for a request is closed.
+    When there are too many connections, of one address or in total, the one that is idle for longest is closed.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
         super().connection_made(transport)
         self.address = limit_name(self.client[0] if self.client else None)
-        self._waits = time.monotonic()  # since when a head is waited for
-        self._full: tuple[float, int] | None = None  # since when, and how much, waits to be taken
+        self._waits = time.monotonic()  # start of the wait for a head
+        self._full: tuple[float, int] | None = None  # time and size when the write buffer was fullest
         self._next = self.loop.call_later(TICK, self._tick)
-        if crowd := self._crowd():
-            self._make_room(crowd)
+        if excess := self._excess():
+            self._close_one(excess)
 
     def data_received(self, data: bytes) -> None:
         if self._idle() and self.timeout_keep_alive_task is not None:
@@ -77,10 +77,10 @@ class Patient(H11Protocol):
         self._waits = time.monotonic()
         super().on_response_complete()
 
-    def _crowd(self) -> list[Patient]:
-        """List the connections that there are too many of."""
+    def _excess(self) -> list[LimitedConnection]:
+        """List the connections among which one is too many; empty: none is."""
         limits: Limits = self.app_state["limits"]
-        every = [one for one in self.connections if isinstance(one, Patient)]
+        every = [one for one in self.connections if isinstance(one, LimitedConnection)]
         mine = [one for one in every if one.address == self.address]
         if len(mine) > limits.per_address and not (self.client and within(self.client[0], self.app_state["trusted"])):
             return mine
@@ -89,9 +89,9 @@ class Patient(H11Protocol):
         ((most, _),) = Counter(one.address for one in every).most_common(1)
         return [one for one in every if one.address == most]
 
-    def _make_room(self, crowd: Sequence[Patient]) -> None:
-        """Close one of them that waits for a request; where none does, keep this one for health and readiness."""
-        idle = [one for one in crowd if one is not self and one._idle()]
+    def _close_one(self, excess: Sequence[LimitedConnection]) -> None:
+        """Close the idle connection that waits longest; if none is idle, serve only /health and /ready on this one."""
+        idle = [one for one in excess if one is not self and one._idle()]
         if idle:
             min(idle, key=lambda one: one._waits)._drop()
             return
@@ -123,16 +123,16 @@ class Patient(H11Protocol):
 
 
 def config(parts: Parts, *, workers: int = 1, logs: dict[str, Any] | None = None) -> uvicorn.Config:
-    """Say how uvicorn is to run it."""
+    """Return the configuration of uvicorn."""
     return uvicorn.Config(
         partial(_worker, parts),
         factory=True,
         workers=workers,
-        http=Patient,
+        http=LimitedConnection,
         ws="none",
-        access_log=False,  # ours says more
+        access_log=False,  # the gateway writes its own
         log_config=logs,
-        proxy_headers=False,  # whom to believe is a setting of ours
+        proxy_headers=False,  # trusted proxies are a setting of the gateway
         server_header=False,
         timeout_graceful_shutdown=FINISH,
         timeout_worker_healthcheck=SILENT,
@@ -140,10 +140,10 @@ def config(parts: Parts, *, workers: int = 1, logs: dict[str, Any] | None = None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port; 0 is any that is free.
+    """Bind a port; 0: any free one.
 
     Raises:
-        Misconfigured: it is taken, or is not ours to take.
+        Misconfigured: it is in use, or not permitted.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP: asyncio then sets NODELAY
@@ -160,14 +160,14 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(
     parts: Parts, *, host: str, port: int, workers: int = 1, say: Callable[[str], object] = lambda _: None
 ) -> None:
-    """Answer until a signal ends it; when others can connect, `say` is told the address. Logs to standard error.
+    """Serve until a signal ends it. Calls `say` with the URL when clients can connect. Logs to standard error.
 
     Raises:
-        Misconfigured: a part cannot be as it is asked to be.
+        Misconfigured: a part is not valid.
     """
     if workers > 1 and (parts.objects or "").startswith("memory:"):
-        raise Misconfigured("objects in memory are one worker's own: use one worker, or another place for them")
-    create_app(parts)  # what is wrong is said here, not by each worker
+        raise Misconfigured("objects in memory are not shared between workers: use one worker, or another location")
+    create_app(parts)  # report errors of the configuration once, not in each worker
     _allow_files(FILES)
     told = config(parts, workers=workers, logs=LOGS)
     with listen(host, port) as taken:
@@ -176,12 +176,12 @@ def serve(
         if workers > 1:
             Multiprocess(told, sockets=[taken]).run()
         else:
-            with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is over
+            with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
                 uvicorn.Server(told).run(sockets=[taken])
 
 
 def _allow_files(wanted: int) -> None:
-    """Raise the number of files that this process and its workers may open, as far as the system lets us."""
+    """Raise the limit of open files of this process and its workers, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -190,18 +190,18 @@ def _allow_files(wanted: int) -> None:
 
 
 def address(host: str, port: int) -> str:
-    """Write where it listens."""
+    """Return the URL of an address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _worker(parts: Parts) -> FastAPI:
-    """Make the application in a process that ends when the one that started it is no more."""
+    """Create the application in a worker process that ends with its parent."""
     if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_mourn, args=(parent,), name="parent", daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
     return create_app(parts)
 
 
-def _mourn(parent: BaseProcess) -> None:
-    """Without its parent a worker would hold the port, and nobody would ever stop it."""
+def _end_with_parent(parent: BaseProcess) -> None:
+    """Wait for the end of the parent, then stop: an orphaned worker would keep the port."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Small pictures that were made, kept on disk: for all workers of a machine, as many as there is room for.
+"""A bounded cache of thumbnails on disk, for all workers of a machine.
 
-Each lies in a file of its own, written aside and renamed. A file that was cut off, by a power failure for example, is
-none: what is not whole is made again. That something is no picture is kept as well.
+Each thumbnail is one file, written to a temporary name and renamed. A truncated file (after a power failure)
+is ignored, and the thumbnail is made again. That a file is not a picture is cached as well.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from uuid import uuid4
 from plateway.errors import Rejected
 
 ROOM = 256 << 20  # bytes on disk
-LEFT = 3600.0  # seconds after which a file that was not renamed was left behind
+LEFT = 3600.0  # age of temporary files that are deleted, in seconds
 BEGINS, ENDS = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NONE, PERIOD = b"no picture: ", b"\n"
 
 
 class Thumbs:
-    """The directory; each worker opens it."""
+    """The directory of the cache; each worker opens it."""
 
     def __init__(self, directory: Path, *, room: int = ROOM) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._room = directory, room
-        self._new = room  # bytes since the directory was looked at: at first it is
-        self._counting = Lock()
+        self._new = room  # bytes written since the last clean-up; the first write cleans up
+        self._lock = Lock()
 
     def find(self, name: str) -> bytes | None:
-        """Find the picture of that name; None: there is none yet.
+        """Return the cached thumbnail of that name, or None.
 
         Raises:
-            Rejected: it was found out that there cannot be one.
+            Rejected: the file is known not to be a picture.
         """
         try:
             content = (self._directory / name).read_bytes()
@@ -46,25 +46,25 @@ class Thumbs:
         return content if content.startswith(BEGINS) and content.endswith(ENDS) else None
 
     def keep(self, name: str, content: bytes | Rejected) -> None:
-        """Keep a picture, or why there is none; where the disk has no room it is made again next time."""
-        told = content if isinstance(content, bytes) else NONE + str(content).encode("utf-8", "replace") + PERIOD
+        """Write a thumbnail, or the reason why there is none; a full disk is ignored."""
+        stored = content if isinstance(content, bytes) else NONE + str(content).encode("utf-8", "replace") + PERIOD
         aside = self._directory / f".{uuid4().hex}"
         with suppress(OSError):
             try:
-                aside.write_bytes(told)
+                aside.write_bytes(stored)
                 aside.rename(self._directory / name)
             finally:
                 aside.unlink(missing_ok=True)
-            self._count(len(told))
+            self._clean_up(len(stored))
 
-    def _count(self, size: int) -> None:
-        """Make room from time to time: the oldest go first."""
-        with self._counting:
+    def _clean_up(self, size: int) -> None:
+        """After enough new bytes, delete the oldest thumbnails."""
+        with self._lock:
             self._new += size
             if self._new <= self._room // 16:
                 return
             self._new = 0
-        kept = sorted(self._files())
+        kept = sorted(self._list_files())
         left = sum(bytes_ for _, bytes_, _ in kept)
         for _, bytes_, path in kept:
             if left <= self._room * 3 // 4:
@@ -72,13 +72,13 @@ class Thumbs:
             path.unlink(missing_ok=True)
             left -= bytes_
 
-    def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """List what is kept with time and size; what was left behind goes."""
+    def _list_files(self) -> Iterator[tuple[float, int, Path]]:
+        """List the thumbnails with time and size; delete old temporary files."""
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another worker made room
-                    told, path = entry.stat(), self._directory / entry.name
+                with suppress(FileNotFoundError):  # deleted by another worker
+                    stat, path = entry.stat(), self._directory / entry.name
                     if not entry.name.startswith("."):
-                        yield told.st_mtime, told.st_size, path
-                    elif told.st_mtime < time.time() - LEFT:
+                        yield stat.st_mtime, stat.st_size, path
+                    elif stat.st_mtime < time.time() - LEFT:
                         path.unlink()

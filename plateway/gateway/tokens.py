@@ -1,14 +1,14 @@
-"""Who may use the gateway: a file of hashed tokens, the same as amplify-object-store's.
+"""The tokens file of the gateway: hashed tokens, in the format of amplify-object-store.
 
-Owns the file (a list of ``name``, ``hash``, ``expires``, ``created_at``, ``scopes``, and ``prefix``, which is ours),
-its changes, and the look-up of a token that somebody shows. What a route asks for is left to ``gateway.auth``.
+Reads and changes the file (a list of ``name``, ``hash``, ``expires``, ``created_at``, ``scopes``, and ``prefix``, which
+Plateway adds), and finds the token of a secret. ``gateway.auth`` checks the scopes of routes.
 
-A token is 256 random bits, so a fast hash is the right one; it is shown once and kept nowhere. Changes take a lock,
-are written aside, flushed and renamed: readers see the old file or the new one. A file that cannot be read changes
-nothing: the tokens that were read last stay in force, and `Tokens.problem` says why.
+A token is 256 random bits, so a fast hash is sufficient; it is shown once and not stored. A change takes a lock, writes
+a temporary file, flushes and renames it: readers see the old file or the new one. When the file cannot be read, the
+tokens read last stay valid, and `Tokens.problem` has the reason.
 
-Sessions of browsers are tokens in a file of their own, in the home. Each is created by a code that is good once: codes
-are tokens of that file with the scope `SIGN_IN`, which no route asks for.
+Browser sessions are tokens in a separate file in the home. Each is created by a code that can be used once: codes are
+tokens of that file with the scope `SIGN_IN`, which no route requires.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SIGN_IN = "sign-in"  # scope of a code that creates one session
 SESSIONS = Path("gateway", "sessions.json")  # in the home
 LINK_LASTS = timedelta(minutes=15)
 SESSION_LASTS = timedelta(days=1)
-LOCKED = 10.0  # seconds to wait for somebody else's change
-SETTLED = 2_000_000_000  # nanoseconds after which a file that looks the same is the same
+LOCKED = 10.0  # seconds to wait for the lock
+SETTLED = 2_000_000_000  # nanoseconds after which an unchanged stat means an unchanged file
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 HASH = re.compile(r"[0-9a-f]{64}")
 NOBODY = "0" * 64
@@ -50,42 +50,42 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What the file says of one token; the token itself is not in it."""
+    """One entry of the file; it has no secret."""
 
     name: str
     hash: str  # SHA-256, hex
     expires: datetime
     created_at: datetime | None = None
     scopes: tuple[str, ...] = ()
-    prefix: str | None = None  # of the object keys that it is good for; None: all
+    prefix: str | None = None  # of the object keys that it covers; None: all
 
     def expired(self, now: datetime) -> bool:
-        """Tell whether its time is over."""
+        """Return whether it is expired."""
         return self.expires < now
 
     def covers(self, key: str) -> bool:
-        """Tell whether it is good for this object key."""
+        """Return whether it covers an object key."""
         return self.prefix is None or key.startswith(self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """A token that was just made: what the file keeps, and the secret, which nothing keeps."""
+    """A new token: its entry, and its secret, which is not stored."""
 
     token: Token
     secret: str = field(repr=False)
 
 
 def digest(secret: str) -> str:
-    """Hash a token as the file has it."""
+    """Return the hash of a secret, as stored in the file."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse(content: bytes) -> list[Token]:
-    """Read the text of a tokens file; times without a zone are UTC.
+    """Parse a tokens file; times without a zone are UTC.
 
     Raises:
-        Rejected: says which entry and which field is wrong, never its value.
+        Rejected: it is not valid; the message names the entry and the field, never a value.
     """
     try:
         entries = json.loads(content)
@@ -93,16 +93,16 @@ def parse(content: bytes) -> list[Token]:
         raise Rejected(f"the tokens file is not JSON: {type(error).__name__}") from None
     if not isinstance(entries, list):
         raise Rejected("the tokens file is not a list")
-    return [_entry(number, entry) for number, entry in enumerate(entries, start=1)]
+    return [_parse_entry(number, entry) for number, entry in enumerate(entries, start=1)]
 
 
 def dump(tokens: Iterable[Token]) -> bytes:
-    """Write the text of a tokens file."""
-    return (json.dumps([_told(token) for token in tokens], indent=2, sort_keys=True) + "\n").encode()
+    """Serialize a tokens file."""
+    return (json.dumps([_serialize_token(token) for token in tokens], indent=2, sort_keys=True) + "\n").encode()
 
 
 def listed(path: Path) -> list[Token]:
-    """List the tokens of a file; none when there is no file.
+    """List the tokens of a file; empty if there is no file.
 
     Raises:
         Rejected: the file is damaged.
@@ -125,12 +125,12 @@ def add(
     prefix: str | None = None,
     now: datetime,
 ) -> Minted:
-    """Make a token of a new name, and the file if there is none.
+    """Create a token with a new name, and the file if there is none.
 
     Raises:
-        Conflict: the name is taken.
-        Rejected: a scope, the name or the time to live makes no sense, or the file is damaged: it stays as it is.
-        Busy: others keep changing the file.
+        Conflict: the name exists.
+        Rejected: a scope, the name or the time to live is not valid, or the file is damaged; the file is not changed.
+        Busy: another process holds the lock.
     """
     if not NAME.fullmatch(name):
         raise Rejected("a token's name has 1 to 200 characters, none of them a control character")
@@ -138,7 +138,7 @@ def add(
     def added(tokens: list[Token]) -> tuple[list[Token], Minted]:
         if any(token.name == name for token in tokens):
             raise Conflict(f"a token with name {name!r} already exists")
-        made = _mint(Token(name, "", now, now, _scopes(scopes), prefix or None), ttl=ttl, now=now)
+        made = _mint(Token(name, "", now, now, _check_scopes(scopes), prefix or None), ttl=ttl, now=now)
         return [*tokens, made.token], made
 
     return _change(path, added)
@@ -153,7 +153,7 @@ def refresh(
     prefix: str | None = None,
     now: datetime,
 ) -> Minted:
-    """Give a name a new secret and a new time; scopes and prefix stay as they are unless they are given.
+    """Create a new secret and expiry time for a name; scopes and prefix stay unless given.
 
     Raises:
         NotFound: no token has this name.
@@ -161,8 +161,8 @@ def refresh(
     """
 
     def refreshed(tokens: list[Token]) -> tuple[list[Token], Minted]:
-        old = _named(tokens, name)
-        kept = replace(old, scopes=_scopes(scopes) if scopes else old.scopes, prefix=prefix or old.prefix)
+        old = _find_by_name(tokens, name)
+        kept = replace(old, scopes=_check_scopes(scopes) if scopes else old.scopes, prefix=prefix or old.prefix)
         made = _mint(kept, ttl=ttl, now=now)
         return [made.token if token is old else token for token in tokens], made
 
@@ -170,7 +170,7 @@ def refresh(
 
 
 def delete(path: Path, name: str) -> Token:
-    """Revoke the tokens of this name.
+    """Delete the tokens of this name.
 
     Raises:
         NotFound: no token has this name.
@@ -178,7 +178,7 @@ def delete(path: Path, name: str) -> Token:
     """
 
     def deleted(tokens: list[Token]) -> tuple[list[Token], Token]:
-        old = _named(tokens, name)
+        old = _find_by_name(tokens, name)
         return [token for token in tokens if token.name != name], old
 
     return _change(path, deleted)
@@ -216,44 +216,44 @@ def sign_in(path: Path, code: str, *, now: datetime) -> Minted | None:
 
 
 class Tokens:
-    """The tokens of a file as it is now: it is read again whenever it changed."""
+    """The current tokens of a file, which is read again whenever it changed."""
 
     def __init__(self, path: Path) -> None:
-        self.problem: str | None = None  # why the file cannot be read; the tokens that were read last are in force
+        self.problem: str | None = None  # why the file cannot be read; the tokens read last stay valid
         self._path = path
         self._by_hash: dict[str, Token] = {}
         self._content: bytes | None = None
-        self._seen: tuple[int, ...] | None = None  # None: look into it again
-        self.look()
+        self._seen: tuple[int, ...] | None = None  # None: read it again
+        self.reload()
 
     def find(self, secret: str) -> Token | None:
-        """Find the token that somebody shows, expired ones too; None if it is not known, or not any more."""
-        self.look()
+        """Return the token of a secret, also an expired one, or None if it is unknown."""
+        self.reload()
         shown = digest(secret)
         found = self._by_hash.get(shown)
         same = hmac.compare_digest(found.hash if found else NOBODY, shown)
         return found if found and same else None
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Read the file again if it changed."""
         try:
-            told = self._path.stat()
+            stat = self._path.stat()
         except FileNotFoundError:
-            self._take(None, ())
+            self._replace_tokens(None, ())
             return
         except OSError as error:
             self._fail(f"the tokens file cannot be read: {error.strerror}")
             return
-        state = told.st_mtime_ns, told.st_size, told.st_ino, told.st_ctime_ns
+        state = stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns
         if state != self._seen:
-            self._read(state)
+            self._read_file(state)
 
-    def _read(self, state: tuple[int, ...]) -> None:
-        """Read it; a file this young may change again and look the same, so it is looked into once more."""
+    def _read_file(self, state: tuple[int, ...]) -> None:
+        """Read the file; one that changed just now may change again with the same stat, so it is read once more."""
         try:
             content = self._path.read_bytes()
             if content != self._content or self.problem:
-                self._take(content, parse(content))
+                self._replace_tokens(content, parse(content))
         except OSError as error:
             self._fail(f"the tokens file cannot be read: {error.strerror}")
             return
@@ -261,19 +261,19 @@ class Tokens:
             self._fail(str(error))
         self._seen = state if abs(time.time_ns() - max(state[0], state[3])) > SETTLED else None
 
-    def _take(self, content: bytes | None, tokens: Sequence[Token]) -> None:
+    def _replace_tokens(self, content: bytes | None, tokens: Sequence[Token]) -> None:
         if self.problem:
             log.warning("the tokens file can be read again")
         self._content, self._seen, self.problem = content, None, None
-        self._by_hash = {token.hash: token for token in reversed(tokens)}  # of twins the first one counts
+        self._by_hash = {token.hash: token for token in reversed(tokens)}  # of equal hashes the first one counts
 
     def _fail(self, problem: str) -> None:
         if problem != self.problem:
-            log.error("%s; the %d tokens read before stay in force", problem, len(self._by_hash))
+            log.error("%s; the %d tokens read before stay valid", problem, len(self._by_hash))
         self.problem = problem
 
 
-def _entry(number: int, entry: Any) -> Token:
+def _parse_entry(number: int, entry: Any) -> Token:
     def wrong(what: str) -> Rejected:
         return Rejected(f"entry {number} of the tokens file: {what}")
 
@@ -289,31 +289,31 @@ def _entry(number: int, entry: Any) -> Token:
     if not (prefix is None or isinstance(prefix, str)):
         raise wrong("the prefix is not text")
     try:
-        expires = _time(entry["expires"])
-        created = None if entry.get("created_at") is None else _time(entry["created_at"])
+        expires = _parse_time(entry["expires"])
+        created = None if entry.get("created_at") is None else _parse_time(entry["created_at"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise wrong("expires or created_at is not a time") from None
     return Token(name, hashed.lower(), expires, created, tuple(scopes or ()), prefix or None)
 
 
-def _time(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     found = datetime.fromisoformat(text)
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
-def _told(token: Token) -> dict[str, Any]:
-    """Say a token as the file does; a prefix only where there is one, so that the original's files stay its own."""
-    told: dict[str, Any] = {
+def _serialize_token(token: Token) -> dict[str, Any]:
+    """Serialize a token; a prefix only if there is one, so that amplify-object-store can read the file."""
+    entry: dict[str, Any] = {
         "name": token.name,
         "hash": token.hash,
         "expires": token.expires.astimezone(UTC).isoformat(),
         "created_at": token.created_at and token.created_at.astimezone(UTC).isoformat(),
         "scopes": list(token.scopes),
     }
-    return told | ({"prefix": token.prefix} if token.prefix else {})
+    return entry | ({"prefix": token.prefix} if token.prefix else {})
 
 
-def _scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+def _check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     wanted = tuple(sorted(set(scopes)))
     if unknown := [scope for scope in wanted if scope not in SCOPES]:
         raise Rejected(f"no such scope: {', '.join(unknown)}; there are {', '.join(SCOPES)}")
@@ -340,7 +340,7 @@ def _mint(token: Token, *, ttl: timedelta, now: datetime) -> Minted:
     return Minted(replace(token, hash=digest(secret), expires=expires), secret)
 
 
-def _named(tokens: Iterable[Token], name: str) -> Token:
+def _find_by_name(tokens: Iterable[Token], name: str) -> Token:
     for token in tokens:
         if token.name == name:
             return token
@@ -348,34 +348,34 @@ def _named(tokens: Iterable[Token], name: str) -> Token:
 
 
 def _change(path: Path, change: Callable[[list[Token]], tuple[list[Token], T]]) -> T:
-    """Change the file while nobody else does."""
+    """Change the file under its lock."""
     path = path.resolve()  # where the file is a link, what it leads to is replaced
     try:
         make_private(path.parent)
-        with _alone(path):
+        with _locked(path):
             tokens, result = change(listed(path))
-            _replace(path, dump(tokens))
+            _replace_file(path, dump(tokens))
     except OSError as error:
         raise Misconfigured(f"the tokens file {path.name} cannot be written: {error.strerror}") from None
     return result
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock beside the file; it goes with the process that holds it."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file beside the file; the kernel releases it when its process ends."""
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + LOCKED
-        while not _taken(lock):
+        while not _try_lock(lock):
             if time.monotonic() > until:
-                raise Busy(f"the tokens file {path.name} is being changed by somebody else")
+                raise Busy(f"the tokens file {path.name} is locked by another process")
             time.sleep(0.01)
         yield
     finally:
         os.close(lock)
 
 
-def _taken(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -383,12 +383,12 @@ def _taken(lock: int) -> bool:
     return True
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Put other content in the place of the file, at once, for its owner only."""
+def _replace_file(path: Path, content: bytes) -> None:
+    """Replace the content of the file atomically, readable by its owner only."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            with suppress(FileNotFoundError, PermissionError):  # an administrator's change leaves it to the gateway
+            with suppress(FileNotFoundError, PermissionError):  # a change by root keeps the owner
                 before = path.stat()
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
             file.write(content)

@@ -59,7 +59,7 @@ def site(
     def site() -> Line:
         return Line(Catalog(database), open_store(where, endpoint), lab.bench, lab.instrument, owner="gateway")
 
-    whole = {"tokens": home / "tokens.json", "limits": GENEROUS, "line": site, "bucket": where, **parts}
+    whole = {"tokens": home / "tokens.json", "limits": GENEROUS, "site": site, "bucket": where, **parts}
     try:
         with running(Parts(home=home, objects=objects, endpoint=endpoint, **whole)) as gateway:
             yield Site(gateway, lab, ref, tuple(sorted(announced.files)))

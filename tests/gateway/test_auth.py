@@ -92,7 +92,7 @@ def test_every_route_asks_every_kind_of_token(site: Gateway, route: tuple[str, s
     elif (kind in tokens.SCOPES and kind != scope) or kind == f"all but {scope}":
         refused(answer, 403, f"Missing required scopes: ['{scope}']")
     elif kind == "other prefix" and path != "/objects":
-        refused(answer, 403, "The token is good for keys that begin with theirs/")
+        refused(answer, 403, "The token is valid for keys that begin with theirs/")
     else:
         assert answer.status_code in GOOD[method]
 

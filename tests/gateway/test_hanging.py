@@ -260,7 +260,7 @@ def test_errors_of_a_read_rise(error: BaseException) -> None:
 def test_figures_that_hang_end_no_process_late() -> None:
     """The dashboard's figures are made in a thread that nobody waits for."""
     released = threading.Event()
-    kept = dashboard.Kept(lambda _: released.wait(), seconds=60)
+    kept = dashboard.BackgroundCache(lambda _: released.wait(), seconds=60)
     assert kept.get("a", patience=0.05) is None
     assert [one.daemon for one in threading.enumerate() if one.name == "figures"] == [True]
     released.set()

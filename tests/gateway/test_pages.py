@@ -156,29 +156,29 @@ def links(page: str) -> list[str]:
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ("", find.Wanted()),
-        ("20250106_001", find.Wanted(text="20250106_001")),
-        ("plate 12 last tuesday", find.Wanted(plate=12, day=date(2026, 11, 17))),
-        ("where is plate 12 of last Saturday", find.Wanted(plate=12, day=date(2026, 11, 14))),
-        ("p3 yesterday", find.Wanted(plate=3, day=date(2026, 11, 20))),
-        ("prince video today", find.Wanted(system="prince", kind="video", day=TODAY)),
-        ("waiting 2026-05-04", find.Wanted(state="waiting", day=date(2026, 5, 4))),
-        ("2025 plate 7 archived", find.Wanted(text="2025", plate=7, state="archived")),
-        ("the last of them", find.Wanted(text="the last of them")),
-        ("9b2d7f0a", find.Wanted(text="9b2d7f0a")),
-        ("stitch video", find.Wanted(kind="stitch", text="video")),
+        ("", find.SearchQuery()),
+        ("20250106_001", find.SearchQuery(text="20250106_001")),
+        ("plate 12 last tuesday", find.SearchQuery(plate=12, day=date(2026, 11, 17))),
+        ("where is plate 12 of last Saturday", find.SearchQuery(plate=12, day=date(2026, 11, 14))),
+        ("p3 yesterday", find.SearchQuery(plate=3, day=date(2026, 11, 20))),
+        ("prince video today", find.SearchQuery(system="prince", kind="video", day=TODAY)),
+        ("waiting 2026-05-04", find.SearchQuery(state="waiting", day=date(2026, 5, 4))),
+        ("2025 plate 7 archived", find.SearchQuery(text="2025", plate=7, state="archived")),
+        ("the last of them", find.SearchQuery(text="the last of them")),
+        ("9b2d7f0a", find.SearchQuery(text="9b2d7f0a")),
+        ("stitch video", find.SearchQuery(kind="stitch", text="video")),
     ],
 )
-def test_words_are_understood(said: str, wanted: find.Wanted) -> None:
+def test_words_are_understood(said: str, wanted: find.SearchQuery) -> None:
     """Words for a plate, a day, a system, a kind and a state count as such, and the rest is text."""
-    assert find.understood(said, today=TODAY, systems=["prince"]) == wanted
+    assert find.parse_text(said, today=TODAY, systems=["prince"]) == wanted
 
 
 def test_fields_go_before_words() -> None:
     """What a field says is not overruled by the box; empty fields say nothing."""
     asked = {"q": "plate 12 today", "plate": "3", "day": "2026-05-04", "system": " ", "kind": "", "experiment": "x"}
     wanted = find.read(asked, today=TODAY, systems=[])
-    assert wanted == find.Wanted(experiment="x", plate=3, day=date(2026, 5, 4))
+    assert wanted == find.SearchQuery(experiment="x", plate=3, day=date(2026, 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_nonsense_gets_a_page(client: httpx.Client, path: str) -> None:
     """A wrong address is answered by a page that says so."""
     answer = client.get(path)
     assert answer.status_code == 400
-    assert "This did not work" in answer.text
+    assert "Request failed" in answer.text
 
 
 def test_events_are_found(world: World, client: httpx.Client) -> None:
@@ -268,7 +268,7 @@ def test_a_history_is_told(client: httpx.Client, world: World) -> None:
     assert ledger.export is not None
     for fact in (ledger.export.key, ledger.export.sha256, ledger.archives[0].path, ledger.archives[0].member):
         assert fact in page
-    assert "tape tells the same SHA-256 as was sent" in page
+    assert "the archive reports the same SHA-256" in page
 
 
 def test_why_it_waits_is_told(client: httpx.Client, world: World) -> None:
@@ -351,18 +351,18 @@ def test_nobody_waits_for_figures_twice() -> None:
         made.append(key)
         return len(made)
 
-    kept = dashboard.Kept(count, seconds=-1)
+    kept = dashboard.BackgroundCache(count, seconds=-1)
     assert kept.get("a", patience=60) == 1
     assert kept.get("a", patience=60) == 1  # and the second ones are being made
 
     def broken(_: str) -> int:
         raise Unavailable("gone")
 
-    failing = dashboard.Kept(broken, seconds=60)
+    failing = dashboard.BackgroundCache(broken, seconds=60)
     for _ in range(2):
         with pytest.raises(Unavailable):
             failing.get("", patience=60)
-    slow = dashboard.Kept(lambda key: key, seconds=60)
+    slow = dashboard.BackgroundCache(lambda key: key, seconds=60)
     assert slow.get("b", patience=60) == "b"
 
 
@@ -576,7 +576,7 @@ def test_what_is_not_there_is_told(client: httpx.Client, world: World, path: str
     """A page that is not there says so, as a page."""
     answer = client.get(path.format(id=world.stitch.id))
     assert answer.status_code == 404
-    assert "Nothing is here" in answer.text
+    assert "Not found" in answer.text
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser

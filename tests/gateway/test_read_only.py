@@ -232,5 +232,5 @@ def test_a_key_that_only_reads_is_no_reason_to_fail(start: Start, haven: Haven) 
     with gateway.client() as http:
         answer = http.put("/objects/mine", content=b"x")
         assert answer.status_code == 503
-        assert answer.json()["error"]["message"] == "the store does not let the gateway in"
+        assert answer.json()["error"]["message"] == "the store refuses the gateway's credentials"
         assert http.get(f"/objects/{DICOM}").content == b"DICM"

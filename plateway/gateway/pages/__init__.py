@@ -1,6 +1,6 @@
-"""Pages for researchers: find events, look at them, see what waits and why.
+"""Pages for researchers: search, events and their images, the dashboard.
 
-Every page is made here, whole, of templates and one style sheet; scripts only make the keyboard quicker. Times are UTC.
+Every page is rendered on the server; scripts only add keyboard shortcuts. Times are UTC.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plateway.pipeline import Site
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application these routes."""
+    """Add these routes to an application."""
     rendering.install(app)
     login.install(app)
     find.install(app, site)

@@ -1,7 +1,7 @@
-"""The dashboard: what came and what became of it, what waits and why, quarantine, and how long the disks will do.
+"""The dashboard: counts of events by state, waiting events, quarantine, and free disk space.
 
-Counting takes about a second for 100,000 events, so it is done beside the requests: a page shows what was counted last,
-and when that was.
+Counting takes about a second for 100,000 events, so it runs in the background: a page shows the last counts and their
+time.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from plateway.records import Quarantine
 
 DAYS = 30
 SHOWN = 20  # rows of a list
-MOST = 1000  # events that are looked through for those of a prefix
-FRESH, REPORTED = 10.0, 60.0  # seconds after which figures, and the report with the disks, are made anew
-OLD = 600.0  # seconds after which figures are shown to nobody
-PATIENCE, GLANCE = 60.0, 0.3  # seconds that a page waits for its figures, and for the report
-PREFIXES = 64  # whose figures are kept
+MOST = 1000  # events that are read to find those of a prefix
+FRESH, REPORTED = 10.0, 60.0  # seconds after which figures, and the report with the disks, are computed again
+OLD = 600.0  # seconds after which figures are no longer shown
+FIGURE_SECONDS, REPORT_SECONDS = 60.0, 0.3  # seconds that a page waits for its figures, and for the report
+PREFIXES = 64  # of which figures are cached
 WAITING = ("waiting", "ready", "exporting")
 DONE = ("exported", "archived", "purged")
 BAD = ("quarantined", "lost", "changed")
@@ -46,25 +46,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Figures:
-    """What the dashboard shows to those who may see these events."""
+    """The content of the dashboard for the events of one prefix."""
 
     at: datetime
     overview: Overview
     daily: tuple[DailyRow, ...]
-    waits: tuple[Ledger, ...]  # oldest first, one more than is shown
-    quarantine: tuple[Quarantine, ...]  # of a prefix: none, announcements belong to no key
+    waits: tuple[Ledger, ...]  # oldest first, one more than shown
+    quarantine: tuple[Quarantine, ...]  # empty for a prefix: announcements have no key
 
     @property
     def states(self) -> Counter[str]:
-        """How many events stand where, all systems together."""
+        """The number of events by state, of all systems."""
         total: Counter[str] = Counter()
         for one in self.overview.systems:
             total.update(one.states)
         return total
 
 
-class Kept(Generic[T]):
-    """Figures that are dear: those that were made last are given while new ones are being made."""
+class BackgroundCache(Generic[T]):
+    """Values that take long to compute: the last ones are returned while new ones are computed in the background."""
 
     def __init__(self, make: Callable[[str], T], *, seconds: float) -> None:
         self._make, self._seconds = make, seconds
@@ -73,10 +73,10 @@ class Kept(Generic[T]):
         self._lock, self._one = threading.Lock(), threading.Lock()
 
     def get(self, key: str, *, patience: float) -> T | None:
-        """Give the figures of a key; None: there are none yet, and making them takes longer than that.
+        """Return the value of a key; None: there is none yet, and computing it takes longer than `patience` seconds.
 
         Raises:
-            PlatewayError: they cannot be made.
+            PlatewayError: it cannot be computed.
         """
         with self._lock:
             at, made = self._made.get(key, (-OLD, None))
@@ -85,7 +85,7 @@ class Kept(Generic[T]):
                 return made
             if key not in self._making:
                 self._making[key] = Future()
-                run(partial(self._anew, key), into=self._making[key], name="figures")
+                run(partial(self._compute, key), into=self._making[key], name="figures")
             making = self._making[key]
         if made is not None and age < OLD:
             return made
@@ -94,12 +94,12 @@ class Kept(Generic[T]):
         except TimeoutError:
             return None
 
-    def _anew(self, key: str) -> T:
+    def _compute(self, key: str) -> T:
         try:
             with self._one:
                 made = self._make(key)
         except Exception as error:
-            log.warning("the figures of the dashboard could not be made: %s", error)
+            log.warning("the figures of the dashboard were not computed: %s", error)
             with self._lock:
                 del self._making[key]
             raise
@@ -111,14 +111,14 @@ class Kept(Generic[T]):
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application the dashboard."""
-    kept = Kept(partial(gather, site), seconds=FRESH)
-    reports = Kept(lambda _: pipeline.report(site), seconds=REPORTED)
+    """Add the dashboard to an application."""
+    kept = BackgroundCache(partial(gather, site), seconds=FRESH)
+    reports = BackgroundCache(lambda _: pipeline.report(site), seconds=REPORTED)
 
     def dashboard(request: Request, seen: Annotated[str, auth.READER]) -> Response:
-        figures = kept.get(seen, patience=PATIENCE)
+        figures = kept.get(seen, patience=FIGURE_SECONDS)
         if figures is None:
-            raise Problem(503, "The figures are still being made")
+            raise Problem(503, "The figures are still being computed")
         today = figures.at.date()
         became = [
             ("In the bucket", "s-exported", [(day.date, "bundles", day.exports) for day in figures.daily]),
@@ -130,7 +130,7 @@ def install(app: FastAPI, site: Site) -> None:
             "dashboard.html",
             figures=figures,
             whole=not seen,
-            report=None if seen else reports.get("", patience=GLANCE),
+            report=None if seen else reports.get("", patience=REPORT_SECONDS),
             came=plots.bars(figures.overview.days, series=systems, days=DAYS, today=today, what="Imaged"),
             became=[
                 plots.bars(counts, series={"bundles": colour}, days=DAYS, today=today, what=what)
@@ -147,7 +147,7 @@ def install(app: FastAPI, site: Site) -> None:
 
 
 def gather(site: Site, prefix: str) -> Figures:
-    """Ask the catalogue; only who may see all is told of what belongs to no key."""
+    """Read the figures from the catalogue; with a prefix, without facts that belong to no key."""
     now = site.catalog.now()
     waits = site.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)
     return Figures(
@@ -160,7 +160,7 @@ def gather(site: Site, prefix: str) -> Figures:
 
 
 def shares(system: SystemOverview) -> list[tuple[str, int, float, float]]:
-    """Say where each state begins on a system's bar, and how wide it is, per cent."""
+    """Return the start and width of each state on a system's bar, in per cent."""
     found, at = [], 0.0
     for state in (*DONE[::-1], *WAITING[::-1], *BAD):
         if count := system.states.get(state, 0):
@@ -171,7 +171,7 @@ def shares(system: SystemOverview) -> list[tuple[str, int, float, float]]:
 
 
 def links(prefect: str | None) -> Iterator[tuple[str, str]]:
-    """Name the pages of the Prefect UI that tell how the site runs."""
+    """List pages of the Prefect UI about the runs of the site."""
     if prefect:
         base = prefect.rstrip("/")
         yield "Runs", f"{base}/runs"

@@ -1,4 +1,4 @@
-"""The page of one event: its images, where it is, and its history; and the page of one image."""
+"""The page of one event (its images, copies and history), and the page of one image."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from plateway.pipeline.read import original_name
 
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
-WIDEST, TILES = 40, 2000  # columns, and places, of a stitched grid
+WIDEST, TILES = 40, 2000  # columns, and cells, of a stitched grid
 PREVIEW = 1024  # pixels
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image on a page."""
+class ImageLinks:
+    """One image on a page, with its links."""
 
     name: str
     size: int  # bytes
     sha256: str
     page: str
-    thumbnail: str | None  # None: it is no picture
+    thumbnail: str | None  # None: not a picture
     image: str
 
 
@@ -47,15 +47,15 @@ class Sheet:
 
     total: int  # pictures
     first: int  # number of the first one, from 1
-    rows: tuple[tuple[Picture | None, ...], ...]  # as they are stitched; empty: nobody knows how they are
-    others: tuple[Picture, ...]  # those that are in no row
-    files: tuple[Picture, ...]  # those that are no pictures
+    rows: tuple[tuple[ImageLinks | None, ...], ...]  # as stitched; empty: unknown
+    others: tuple[ImageLinks, ...]  # pictures in no row
+    files: tuple[ImageLinks, ...]  # other files
     earlier: str | None
     later: str | None
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application the pages of events."""
+    """Add the pages of events to an application."""
 
     def event(id: str, request: Request, seen: Annotated[str, auth.READER], first: str = "1") -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
@@ -90,7 +90,7 @@ def install(app: FastAPI, site: Site) -> None:
         event, name = gallery.event(id, seen), _name(request)
         ledger = event.ledger
         request_info(request.scope).key = f"{ledger.event.key}/{name}"
-        found = [_picture(ledger.ref, member) for member in gallery.contents(event.reader, seconds=SECONDS).members]
+        found = [_link_image(ledger.ref, member) for member in gallery.contents(event.reader, seconds=SECONDS).members]
         at = next((number for number, one in enumerate(found) if one.name == name), None)
         if at is None:
             raise NotFound("the event has no image of this name")
@@ -111,7 +111,7 @@ def install(app: FastAPI, site: Site) -> None:
         gallery: Gallery = request.app.state.gallery
         event = gallery.event(id, seen)
         members = gallery.contents(event.reader, seconds=SECONDS).members
-        chosen = middle([_picture(event.ledger.ref, member) for member in members])
+        chosen = middle([_link_image(event.ledger.ref, member) for member in members])
         if chosen is None or chosen.thumbnail is None:
             raise NotFound("the event has no image to show")
         kept = {"Location": chosen.thumbnail, "Cache-Control": "private, max-age=3600", "Vary": "Cookie, Authorization"}
@@ -123,7 +123,7 @@ def install(app: FastAPI, site: Site) -> None:
 
 
 def around(site: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
-    """Find what was taken of the same plate in the same way shortly before and after, both in the order of time."""
+    """Find the previous and next events of the same plate, kind and experiment, both in the order of time."""
     event, here = ledger.event, Cursor.after(ledger)
     alike = {"system": event.system, "kind": event.kind, "experiment": event.experiment, "plate": event.plate}
     asked: dict[str, Any] = {**alike, "prefix": seen, "limit": AROUND}
@@ -133,8 +133,8 @@ def around(site: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Le
 
 
 def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
-    """Lay the images out: as they are stitched where all of them fit, else in their order, a page at a time."""
-    every = [_picture(ref, member, levels="event") for member in members]
+    """Arrange the images: as stitched if all of them fit, otherwise in their order, page by page."""
+    every = [_link_image(ref, member, levels="event") for member in members]
     found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
     grid = pictures.grid(one.name for one in found)
     if grid is not None and grid.columns <= WIDEST and grid.rows * grid.columns <= TILES:
@@ -147,8 +147,8 @@ def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
     return Sheet(len(found), at + 1, (), tuple(found[at : at + SHEET]), files, earlier, later)
 
 
-def middle(found: list[Picture]) -> Picture | None:
-    """Choose the image that says most about an event: the one in the middle of the view, else the first."""
+def middle(found: list[ImageLinks]) -> ImageLinks | None:
+    """Choose the image that represents an event: the one in the middle of the view, otherwise the first."""
     shown = [one for one in found if one.thumbnail]
     grid = pictures.grid([one.name for one in shown])
     name = grid.cells.get((grid.rows // 2, grid.columns // 2)) if grid else None
@@ -156,30 +156,30 @@ def middle(found: list[Picture]) -> Picture | None:
 
 
 def _name(request: Request) -> str:
-    """Read the name out of the path as it was sent: not every name is UTF-8."""
+    """Return the name from the path as it was sent; a name may not be UTF-8."""
     raw: bytes = request.scope["raw_path"]
     return unquote_to_bytes(raw.split(b"/", 4)[-1]).decode("utf-8", "surrogateescape")
 
 
-def _rows(grid: Grid, found: list[Picture]) -> tuple[tuple[Picture | None, ...], ...]:
+def _rows(grid: Grid, found: list[ImageLinks]) -> tuple[tuple[ImageLinks | None, ...], ...]:
     named = {one.name: one for one in found}
-    cells = {place: named[name] for place, name in grid.cells.items()}
+    cells = {cell: named[name] for cell, name in grid.cells.items()}
     return tuple(tuple(cells.get((row, column)) for column in range(grid.columns)) for row in range(grid.rows))
 
 
 def _members(gallery: Gallery, event: CachedEvent) -> tuple[Sequence[Member], str | None]:
-    """Read what is in the bundle, and say why where that cannot be done."""
+    """Return the files of the bundle, or the reason why they cannot be read."""
     if event.ledger.export is None:
-        return [], "The images can be seen here as soon as they are in the bucket."
+        return [], "The images are shown here after the export to the bucket."
     try:
         return gallery.contents(event.reader, seconds=SECONDS).members, None
     except PlatewayError as error:
         return [], f"The images cannot be read now: {errors.problem(error).message}"
 
 
-def _picture(ref: Ref, member: Member, *, levels: images.Levels = "own") -> Picture:
+def _link_image(ref: Ref, member: Member, *, levels: images.Levels = "own") -> ImageLinks:
     name = original_name(member)
-    return Picture(
+    return ImageLinks(
         name=name,
         size=member.size,
         sha256=member.sha256,

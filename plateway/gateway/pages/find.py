@@ -1,4 +1,4 @@
-"""The first page: find events by words or fields, on a line of time and in a list."""
+"""The first page: search events by words or fields, on a timeline and in a list."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What somebody looks for."""
+class SearchQuery:
+    """The fields of a search."""
 
     text: str | None = None
     experiment: str | None = None
@@ -41,22 +41,22 @@ class Wanted:
     state: str | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
-        """Say it in the words of the form, without what is left open."""
+    def fields(self) -> dict[str, Any]:
+        """Return the filled fields of the form."""
         told = asdict(self)
         return {"q" if name == "text" else name: value for name, value in told.items() if value is not None}
 
     def address(self, **more: Any) -> str:
-        """Say where that is found."""
-        return rendering.address("/", **self.said | more)
+        """Return the address of the search."""
+        return rendering.address("/", **self.fields | more)
 
     def without(self, name: str) -> str:
-        """Say where the same is found without one of its words."""
-        return rendering.address("/", **{other: value for other, value in self.said.items() if other != name})
+        """Return the address of the search without one of its fields."""
+        return rendering.address("/", **{other: value for other, value in self.fields.items() if other != name})
 
 
-class Listed(NamedTuple):
-    """One page of what was found, newest first, and where it goes on."""
+class ResultPage(NamedTuple):
+    """One page of events, newest first, and the links to further pages."""
 
     ledgers: list[Ledger]
     newer: str | None
@@ -64,13 +64,13 @@ class Listed(NamedTuple):
 
 
 def install(app: FastAPI, site: Site) -> None:
-    """Give an application the first page."""
+    """Add the first page to an application."""
 
     def find(request: Request, seen: Annotated[str, auth.READER]) -> Response:
         now, said = site.catalog.now(), request.query_params
         systems = site.catalog.systems() if not seen else []
         wanted = read(said, today=now.date(), systems=systems)
-        listed = look(site, wanted, seen, after=said.get("after"), before=said.get("before"))
+        listed = read_page(site, wanted, seen, after=said.get("after"), before=said.get("before"))
         days = groupby(listed.ledgers, key=lambda ledger: ledger.event.timestamp.date())
         return rendering.render(
             request,
@@ -88,11 +88,11 @@ def install(app: FastAPI, site: Site) -> None:
     rendering.add(app, "/", find)
 
 
-def look(site: Site, wanted: Wanted, seen: str, *, after: str | None, before: str | None) -> Listed:
-    """Fetch the page of events after (older than), or before, a place in the list.
+def read_page(site: Site, wanted: SearchQuery, seen: str, *, after: str | None, before: str | None) -> ResultPage:
+    """Read the page of events after (older than), or before, a cursor.
 
     Raises:
-        Rejected: that is no place.
+        Rejected: the cursor is not valid.
     """
     since = wanted.day and datetime.combine(wanted.day, time(), UTC)
     asked: dict[str, Any] = {name: value for name, value in asdict(wanted).items() if name != "day"}
@@ -100,23 +100,23 @@ def look(site: Site, wanted: Wanted, seen: str, *, after: str | None, before: st
     if before:
         found = site.catalog.search(after=Cursor.parse(before), newest=False, **asked)
         more, page = len(found) > LENGTH, found[LENGTH - 1 :: -1] if len(found) > LENGTH else found[::-1]
-        return Listed(page, _place(wanted, "before", page[:1] if more else []), _place(wanted, "after", page[-1:]))
+        return ResultPage(page, _place(wanted, "before", page[:1] if more else []), _place(wanted, "after", page[-1:]))
     found = site.catalog.search(after=Cursor.parse(after) if after else None, **asked)
     page = found[:LENGTH]
     newer = _place(wanted, "before", page[:1] if after else [])
-    return Listed(page, newer, _place(wanted, "after", page[-1:] if len(found) > LENGTH else []))
+    return ResultPage(page, newer, _place(wanted, "after", page[-1:] if len(found) > LENGTH else []))
 
 
-def read(said: Mapping[str, str], *, today: date, systems: Iterable[str]) -> Wanted:
-    """Read the form. Words in the box that name a plate, a day, a system, a kind or a state count as such.
+def read(said: Mapping[str, str], *, today: date, systems: Iterable[str]) -> SearchQuery:
+    """Parse the form. Words in the text field that name a plate, day, system, kind or state become fields.
 
     Raises:
-        Rejected: a field says something else than it is about.
+        Rejected: a field is not valid.
     """
     fields = {name: value.strip() for name, value in said.items() if value.strip()}
     if odd := [name for name, value in fields.items() if not value.isprintable() or len(value) > LONGEST]:
-        raise Rejected(f"{odd[0]}: nothing is called that")
-    words = understood(fields.get("q", ""), today=today, systems=systems)
+        raise Rejected(f"{odd[0]}: unknown name")
+    words = parse_text(fields.get("q", ""), today=today, systems=systems)
     return replace(
         words,
         experiment=fields.get("experiment"),
@@ -126,8 +126,8 @@ def read(said: Mapping[str, str], *, today: date, systems: Iterable[str]) -> Wan
     )
 
 
-def understood(text: str, *, today: date, systems: Iterable[str] = ()) -> Wanted:
-    """Understand what people write: ``plate 12 last tuesday``, ``prince yesterday``, ``20250106_001``, an id."""
+def parse_text(text: str, *, today: date, systems: Iterable[str] = ()) -> SearchQuery:
+    """Parse free text: ``plate 12 last tuesday``, ``prince yesterday``, ``20250106_001``, an id."""
     plate = PLATE.search(text)
     rest: list[str] = []
     found: dict[str, Any] = {"plate": _plate(plate[1])} if plate else {}
@@ -146,7 +146,7 @@ def understood(text: str, *, today: date, systems: Iterable[str] = ()) -> Wanted
         else:
             rest.append(word)
     left = [word for word in rest if not (found and word.lower() in FILLING)]
-    return Wanted(text=" ".join(left) or None, **found)
+    return SearchQuery(text=" ".join(left) or None, **found)
 
 
 def _days(today: date) -> dict[str, date]:
@@ -157,7 +157,7 @@ def _days(today: date) -> dict[str, date]:
 
 def _plate(text: str) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) > LARGEST:
-        raise Rejected("a plate is a number")
+        raise Rejected("a plate must be a number")
     return int(text)
 
 
@@ -165,8 +165,8 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise Rejected("a day is written as 2026-05-31") from None
+        raise Rejected("a day has the form 2026-05-31") from None
 
 
-def _place(wanted: Wanted, name: str, at: list[Ledger]) -> str | None:
+def _place(wanted: SearchQuery, name: str, at: list[Ledger]) -> str | None:
     return wanted.address(**{name: Cursor.after(at[0])}) if at else None

@@ -1,4 +1,4 @@
-"""Where people show their token once, and the browser keeps it for them."""
+"""Sign in: exchange a token, or the code of a link, for a cookie."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from plateway.gateway.pages import rendering
 from plateway.gateway.tokens import Token
 
 LONGEST = 4096  # bytes of the form
-LONG = 2048  # characters of where to go then
+LONG = 2048  # characters of the address to go to afterwards
 
 
 def install(app: FastAPI) -> None:
-    """Give an application these routes."""
+    """Add these routes to an application."""
     options = {"include_in_schema": False, "dependencies": [auth.OPEN], "response_model": None}
     app.add_api_route("/login", form, methods=["GET", "HEAD"], **options)  # type: ignore[arg-type]
     app.add_api_route("/login", login, methods=["POST"], **options)  # type: ignore[arg-type]
@@ -33,29 +33,29 @@ def install(app: FastAPI) -> None:
 async def form(
     request: Request, to: Annotated[str, Query(alias="next")] = "/", again: str = "", code: str = ""
 ) -> Response:
-    """Ask for a token, or sign in with a code; who comes here ``again``, from a link elsewhere, may have shown one."""
+    """Show the form, or sign in with a code. ``again``: a link of another site led here."""
     guard: auth.Guard = request.app.state.guard
     if code and request.method == "GET" and "prefetch" not in request.headers.get("sec-purpose", ""):
         return await _sign_in(request, code, local(to))
     if guard.opens(request) or (again and auth.COOKIE in request.cookies):
-        return _go(local(to))
+        return _redirect(local(to))
     return rendering.render(request, "login.html", to=local(to), problem=None)
 
 
 async def login(request: Request) -> Response:
-    """Look at the token; the browser keeps a good one until its time is over."""
-    said = await _said(request)
+    """Check the token and set it as a cookie until it expires."""
+    said = await _parse_form(request)
     to, guard = local(said.get("next", "/")), request.app.state.guard
     try:
         token = guard.known(request, said.get("token", "").strip())
         auth.Allowed("read").check(token)
     except Problem as problem:
-        why = {401: "This token is not known, or its time is over.", 403: "This token may not read."}
+        why = {401: "Unknown or expired token.", 403: "This token has no permission to read."}
         text = why.get(problem.status, f"{problem.message}. Try again in a minute.")
         response = rendering.render(request, "login.html", status=problem.status, to=to, problem=text)
         response.headers.update(problem.headers)
         return response
-    return _inside(request, token, said["token"].strip(), to)
+    return _redirect_with_cookie(request, token, said["token"].strip(), to)
 
 
 async def _sign_in(request: Request, code: str, to: str) -> Response:
@@ -64,31 +64,31 @@ async def _sign_in(request: Request, code: str, to: str) -> Response:
     exchange = partial(tokens.sign_in, request.app.state.parts.sessions, code, now=datetime.now(UTC))
     made = await to_thread.run_sync(exchange) if guard.sessions.find(code) else None
     if made is None:
-        problem = guard.refused(request, "This link was used before, or has expired")
+        problem = guard.refused(request, "This link was used before or is expired")
         text = f"{problem.message}. `plateway token link` prints a new one."
         response = rendering.render(request, "login.html", status=problem.status, to=to, problem=text)
         response.headers.update(problem.headers)
         return response
     request_info(request.scope).who = made.token.name
-    return _inside(request, made.token, made.secret, to)
+    return _redirect_with_cookie(request, made.token, made.secret, to)
 
 
 async def logout(request: Request) -> Response:
-    """Remove the token from the browser; a session ends for everybody."""
-    await _said(request)
+    """Delete the cookie; a session is deleted on the server as well."""
+    await _parse_form(request)
     guard: auth.Guard = request.app.state.guard
     if session := guard.sessions.find(request.cookies.get(auth.COOKIE, "")):
         with suppress(NotFound):
             await to_thread.run_sync(tokens.delete, request.app.state.parts.sessions, session.name)
-    response = _go("/login")
-    response.delete_cookie(auth.COOKIE, httponly=True, samesite="strict", secure=_private(request))
+    response = _redirect("/login")
+    response.delete_cookie(auth.COOKIE, httponly=True, samesite="strict", secure=_uses_https(request))
     return response
 
 
 def local(to: str) -> str:
-    """Return an address if it is a path of ours, however often it is decoded on the way; else that of the first page.
+    """Return an address if it is a path of this site, however often it is decoded; otherwise that of the first page.
 
-    Browsers read ``//``, ``/\\`` and what has tabs between them as the beginning of another host.
+    Browsers parse ``//``, ``/\\`` and what has tabs between them as the beginning of another host.
     """
     if len(to) > LONG:
         return "/"
@@ -102,9 +102,9 @@ def local(to: str) -> str:
 
 
 def _own_form(request: Request) -> bool:
-    """Return whether a form was sent by a page of ours, or by no browser at all.
+    """Return whether a form was sent by a page of this site, or not by a browser.
 
-    Browsers leave ``Sec-Fetch-Site`` out where they speak plain HTTP with another machine, but never ``Origin``.
+    Browsers omit ``Sec-Fetch-Site`` over plain HTTP to another machine, but never ``Origin``.
     """
     headers = request.headers
     if (site_ := headers.get("sec-fetch-site")) is not None:
@@ -116,14 +116,14 @@ def _own_form(request: Request) -> bool:
         return False
 
 
-async def _said(request: Request) -> dict[str, str]:
-    """Read the form; one that another site sends is not ours.
+async def _parse_form(request: Request) -> dict[str, str]:
+    """Parse the form.
 
     Raises:
-        Problem: 403, or 413 when it is no such form.
+        Problem: 403, another site sent it; 413, it is too large.
     """
     if not _own_form(request):
-        raise Problem(403, "The form was sent from elsewhere")
+        raise Problem(403, "The form was sent by another site")
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -133,24 +133,24 @@ async def _said(request: Request) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
-def _private(request: Request) -> bool:
-    """Does the browser speak https? Whoever lies about it in a header harms only the own cookie."""
+def _uses_https(request: Request) -> bool:
+    """Return whether the browser uses https. A false header harms only the cookie of its sender."""
     return "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "").rpartition(",")[2].strip()}
 
 
-def _inside(request: Request, token: Token, secret: str, to: str) -> Response:
-    """Send the browser on with a cookie that scripts and other sites do not see."""
-    response = _go(to)
+def _redirect_with_cookie(request: Request, token: Token, secret: str, to: str) -> Response:
+    """Redirect with a cookie that scripts and other sites cannot read."""
+    response = _redirect(to)
     response.set_cookie(
         auth.COOKIE,
         secret,
         max_age=max(0, int((token.expires - datetime.now(UTC)).total_seconds())),
         httponly=True,
         samesite="strict",
-        secure=_private(request),
+        secure=_uses_https(request),
     )
     return response
 
 
-def _go(to: str) -> Response:
+def _redirect(to: str) -> Response:
     return Response(None, 303, {"Location": to, "Cache-Control": "no-store"})

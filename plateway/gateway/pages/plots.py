@@ -1,6 +1,6 @@
-"""Where marks and bars go. Across, places are per cent, so that a plot is as wide as the page; down, they are pixels.
+"""Compute positions of marks and bars: horizontal in per cent of the page's width, vertical in pixels.
 
-Templates draw them; colours are the style sheet's.
+Templates draw them; the style sheet has the colours.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ STEPS = (
     MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR,
     DAY, 2 * DAY, 7 * DAY, 14 * DAY, 28 * DAY, 91 * DAY, 182 * DAY, 364 * DAY,
 )  # fmt: skip
-TICKS = 6  # at most, across
+TICKS = 6  # at most, horizontal
 LANE = 44  # pixels
 MARGIN = 2.5  # per cent left and right of the marks
 SETTLED = frozenset({"exported", "archived", "purged"})
-COLOURS = 6  # of systems; then they come again
+COLOURS = 6  # of systems; then they repeat
 HIGH = 180  # pixels of a plot of bars
 LINES = 4  # at most, above the lowest
 
 
 class Tick(NamedTuple):
-    """A place on a scale."""
+    """A position on a scale."""
 
     at: float
     label: str
@@ -69,31 +69,31 @@ class Bar(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One day, with what each series has of it."""
+    """One day, with the value of each series."""
 
     x: float
     width: float
     day: date
     title: str
-    label: str  # below it; empty below most
+    label: str  # below the column; empty below most
     bars: tuple[Bar, ...]
 
 
 @dataclass(frozen=True)
 class Bars:
-    """What there was on each day, one series on top of the other."""
+    """Stacked values of each day."""
 
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Tick, ...]
     series: Mapping[str, str]  # name and colour
     summary: str
-    rows: tuple[tuple[date, tuple[int, ...]], ...]  # the numbers themselves, days with none left out
+    rows: tuple[tuple[date, tuple[int, ...]], ...]  # the numbers, without days that have none
     height: int = HIGH
 
 
 def timeline(ledgers: Sequence[Ledger], *, now: datetime) -> Timeline | None:
-    """Put events on a line, by when their images were taken; None without any."""
+    """Place events on a timeline, by the time of their images. Returns None without events."""
     if not ledgers:
         return None
     times = [ledger.event.timestamp for ledger in ledgers]
@@ -108,7 +108,7 @@ def timeline(ledgers: Sequence[Ledger], *, now: datetime) -> Timeline | None:
 
     marks = [_mark(ledger, now, x=across(ledger.event.timestamp), top=lanes[ledger.event.system]) for ledger in ledgers]
     counts = Counter(mark.state for mark in marks)
-    marks.sort(key=lambda mark: mark.state not in SETTLED)  # what needs somebody is drawn on top
+    marks.sort(key=lambda mark: mark.state not in SETTLED)  # events that need attention are drawn on top
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return Timeline(
         lanes=tuple(Tick(top, system) for system, top in lanes.items()),
@@ -121,7 +121,7 @@ def timeline(ledgers: Sequence[Ledger], *, now: datetime) -> Timeline | None:
 
 
 def ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
-    """Choose round times between two, and say them."""
+    """Choose round times between two, with their labels."""
     span = (last - first).total_seconds()
     step = next((step for step in STEPS if span / step <= TICKS), STEPS[-1] * max(1, round(span / STEPS[-1] / TICKS)))
     begin = -(-int(first.timestamp()) // step) * step
@@ -138,7 +138,7 @@ def ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
 def bars(
     counts: Iterable[tuple[date, str, int]], *, series: Mapping[str, str], days: int, today: date, what: str
 ) -> Bars:
-    """Pile up what each series (name and colour) has of each of the last days, today included."""
+    """Stack the values of each series (name and colour) for each of the last days, including today."""
     dates = [today - timedelta(days=number) for number in reversed(range(days))]
     found: dict[date, Counter[str]] = {day: Counter() for day in dates}
     for day, name, count in counts:
@@ -162,12 +162,12 @@ def bars(
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """Give each series a colour; after some they come again."""
+    """Assign a colour to each series; after `COLOURS` they repeat."""
     return {name: f"c{number % COLOURS}" for number, name in enumerate(names)}
 
 
 def scale(most: int) -> tuple[int, int]:
-    """Choose the round step between lines, and where the scale ends."""
+    """Choose the step between lines, and the end of the scale."""
     sizes = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
     step = next(size for size in sizes if size * LINES >= most)
     return step, max(1, -(-most // step)) * step

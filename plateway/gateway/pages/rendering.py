@@ -1,4 +1,4 @@
-"""What all pages share: how they are made and sent, what they may load, and what people see who may not see them."""
+"""Render and send pages: templates, static files, security policy, and error pages."""
 
 from __future__ import annotations
 
@@ -35,51 +35,53 @@ ASSETS = {
     }.items()
 }
 VERSION = hashlib.sha256(b"".join(content for _, content in ASSETS.values())).hexdigest()[:12]
-PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown to anybody: they name no other server
+PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown without a token: they name no other server
 KEPT = "public, max-age=31536000, immutable"
 HEADERS = {
     POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "private, no-cache",
-    "Referrer-Policy": "same-origin",  # without a referrer, browsers do not say where a form comes from
+    "Referrer-Policy": "same-origin",  # without a referrer, browsers send no Origin with a form
     "Vary": "Cookie, Authorization",
 }
 
 log = logging.getLogger(__name__)
 
 
-class Page(APIRoute):
-    """A route that people look at: what goes wrong is told as a page, and who has no token is asked for it."""
+class PageRoute(APIRoute):
+    """A route of a page: errors become pages, and a request without a token is sent to the login."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler."""
         handle = super().get_route_handler()
 
         async def handled(request: Request) -> Response:
-            if asked := _asked(request):
+            if asked := _redirect_to_login(request):
                 return asked
             try:
                 return await handle(request)
             except Problem as asked_for:
-                return told(request, asked_for)
+                return render_problem(request, asked_for)
             except RequestValidationError:
-                return told(request, Problem(422, "The address says something that cannot be understood"))
+                return render_problem(request, Problem(422, "The address is not valid"))
             except PlatewayError as error:
                 problem = errors.problem(error)
                 if problem.status >= 500:
                     log.error("%s %s: %s", request.method, request.scope["path"][:200], error)
-                return told(request, problem)
+                return render_problem(request, problem)
 
         return handled
 
 
 def add(app: FastAPI, path: str, page: Callable[..., Any]) -> None:
-    """Give an application a page."""
-    app.router.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False, route_class_override=Page)
+    """Add a page to an application."""
+    app.router.add_api_route(
+        path, page, methods=["GET", "HEAD"], include_in_schema=False, route_class_override=PageRoute
+    )
 
 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """Make a page of a template."""
+    """Render a template."""
     parts, guard = request.app.state.parts, request.app.state.guard
     content = TEMPLATES.get_template(template).render(
         path=request.scope["path"],
@@ -91,8 +93,8 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     return HTMLResponse(content, status, HEADERS)
 
 
-def told(request: Request, problem: Problem) -> Response:
-    """Tell what went wrong; a program hears it as everywhere, a person without a good token is asked for one."""
+def render_problem(request: Request, problem: Problem) -> Response:
+    """Render an error: JSON for programs, a page for browsers, the login without a valid token."""
     if problem.status == 304 or "authorization" in request.headers:
         return problem.response()
     if problem.status == 401:
@@ -106,24 +108,24 @@ def told(request: Request, problem: Problem) -> Response:
 
 
 def to_login(request: Request, **more: Any) -> str:
-    """Say where to show a token, and where that leads back to."""
+    """Return the address of the login, which leads back to this request."""
     query = f"?{request.url.query}" if request.url.query else ""
     return address("/login", next=quote(request.scope["path"]) + query, **more)
 
 
 def address(path: str, **query: Any) -> str:
-    """Write an address; what is None or empty is left out."""
+    """Format an address; values that are None or empty are omitted."""
     told_ = {name: str(value) for name, value in query.items() if value not in {None, ""}}
     return path + (f"?{urlencode(told_)}" if told_ else "")
 
 
 def quoted(name: str) -> str:
-    """Write the name of a file as a part of an address."""
+    """Quote the name of a file for an address."""
     return quote(name.encode("utf-8", "surrogateescape"), safe="/")
 
 
 def install(app: FastAPI) -> None:
-    """Give an application what pages load."""
+    """Add the static files of pages to an application."""
     app.add_api_route(
         "/static/{name}",
         static,
@@ -135,27 +137,27 @@ def install(app: FastAPI) -> None:
 
 
 async def static(name: str) -> Response:
-    """Send a file that pages load."""
+    """Send a static file."""
     if name not in ASSETS:
         raise NotFound("no such file")
     kind, content = ASSETS[name]
     return Response(content, headers={"Cache-Control": KEPT}, media_type=kind)
 
 
-def _asked(request: Request) -> Response | None:
-    """Ask for a token before anything is counted as a failed login.
+def _redirect_to_login(request: Request) -> Response | None:
+    """Redirect to the login before a failed login is counted.
 
-    Browsers keep the cookie to themselves when a link on another site was followed: then we follow it once more.
+    Browsers send no cookie after a link on another site: then the page is loaded once more from this site.
     """
     if request.app.state.guard.opens(request) or auth.COOKIE in request.cookies or "authorization" in request.headers:
         return None
     if request.headers.get("sec-fetch-site") == "cross-site":
         return render(request, "again.html", to=to_login(request, again=1))
-    return told(request, Problem(401, "Not authenticated"))
+    return render_problem(request, Problem(401, "Not authenticated"))
 
 
 def _plain(value: Any) -> Any:
-    """Write out what is not printable: nothing that came from elsewhere turns or hides the text around it."""
+    """Escape characters that are not printable, so that no value reverses or hides the text around it."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "\n".join(map(shown, value.split("\n")))

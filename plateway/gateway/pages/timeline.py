@@ -1,4 +1,4 @@
-"""One event told to people: what happened, when, and how that is known; and where its bytes are now."""
+"""The history of one event in words, and where its copies are now."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from plateway.pipeline import Site, describe
 from plateway.pipeline.report import spoken_size
 
 EVIDENCE = {
-    "read-back": "every byte was read back and is as it was sent",
-    "etag": "size and checksum in the bucket are those of the bytes that were sent",
-    "checksum": "tape tells the same SHA-256 as was sent",
-    "size": "tape tells a bundle of the same name and size",
-    "name": "tape tells a bundle of the same name",
+    "read-back": "every byte was read back and is unchanged",
+    "etag": "size and checksum in the bucket match the bytes that were sent",
+    "checksum": "the archive reports the same SHA-256",
+    "size": "the archive reports a bundle of the same name and size",
+    "name": "the archive reports a bundle of the same name",
 }
 COPIES = {"raw": "Raw images", "staging": "Staged copy", "bucket": "Bucket copy"}
 WORDS = {
-    "announced": ("Announced", "the instrument said that its images are there"),
-    "seen": ("Seen", "the announcement was read and is sound"),
+    "announced": ("Announced", "the instrument announced its images"),
+    "seen": ("Seen", "the announcement was read and is valid"),
     "complete": ("Complete", "{why} are there and have stopped changing"),
-    "staged": ("Staged", "a verified copy lies beside the instrument's disk"),
+    "staged": ("Staged", "a verified copy is in staging"),
     "exported": ("Sent to the bucket", "every file, and the manifest that lists them"),
     "verified": ("Verified", "{why}"),
     "read back": ("Read back", EVIDENCE["read-back"]),
@@ -30,31 +30,31 @@ WORDS = {
     "refused": ("Deletion refused", "{why}"),
     "repaired": ("Repaired", "{why}"),
     "archived": ("On tape", "{why}"),
-    "read from tape": ("Read from tape", "the bytes there are those that were sent"),
+    "read from tape": ("Read from tape", "the bytes there match those that were sent"),
     "moved aside": ("{copy} moved aside", ""),
     "purged": ("{copy} removed", "after proof: {why}"),
     "restored": ("{copy} kept after all", "{why}"),
     "quarantined": ("Put in quarantine", "{why}"),
     "waits": ("Waits", "{why}"),
 }
-NOW = {"ready": "waits for its turn to be sent", "exporting": "is being sent to the bucket"}
-PLACED = frozenset({"announced", "exported", "archived"})  # say where; the others are about the same place
+NOW = {"ready": "waits for its export", "exporting": "is being sent to the bucket"}
+PLACED = frozenset({"announced", "exported", "archived"})  # have a location; the others repeat it
 GOOD = frozenset({"verified", "read back", "archived", "read from tape"})
 BAD = frozenset({"damaged", "quarantined"})
 
 
-class Told(NamedTuple):
-    """Something that happened, or what it waits for, in words."""
+class HistoryEntry(NamedTuple):
+    """Something that happened, or what the event waits for, in words."""
 
     at: datetime | None
     what: str
     how: str
-    where: str  # to be copied; empty: nowhere, or told elsewhere
+    where: str  # to be copied; empty: none, or shown elsewhere
     tone: str  # good | bad | now, or empty
 
 
 class CopyLine(NamedTuple):
-    """One of the three places where an event can be."""
+    """One of the three locations of an event."""
 
     name: str
     there: str  # here | proven | gone | none | bad
@@ -62,22 +62,22 @@ class CopyLine(NamedTuple):
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def history(site: Site, ledger: Ledger, now: datetime) -> list[Told]:
-    """Tell what happened, in its order, and what it waits for."""
-    told = [_worded(moment) for moment in describe.history(site, ledger, now)]
+def history(site: Site, ledger: Ledger, now: datetime) -> list[HistoryEntry]:
+    """List what happened, in order, and what the event waits for."""
+    told = [_describe_moment(moment) for moment in describe.history(site, ledger, now)]
     state = ledger.state(now).name
-    return [*told, Told(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
+    return [*told, HistoryEntry(None, state.capitalize(), NOW[state], "", "now")] if state in NOW else told
 
 
 def places(ledger: Ledger, *, present: bool | None) -> list[CopyLine]:
-    """Return where it is: on the bench, in the bucket, on tape.
+    """Describe the copies on the bench, in the bucket and on tape.
 
-    ``present`` is whether the raw images were seen just now; None: the disk does not answer.
+    ``present`` is whether the raw images are on the bench now; None: the disk does not answer.
     """
     return [_bench(ledger, present=present), _bucket(ledger), _tape(ledger)]
 
 
-def _worded(moment: wire.Moment) -> Told:
+def _describe_moment(moment: wire.Moment) -> HistoryEntry:
     failed = moment.what.endswith(" failed")
     what, how = (moment.what.capitalize(), "{why}") if failed else WORDS.get(moment.what, (moment.what, "{why}"))
     copy = COPIES.get(moment.where or "")
@@ -85,7 +85,7 @@ def _worded(moment: wire.Moment) -> Told:
     tone = (
         "now" if moment.at is None else "good" if moment.what in GOOD else "bad" if failed or moment.what in BAD else ""
     )
-    return Told(
+    return HistoryEntry(
         moment.at,
         what.replace("{copy}", copy or "Copy"),
         how.replace("{why}", why) if why or "{why}" not in how else "",
@@ -103,7 +103,7 @@ def _bench(ledger: Ledger, *, present: bool | None) -> CopyLine:
         return CopyLine("Bench", "gone", f"moved aside {purge.trashed_at:%-d %b %Y, %H:%M}", facts)
     if present:
         return CopyLine("Bench", "here", "the raw images are on the instrument's disk", facts)
-    why = "the instrument's disk does not answer" if present is None else "the raw images cannot be seen from here"
+    why = "the instrument's disk does not answer" if present is None else "the bench cannot be read from here"
     return CopyLine("Bench", "none", why, facts)
 
 
@@ -124,7 +124,7 @@ def _bucket(ledger: Ledger) -> CopyLine:
 
 def _tape(ledger: Ledger) -> CopyLine:
     if not ledger.archives:
-        return CopyLine("Tape", "none", "tape has not told of it")
+        return CopyLine("Tape", "none", "not on tape yet")
     facts = tuple(
         (name, value)
         for archive in ledger.archives
