@@ -68,7 +68,21 @@ READS = {
     "lifecycle",
 }
 OFFICE = {"make", "remove", "set_lifecycle", "clear", "put", "copy", "delete", "set_tags"}  # of buckets, the same
-VISITS = {"names", "there", "vacant", "lifecycle", "store", "find", "level", "usage", "get", "tags"}
+VISITS = {
+    "names",
+    "there",
+    "vacant",
+    "lifecycle",
+    "store",
+    "find",
+    "level",
+    "usage",
+    "get",
+    "tags",
+    "markers",
+    "versions",
+    "versioned",
+}
 
 
 @dataclass(frozen=True)
