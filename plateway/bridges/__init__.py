@@ -1,5 +1,5 @@
-"""Bridges to what a laboratory already has: archive manifests from RabbitMQ, imaging events from Redis streams.
+"""Bridges to message brokers: archive manifests from RabbitMQ, imaging events from Redis streams.
 
-Each runs until it is told to stop, and is an extra: ``pip install plateway[amqp]``, ``plateway[redis]``.
-A message is acknowledged only when what it says is durable on our side; it may come again at any time.
+Each runs until it is stopped, and is an extra: ``pip install plateway[amqp]``, ``plateway[redis]``.
+A message is acknowledged only after its content is stored durably; it may be delivered again at any time.
 """

@@ -1,8 +1,8 @@
-"""Imaging events from Redis streams, as instruments that speak DLM v2 write them.
+"""Imaging events from Redis streams, in the format of DLM v2.
 
-Owns the consumer group and when an entry is acknowledged: after its event file is durable on the bench. From there on
-it is an event like any other: whether it makes sense is found by the discovery, and what does not is quarantined
-there, with the reason. An entry that cannot be written yet stays pending and is tried again.
+Manages the consumer group and acknowledgements: an entry is acknowledged after its event file is durable on the bench.
+From there it is an event like any other: registration validates it, and quarantines it with the reason if it is not
+valid. An entry that cannot be written yet stays pending and is retried.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ except ImportError as error:
     raise Misconfigured("the Redis bridge needs redis-py: pip install 'plateway[redis]'") from error
 
 from plateway import bench, events, folder
-from plateway.bridges.running import Patience, rest, stopping
+from plateway.bridges.running import Backoff, rest, stopping
 from plateway.names import shown
 
-STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # as DLM v2's code and as its README has it
+STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # the names in DLM v2's code and in its README
 GROUP = "plateway"
-SYSTEM = "prince"  # DLM v2 takes an event that names no system for one of this
-STRANGE = "redis-bridge"  # a system of our own: what names no possible system is quarantined as an event of this one
-ASIDE = ".bridge"  # in the directory of event files, for those half written
+SYSTEM = "prince"  # DLM v2's default for an event without a system
+FALLBACK = "redis-bridge"  # system of events whose system name is not valid; registration quarantines them
+ASIDE = ".bridge"  # directory for temporary files, within that of event files
 BATCH = 16
-BLOCK = 250  # milliseconds that a read waits for something new, and a stop for a read
-PATIENT = 5.0  # seconds after which a silent server is taken for dead
+BLOCK = 250  # milliseconds that a read waits for new entries; a stop waits as long
+PATIENT = 5.0  # seconds after which a connection without data is closed
 
 NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
 HEX = re.compile(r"[0-9a-f]{32}", re.ASCII | re.IGNORECASE)
@@ -59,18 +59,18 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """One entry of a stream as Redis gives it."""
+    """One entry of a stream."""
 
     stream: str
     id: str
-    fields: tuple[tuple[bytes, bytes], ...] | None  # None: it was trimmed or deleted meanwhile
+    fields: tuple[tuple[bytes, bytes], ...] | None  # None: trimmed or deleted meanwhile
 
 
-class Announcement(NamedTuple):
-    """What an entry becomes."""
+class EventFile(NamedTuple):
+    """The event file of an entry."""
 
     system: str
-    name: str  # of its event file, without .json
+    name: str  # without .json
     content: bytes
 
 
@@ -85,38 +85,37 @@ def run(
     idle: timedelta = timedelta(minutes=1),
     stop: threading.Event | None = None,
 ) -> None:
-    """Turn stream entries into event files on the bench until ``stop`` is set, or SIGTERM or SIGINT comes.
+    """Write stream entries to event files on the bench until ``stop`` is set, or SIGTERM or SIGINT arrives.
 
-    Streams and group are made where they are missing, the group so that it begins after the entry ``start`` (``$``:
-    with what comes from now on). ``consumer`` says who we are, and must stay the same over restarts; default: the
-    host's name. Entries that wait longer than ``idle`` are tried again, those of dead consumers among them.
-    Without ``stop``, call it from the main thread.
+    Missing streams and groups are created; a new group begins after the entry ``start`` (``$``: with new entries).
+    ``consumer`` must stay the same over restarts; default: the host's name. Entries that are pending for longer than
+    ``idle`` are retried, including those of other consumers. Without ``stop``, call it from the main thread.
 
     Raises:
-        Misconfigured: the URL is none, or the server or a stream is of another kind.
-        Denied: the server does not let us in.
+        Misconfigured: the URL is not valid, or the server or a stream has another type.
+        Denied: the server refuses the credentials.
     """
     client = connect(url)
     bridge = Bridge(client, root, tuple(streams), group, _consumer(consumer), start, idle)
     where = _where(client)
-    patience = Patience()
+    patience = Backoff()
     with stopping(stop) as asked, closing(client):
         while not asked.is_set():
             try:
                 bridge.join()
                 log.info("%s: reading %s as %s of group %s", where, ", ".join(streams), bridge.consumer, group)
-                patience.calm()
+                patience.reset()
                 bridge.serve(asked)
             except RedisError as error:
                 pause = patience.pause()
-                log.warning("%s: %s; trying again in %.1f s", where, _waits(error), pause)
+                log.warning("%s: %s; retrying in %.1f s", where, _translate_error(error), pause)
                 rest(asked, pause)
         log.info("%s: stopped", where)
 
 
 @dataclass
 class Bridge:
-    """The streams on one side, the bench on the other."""
+    """Reads entries from streams and writes event files to the bench."""
 
     client: Redis
     root: Path
@@ -125,10 +124,10 @@ class Bridge:
     consumer: str
     start: str
     idle: timedelta
-    missed: dict[str, int] = field(default_factory=dict)  # entries by stream that went before we read them
+    missed: dict[str, int] = field(default_factory=dict)  # entries by stream that were trimmed unread
 
     def join(self) -> None:
-        """Make streams and group where they are missing."""
+        """Create missing streams and groups."""
         for stream in self.streams:
             try:
                 self.client.xgroup_create(stream, self.group, id=self.start, mkstream=True)
@@ -137,32 +136,32 @@ class Bridge:
                     raise
 
     def serve(self, stop: threading.Event) -> None:
-        """Begin with what we had not acknowledged; then take what is new, and at times what nobody finished."""
+        """Process our pending entries, then new ones, and from time to time those that no consumer finished."""
         for stream in self.streams:
-            self.note_missed(stream)
-            self.take_all(self.pending(stream), stop)
+            self.report_missed(stream)
+            self.write_all(self.pending(stream), stop)
         look = 0.0
         while not stop.is_set():
             if time.monotonic() >= look:
                 for stream in self.streams:
-                    self.note_missed(stream)
-                    self.take_all(self.abandoned(stream), stop)
+                    self.report_missed(stream)
+                    self.write_all(self.abandoned(stream), stop)
                 look = time.monotonic() + self.idle.total_seconds() / 2
-            self.take_all(self.read(dict.fromkeys(self.streams, ">"), block=BLOCK), stop)
+            self.write_all(self.read(dict.fromkeys(self.streams, ">"), block=BLOCK), stop)
 
     def pending(self, stream: str) -> Iterator[Entry]:
-        """Yield what was given to us and not acknowledged, each once."""
+        """Yield entries that were delivered to us and not acknowledged, each once."""
         last = "0"
         while batch := self.read({stream: last}):
             yield from batch
             last = batch[-1].id
 
     def abandoned(self, stream: str) -> Iterator[Entry]:
-        """Claim what nobody, we included, acknowledged for too long; each once, for claimed it is young again."""
+        """Claim entries of any consumer that are pending for too long, each once: a claim resets the age."""
         cursor = "0-0"
         idle = int(self.idle.total_seconds() * 1000)
         while True:
-            found = self.ask("XAUTOCLAIM", stream, self.group, self.consumer, idle, cursor, "COUNT", BATCH)
+            found = self.send_command("XAUTOCLAIM", stream, self.group, self.consumer, idle, cursor, "COUNT", BATCH)
             yield from _entries(stream, found[1])
             yield from (Entry(stream, gone.decode(), None) for gone in (found[2] if len(found) > 2 else ()))
             cursor = found[0].decode()
@@ -172,36 +171,36 @@ class Bridge:
     def read(self, after: Mapping[str, str], *, block: int | None = None) -> list[Entry]:
         wait = () if block is None else ("BLOCK", block)
         batch = ("COUNT", BATCH, *wait, "STREAMS", *after, *after.values())
-        found = self.ask("XREADGROUP", "GROUP", self.group, self.consumer, *batch)
+        found = self.send_command("XREADGROUP", "GROUP", self.group, self.consumer, *batch)
         return [entry for stream, entries in found or () for entry in _entries(stream.decode(), entries)]
 
-    def ask(self, *command: str | int) -> Any:
+    def send_command(self, *command: str | int) -> Any:
         return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    def take_all(self, entries: Iterator[Entry] | Sequence[Entry], stop: threading.Event) -> None:
+    def write_all(self, entries: Iterator[Entry] | Sequence[Entry], stop: threading.Event) -> None:
         for entry in entries:
             if stop.is_set():
                 return
-            if self.take(entry):
+            if self.write_entry(entry):
                 self.client.xack(entry.stream, self.group, entry.id)
 
-    def take(self, entry: Entry) -> bool:
-        """Write an entry's event file; whether it may be acknowledged, for it is durable or no longer there."""
+    def write_entry(self, entry: Entry) -> bool:
+        """Write an entry's event file. Returns whether the entry can be acknowledged: durable, or deleted."""
         if entry.fields is None:
             log.warning("- %s: entry %s was trimmed or deleted before it was read", entry.stream, entry.id)
             return True
-        said = announcement(entry)
+        said = event_file(entry)
         system = shown(said.system)
         try:
             file = keep(self.root, said)
         except PlatewayError as error:
-            log.warning("%s %s: waits in %s, entry %s: %s", said.name, system, entry.stream, entry.id, error)
+            log.warning("%s %s: pending in %s, entry %s: %s", said.name, system, entry.stream, entry.id, error)
             return False
         log.info("%s %s: %s from %s, entry %s", said.name, system, file, entry.stream, entry.id)
         return True
 
-    def note_missed(self, stream: str) -> None:
-        """Tell of entries that were trimmed before we read them; servers older than Redis 7 do not count them."""
+    def report_missed(self, stream: str) -> None:
+        """Log how many entries were trimmed before they were read; servers older than Redis 7 do not count them."""
         info: Any = self.client.xinfo_stream(stream)
         group: Any = next(each for each in self.client.xinfo_groups(stream) if each["name"].decode() == self.group)
         first, last = info["first-entry"], group["last-delivered-id"]
@@ -215,37 +214,37 @@ class Bridge:
         self.missed[stream] = missed
 
 
-def announcement(entry: Entry) -> Announcement:
-    """Write an entry as an event file has it.
+def event_file(entry: Entry) -> EventFile:
+    """Convert an entry to an event file.
 
-    Entries have flat fields, or one field ``data`` with a JSON object. What is no event is written as it came, bytes
-    that are no UTF-8 included, so that the discovery refuses it for what is wrong with it.
+    Entries have flat fields, or one field ``data`` with a JSON object. An entry that is not an event is written
+    unchanged, including bytes that are not UTF-8, so that registration refuses it with the actual reason.
     """
     fields = entry.fields or ()
     if [name for name, _ in fields] == [b"data"]:
-        content, said = _unpacked(fields[0][1])
+        content, said = _parse_data_field(fields[0][1])
     else:
         pairs = [(_text(name), _text(value)) for name, value in fields]
         content, said = _bytes("{" + ", ".join(map(_member, pairs)) + "}"), dict(pairs)
     system = said.get("system", SYSTEM)
-    return Announcement(
+    return EventFile(
         system=system if isinstance(system, str) else "", name=_identity(said) or entry.id, content=content
     )
 
 
-def keep(root: Path, said: Announcement) -> str:
+def keep(root: Path, said: EventFile) -> str:
     """Write an event file durably below its system, and return its path below the bench.
 
-    May be repeated: an equal file is left alone. Another one of the same name stays too, and ours gets a longer name.
+    May be repeated: an equal file is kept. If a different file has the name, ours gets a longer name.
 
     Raises:
-        Unsettled: the system has no directory for event files right now, or the bench has none at all.
+        Unsettled: the system has no directory for event files now, or no system on the bench has one.
         Unavailable: no space.
     """
-    system = _place(root, said.system)
+    system = _choose_directory(root, said.system)
     digest = hashlib.sha256(said.content).hexdigest()
     directory = f"{system}/events"
-    # aside lies in the directory itself: opening it syncs the directory, and so a name that a crash left unsynced
+    # the temporary directory is in the directory itself: opening it syncs names that a crash left unsynced
     with folder.land(root.resolve(), directory, aside=f"{directory}/{ASIDE}") as landing:
         name = f"{said.name}.json"
         if landing.digest(name) not in {None, digest}:
@@ -254,29 +253,29 @@ def keep(root: Path, said: Announcement) -> str:
     return f"{directory}/{name}"
 
 
-def _place(root: Path, system: str) -> str:
-    """Choose the directory for an event: its system's, ours for a name that no system can have.
+def _choose_directory(root: Path, system: str) -> str:
+    """Choose the directory of an event: that of its system, or `FALLBACK` if the system name is not valid.
 
-    A system without a directory for event files is waited for: on a disk that is not mounted, a file would be lost.
+    A system without a directory for event files raises `Unsettled`: its disk may not be mounted.
     """
-    known = set(bench.list_systems(root)) - {STRANGE}
+    known = set(bench.list_systems(root)) - {FALLBACK}
     if system in known:
         return system
     if not known:
         raise Unsettled("no system on the bench has a directory called events: is it mounted?")
-    if system != STRANGE and _possible(system):
+    if system != FALLBACK and _is_system_name(system):
         raise Unsettled(f"{system}: has no directory called events on the bench")
-    return STRANGE
+    return FALLBACK
 
 
-def _possible(system: str) -> bool:
+def _is_system_name(system: str) -> bool:
     if not system or system[0] == "." or "/" in system or not system.isprintable():
         return False
     return len(system.encode()) <= 255
 
 
-def _unpacked(data: bytes) -> tuple[bytes, Mapping[str, Any]]:
-    """Read a JSON object in one field; what DLM v1 nests in ``src_dir_info`` comes up where DLM v2 has it."""
+def _parse_data_field(data: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    """Parse a JSON object in one field; move fields that DLM v1 nests in ``src_dir_info`` to their place in DLM v2."""
     try:
         said = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -304,7 +303,7 @@ def _refuse(constant: str) -> None:
 
 
 def _identity(said: Mapping[str, Any]) -> str | None:
-    """Return the event's id as a file name, None when it has none that may be one."""
+    """Return the event's id as a file name, or None if it is missing or not valid as one."""
     text = said.get("ref_id")
     if isinstance(text, str) and (events.IDENTITY.fullmatch(text) or HEX.fullmatch(text)):
         return str(UUID(text))
@@ -312,7 +311,7 @@ def _identity(said: Mapping[str, Any]) -> str | None:
 
 
 def _member(pair: tuple[str, str]) -> str:
-    """Write a field as JSON: numbers as such, and an id with its dashes, which Redis clients may leave out."""
+    """Serialize a field as JSON: numbers as numbers, and an id with its dashes, which Redis clients may omit."""
     name, value = pair
     if name == "img_count" and NUMBER.fullmatch(value):
         return f'"img_count": {int(value)}'
@@ -326,7 +325,7 @@ def _text(raw: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """Encode; half a surrogate pair that stands for no byte keeps its JSON escape."""
+    """Encode text; a lone surrogate that stands for no byte keeps its JSON escape."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -335,7 +334,7 @@ def _bytes(text: str) -> bytes:
 
 def _entries(stream: str, raw: Any) -> Iterator[Entry]:
     for item in raw:
-        if item is None:  # Redis 6.2 has nothing more to say of a claimed entry that is gone
+        if item is None:  # Redis 6.2 returns None for a claimed entry that was deleted
             continue
         name, flat = item
         pairs = None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True))
@@ -348,7 +347,7 @@ def _order(entry: bytes) -> tuple[int, int]:
 
 
 def connect(url: str) -> Redis:
-    """Prepare a connection that gives stream entries as they are: a name that is there twice is there twice."""
+    """Prepare a connection that returns fields of entries as pairs, so that duplicate names are kept."""
     try:
         client = Redis.from_url(
             url,
@@ -357,10 +356,10 @@ def connect(url: str) -> Redis:
             socket_connect_timeout=PATIENT,
             socket_keepalive=True,
             health_check_interval=30,
-            retry=Retry(NoBackoff(), 0),  # we do that ourselves
+            retry=Retry(NoBackoff(), 0),  # the bridge retries
         )
     except (ValueError, TypeError):  # its message may quote the password
-        raise Misconfigured("the Redis URL is none: redis://:password@host:6379/0, or rediss://…") from None
+        raise Misconfigured("the Redis URL is not valid: redis://:password@host:6379/0, or rediss://…") from None
     for command in ("XREADGROUP", "XAUTOCLAIM"):
         client.set_response_callback(command, lambda raw, **_: raw)
     return client
@@ -378,11 +377,11 @@ def _consumer(name: str | None) -> str:
     return name
 
 
-def _waits(error: RedisError) -> Unavailable:
-    """Say why a server is to be waited for.
+def _translate_error(error: RedisError) -> Unavailable:
+    """Return why a server is unavailable.
 
     Raises:
-        Denied, Misconfigured: waiting does not help.
+        Denied, Misconfigured: a retry would not help.
     """
     said = shown(str(error)) or type(error).__name__
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):

@@ -1,4 +1,4 @@
-"""How a bridge runs: until it is told to stop, and with patience where something is down."""
+"""Run a bridge until it is stopped, with increasing pauses after errors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NAP = 0.2  # seconds; how long a stop may go unnoticed while nothing happens
+NAP = 0.2  # seconds between checks for a stop
 
 
 @contextmanager
 def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """Give the event that ends a bridge; without one of the caller's, the first SIGTERM or SIGINT sets it.
+    """Return the event that ends a bridge; without one of the caller, the first SIGTERM or SIGINT sets it.
 
-    A second signal does what it did before, for whoever does not want to wait.
+    A second signal has its default effect.
     """
     if stop is not None:
         yield stop
@@ -26,7 +26,7 @@ def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
 
     def ask(number: int, _: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        asked.set()  # nobody waits on it with its lock held: all look at it between two naps
+        asked.set()  # no thread holds its lock: all check it between two pauses
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
@@ -39,24 +39,24 @@ def stopping(stop: threading.Event | None) -> Iterator[threading.Event]:
 
 
 def rest(stop: threading.Event, seconds: float) -> None:
-    """Pause, and no longer than until a stop is asked for."""
+    """Sleep, but not longer than until a stop."""
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, NAP))
 
 
-class Patience:
-    """Pauses between tries: they double up to ``most`` seconds, with jitter, until something succeeds."""
+class Backoff:
+    """Pauses between retries: they double up to ``most`` seconds, with jitter, until a success."""
 
     def __init__(self, *, first: float = 0.5, most: float = 30.0) -> None:
         self._first, self._most = first, most
         self._next = first
 
     def pause(self) -> float:
-        """Say how many seconds to wait before the next try."""
+        """Return the seconds to wait before the next retry."""
         pause, self._next = self._next, min(2 * self._next, self._most)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311  so that many do not come back at once
 
-    def calm(self) -> None:
-        """Begin anew: it went well."""
+    def reset(self) -> None:
+        """Start again with the first pause, after a success."""
         self._next = self._first

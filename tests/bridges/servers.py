@@ -13,8 +13,7 @@ import pika
 import redis
 from pika.exceptions import AMQPError
 
-from plateway.local import seaweed
-from plateway.local import parent_death
+from plateway.local import parent_death, seaweed
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in /usr/sbin changes user and directory
 SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

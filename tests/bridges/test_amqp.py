@@ -265,7 +265,7 @@ def test_a_signal_ends_it_cleanly(lab: Lab, archiver: Archiver) -> None:
     """SIGTERM ends the bridge with exit code 0 after what it has in hand."""
     script = (
         "import sys; from plateway import pipeline, settings; from plateway.bridges import amqp\n"
-        "amqp.run(pipeline.open_line(settings.load()), sys.argv[1], exchange=sys.argv[2], queue=sys.argv[3])"
+        "amqp.run(pipeline.open_site(settings.load()), sys.argv[1], exchange=sys.argv[2], queue=sys.argv[3])"
     )
     told = {"PLATEWAY_HOME": str(lab.home), "PLATEWAY_BUCKET_URL": "memory://test", "PATH": os.defpath}
     command = [sys.executable, "-c", script, archiver.url, archiver.exchange, archiver.queue]
@@ -308,7 +308,7 @@ def test_a_catalogue_that_is_down_is_waited_for(
     with bridged(site, archiver, prefetch=4):
         with down(str(make_url(postgres_url).render_as_string(hide_password=False))):
             archiver.publish(*sent)
-            wait_until(lambda: len([one for one in caplog.messages if "kept for later" in one]) >= 5)
+            wait_until(lambda: len([one for one in caplog.messages if "will be retried" in one]) >= 5)
         wait_until(lambda: kept(site, *sent))
     assert archiver.waiting() == 0
     assert len(catalog.manifests()) == len(sent)

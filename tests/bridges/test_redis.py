@@ -189,7 +189,7 @@ def test_what_is_malformed_is_quarantined_for_what_is_wrong(lab: Lab) -> None:
         fields = {field.encode(): value.encode() for field, value in said(uuid4()).items()}
         fields = wrong if name == "no id" or b"data" in wrong else fields | wrong
         entry = bridge.Entry(STREAM, f"1736427802000-{number}", tuple(fields.items()))
-        reasons[bridge.keep(lab.bench, bridge.announcement(entry))] = reason
+        reasons[bridge.keep(lab.bench, bridge.event_file(entry))] = reason
     found = {f"{one.system}/events/{one.key}": one.reasons[0] for one in pipeline.register(lab.site).quarantined}
     assert found.keys() == reasons.keys()
     assert [path for path, reason in reasons.items() if reason not in found[path]] == []
@@ -310,8 +310,8 @@ def test_a_server_that_is_not_there_yet_is_waited_for(lab: Lab, redis_server: Re
 class Mortal(bridge.Bridge):
     """Dies after it has written an event file, before it acknowledges the entry."""
 
-    def take(self, entry: bridge.Entry) -> bool:
-        super().take(entry)
+    def write_entry(self, entry: bridge.Entry) -> bool:
+        super().write_entry(entry)
         os.kill(os.getpid(), signal.SIGKILL)
         return False
 
@@ -346,7 +346,7 @@ def cramp(root: Path, url: str) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     one = bridge.Bridge(bridge.connect(url), root, bridge.STREAMS, bridge.GROUP, "test", "0", SOON)
     one.join()
-    one.take_all(one.read({STREAM: ">"}), threading.Event())
+    one.write_all(one.read({STREAM: ">"}), threading.Event())
 
 
 def test_a_full_disk_keeps_entries_pending(lab: Lab, redis_server: RedisServer, streams: client.Redis) -> None:
