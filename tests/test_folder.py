@@ -1328,7 +1328,7 @@ def test_a_full_disk_leaves_no_copy_and_the_source_whole(tmp_path: Path) -> None
 )
 def test_errors_of_the_disk_become_ours(code: int | None, meaning: type[PlatewayError]) -> None:
     """Each has a meaning, a printable name and no path."""
-    with pytest.raises(meaning) as translated, folder.door("Img/\udcff\n.tif"):
+    with pytest.raises(meaning) as translated, folder.translate_errors("Img/\udcff\n.tif"):
         raise OSError(code, "x", "/secret/place") if code else OSError("/secret/place")
     reason = "a link" if code == errno.ELOOP else os.strerror(code or errno.EIO).lower()
     assert str(translated.value) == f"Img/\\udcff\\n.tif: {reason}"

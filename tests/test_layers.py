@@ -17,7 +17,7 @@ LAYERS = [
     {"retention", "findings", "bench", "bundle"},
     {"store"},
     {"archive", "place"},
-    {"catalog", "tokens"},
+    {"catalog"},
     {"pipeline"},
     {"cli", "gateway", "client", "simulator", "bridges", "selftest", "testing", "local"},
 ]

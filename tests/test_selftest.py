@@ -166,7 +166,7 @@ def test_a_poor_endpoint_is_told_as_it_is(endpoint: Endpoint, client: Any) -> No
 def flip(request: Message, forward: Forward) -> Message:
     """Change a byte of whatever is read in pieces."""
     reply = forward(request)
-    if request.name != "get object" or not reply.header("content-range"):
+    if request.name != "get object" or not reply.header("content-range") or "plateway-site/" in request.path:
         return reply
     return with_body(reply, bytes([reply.body[0] ^ 1]) + reply.body[1:])
 

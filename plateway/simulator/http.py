@@ -95,7 +95,7 @@ def acquire(content: bytes, *, bench: Path, size: int = 512) -> Announced:
     instrument = Simulated(system, "imaging event", bench / system, kinds=(event.kind,), images=images, size=size)
     now, number = datetime.now(UTC), event.id.int % 64  # which chooses the plate and how far it has grown
     shot = Posted(instrument, number, lambda: now, started=event.timestamp, said=event)
-    with folder.door(system):
+    with folder.translate_errors(system):
         shot.expose(event.image_count)
         return shot.announce(content)
 
