@@ -18,7 +18,7 @@ class Places(Database):
     def site(self, *, now: datetime) -> UUID:
         """Return the id of the site, made the first time."""
         with self._reading() as session:
-            known = session.scalar(select(Site))
+            known: Site | None = session.scalar(select(Site))
         if known is not None:
             return known.id
         with self._writing() as session:

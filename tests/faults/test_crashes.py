@@ -64,7 +64,7 @@ EXCUSED = {
     "folder._unlink_twin": "the same",
     "archive._move": "renames where an archive is on no disk of this machine; `test_archive` does",
     "archive.sweep": "removes by `archive.remove`",
-    "archive._remove_leftovers": "does so, too, and what is a day old by the clock of this machine; `test_archive` does",
+    "archive._remove_leftovers": "does so, too, and what is a day old by this machine's clock; `test_archive` does",
     "archive.put_manifest": "writes by `archive.write`",
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
     "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
