@@ -1,4 +1,4 @@
-"""The documentation is true: its examples run, its tables name every setting and command, its links lead somewhere."""
+"""Examples and tutorials of the documentation run; tables name every setting and command; links have targets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -31,6 +34,7 @@ from plateway.instruments import Instrument
 from plateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -87,6 +91,44 @@ def test_examples_run(page: Path, request: pytest.FixtureRequest) -> None:
         exec(compile("\n" * line + code, page, "exec"), names)
 
 
+def script(page: Path, address: str) -> str:
+    """Join the blocks of a tutorial to one shell script; each Python block runs after all those before it."""
+    steps, program = ["set -e"], ""
+    for language, code in BLOCK.findall(page.read_text().replace("http://127.0.0.1:8000", address)):
+        if language == "sh":
+            steps.append(code)
+        elif language == "python":
+            program += code
+            steps.append(f"python - <<'PROGRAM'\n{program}PROGRAM")
+    return "\n".join(steps)
+
+
+@pytest.fixture
+def gateway(site: None) -> Iterator[str]:
+    """Serve the site's gateway, and return its address."""
+    command = [sys.executable, "-m", "plateway", "serve", "--port", "0"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorials_run(page: Path, bare: Path, request: pytest.FixtureRequest) -> None:
+    """Every command of a tutorial succeeds, or fails with the exit code that the text gives."""
+    address = request.getfixturevalue("gateway") if page.stem == "researcher" else ""
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    command = ["bash", "-c", script(page, address)]
+    done = subprocess.run(command, cwd=bare, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    promised = re.findall(r"^The exit code is (\d)", page.read_text(), re.MULTILINE)
+    assert re.findall(r"^exit code (\d)$", done.stdout, re.MULTILINE) == promised
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "json")], ids=lambda page: page.name)
 def test_documents_are_json(page: Path) -> None:
     """What is shown as JSON is JSON."""
@@ -103,7 +145,7 @@ def test_announcements_are_accepted() -> None:
         assert events.parse(text.encode(), Instrument(system, Path(system))).metadata
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file that is there, and a heading that is in it."""
     missing = []
@@ -115,6 +157,22 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (heading and heading not in headings(target)):
             missing.append(link)
     assert missing == []
+
+
+def listed(nav: Any) -> Iterator[str]:
+    """Name the pages of a navigation, at any depth."""
+    if isinstance(nav, str):
+        yield nav
+    for one in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from listed(one)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """The documentation site lists each page of docs/ once, and otherwise only pages that its hook adds."""
+    (nav,) = re.findall(r"^nav:\n(.*)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE | re.DOTALL)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    added = ["index.md", "changelog.md", "contributing.md", "benchmarks.md"]
+    assert sorted(listed(yaml.safe_load(nav))) == sorted([*pages, *added])
 
 
 def headings(page: Path) -> set[str]:
