@@ -54,7 +54,7 @@ PATIENCE = 300.0  # seconds for the server to come up
 logger = get_logger("plateway.provision")
 
 
-class Memory:
+class ProvisionedDigests:
     """Digests of what was written to the server from this home, by name."""
 
     def __init__(self, home: Path) -> None:
@@ -82,7 +82,7 @@ async def provision(known: Settings) -> None:
         Unavailable: the server does not answer.
         Misconfigured: the work pool does not exist, and Prefect has no worker type of that name.
     """
-    memory = Memory(known.home.absolute())
+    memory = ProvisionedDigests(known.home.absolute())
     async with get_client() as client:
         await wait_for_server(client)
         await block_types(client, memory)
@@ -107,7 +107,7 @@ async def wait_for_server(client: PrefectClient) -> None:
         await asyncio.sleep(0.2)
 
 
-async def block_types(client: PrefectClient, memory: Memory) -> None:
+async def block_types(client: PrefectClient, memory: ProvisionedDigests) -> None:
     """Register the block types if they are missing or changed; Prefect needs a second for each."""
     wanted = digest(b"".join(file.read_bytes() for file in sorted((PROJECT / "blocks").glob("*.py"))))
     for kind in (Bucket, Instrument):
@@ -121,7 +121,7 @@ async def block_types(client: PrefectClient, memory: Memory) -> None:
             memory.record(f"type {slug}", wanted)
 
 
-async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> None:
+async def buckets(client: PrefectClient, known: Settings, memory: ProvisionedDigests) -> None:
     """Write a Bucket block for each bucket of the site, and a block for its credentials."""
     for name, one in {MAIN: known.bucket, **known.buckets}.items():
         block = Bucket.of(one)
@@ -129,13 +129,13 @@ async def buckets(client: PrefectClient, known: Settings, memory: Memory) -> Non
         await put(client, block, name, memory)
 
 
-async def instruments(client: PrefectClient, known: Settings, memory: Memory) -> None:
+async def instruments(client: PrefectClient, known: Settings, memory: ProvisionedDigests) -> None:
     """Write an Instrument block for each system on the bench."""
     for system in bench.list_systems(known.root):
         await put(client, Instrument.of(known.instrument(system)), document(system), memory)
 
 
-async def put(client: PrefectClient, block: Block, name: str, memory: Memory) -> None:
+async def put(client: PrefectClient, block: Block, name: str, memory: ProvisionedDigests) -> None:
     """Write a block if it is missing, or still has the values written from here and those have changed."""
     key = f"block {block.get_block_type_slug()}/{name}"
     wanted = digest(json.dumps(dict(block), default=to_json, sort_keys=True).encode())
@@ -194,7 +194,7 @@ async def pool(client: PrefectClient, name: str) -> None:
             await client.create_work_queue(queue, work_pool_name=name, priority=priority, concurrency_limit=limit)
 
 
-async def deploy(client: PrefectClient, known: Settings, memory: Memory) -> None:
+async def deploy(client: PrefectClient, known: Settings, memory: ProvisionedDigests) -> None:
     """Deploy prefect.yaml if it or a flow changed since the last time, or a deployment is missing.
 
     Prefect recreates the triggers with each deployment, so a needless one would lose what was edited.

@@ -39,6 +39,6 @@ def ability(one: trial.Capability) -> dict[str, object]:
     return {"what": one.name, "outcome": one.verdict, "detail": one.detail, "Plateway": one.use}
 
 
-def step(one: trial.Step) -> dict[str, object]:
+def step(one: trial.RoundStep) -> dict[str, object]:
     """Format a row for one step of the round."""
     return {"what": f"round: {one.name}", "outcome": one.result, "detail": one.detail, "Plateway": ""}

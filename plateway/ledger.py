@@ -243,7 +243,7 @@ class ArchiveRow:
 
 
 @dataclass(frozen=True)
-class Member:
+class TapeMember:
     """One event in an archive."""
 
     ref: Ref

@@ -56,7 +56,7 @@ class Capability:
 
 
 @dataclass(frozen=True)
-class Step:
+class RoundStep:
     """What came of one step of the events' way into the bucket and back."""
 
     name: str
@@ -66,12 +66,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Report:
+class SelftestReport:
     """What an endpoint can, and how the round went."""
 
     place: str  # where it was tried: s3://bucket/folder
     capabilities: list[Capability]
-    steps: list[Step]
+    steps: list[RoundStep]
 
     @property
     def good(self) -> bool:
@@ -93,7 +93,7 @@ def run(
     name: str = "selftest",
     within: Address | None = None,
     tell: Callable[[str], object] = lambda _: None,
-) -> Report:
+) -> SelftestReport:
     """Try an endpoint in a short-lived bucket of that name, or below an address in a folder of its own.
 
     ``tell`` hears what is being tried.
@@ -114,7 +114,7 @@ def run(
         with tempfile.TemporaryDirectory() as home, closing(Round(room.store, Path(home))) as events:
             steps = list(_taken(events.steps(), tell))
         steps += _taken([("delete", partial(_leave, stack, where))], tell)
-    return Report(str(where), capabilities, steps)
+    return SelftestReport(str(where), capabilities, steps)
 
 
 @contextmanager
@@ -560,15 +560,15 @@ class Round:
         return Instrument(name=system, root=self._bench / system, settle=timedelta(0), layout=layout)
 
 
-def _taken(steps: list[tuple[str, Callable[[], str]]], tell: Callable[[str], object]) -> Iterator[Step]:
+def _taken(steps: list[tuple[str, Callable[[], str]]], tell: Callable[[str], object]) -> Iterator[RoundStep]:
     """Take one step after the other, up to the first that fails."""
     for name, act in steps:
         tell(name)
         started = time.monotonic()
         try:
-            yield Step(name, "done", act(), time.monotonic() - started)
+            yield RoundStep(name, "done", act(), time.monotonic() - started)
         except PlatewayError as error:
-            yield Step(name, _result(error), str(error), time.monotonic() - started)
+            yield RoundStep(name, _result(error), str(error), time.monotonic() - started)
             return
 
 

@@ -19,7 +19,7 @@ from plateway.store import Stat, admin
 from plateway.store.admin import (
     Address,
     Buckets,
-    Done,
+    TransferResult,
     Version,
     landing,
     sweep,
@@ -54,7 +54,7 @@ def keys(there: Buckets, bucket: str, key: str = "") -> list[str]:
     return sorted(one.key for one in there.find(Address(bucket, key)))
 
 
-def good(done: Iterator[Done]) -> list[Done]:
+def good(done: Iterator[TransferResult]) -> list[TransferResult]:
     """All of them went well."""
     found = list(done)
     assert [one for one in found if one.problem] == []
@@ -264,7 +264,7 @@ def test_a_bad_endpoint_is_told_and_nothing_is_claimed(
         there, url = Buckets(replace(endpoint, url=proxy.url)), proxy.url
         proxy.script = fault
         try:
-            problems = [one.problem for one in ACTS[name](there, bucket, folder) if isinstance(one, Done)]
+            problems = [one.problem for one in ACTS[name](there, bucket, folder) if isinstance(one, TransferResult)]
         except PlatewayError as raised:
             problems = [str(raised)]
         proxy.script = honest

@@ -16,7 +16,16 @@ from plateway.catalog import Catalog
 from plateway.catalog.search import archive_id
 from plateway.errors import Rejected
 from plateway.events import Ref
-from plateway.ledger import STATES, ArchiveRow, Cursor, DailyRow, Ledger, Member, Overview, SystemOverview
+from plateway.ledger import (
+    STATES,
+    ArchiveRow,
+    Cursor,
+    DailyRow,
+    Ledger,
+    Overview,
+    SystemOverview,
+    TapeMember,
+)
 from plateway.records import ArchiveLocation
 from tests.databases import administration
 from tests.facts import NOW, add, export, rejected, said, seen
@@ -185,7 +194,7 @@ def test_exports_of_a_span(filled: Catalog, ledgers: list[Ledger], kind: str | N
 
 def archives(
     ledgers: list[Ledger], prefix: str = "", experiment: str | None = None
-) -> list[tuple[ArchiveRow, list[Member]]]:
+) -> list[tuple[ArchiveRow, list[TapeMember]]]:
     """Gather archives from ledgers."""
     told: dict[str, list[tuple[ArchiveLocation, Ledger]]] = {}
     for one in ledgers:
@@ -203,7 +212,7 @@ def archives(
                 len(found),
             ),
             [
-                Member(
+                TapeMember(
                     one.ref, one.export.key.rpartition("/")[2], one.event.timestamp, one.export.size, one.export.sha256
                 )
                 for _, one in found

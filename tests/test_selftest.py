@@ -22,17 +22,17 @@ __all__ = ["home"]
 PLACE = re.compile(r"selftest-[0-9]{14}-[0-9a-f]{6}")
 
 
-def verdicts(report: selftest.Report) -> dict[str, str]:
+def verdicts(report: selftest.SelftestReport) -> dict[str, str]:
     """What came of each thing that was tried."""
     return {one.name: one.verdict for one in report.capabilities}
 
 
-def results(report: selftest.Report) -> dict[str, str]:
+def results(report: selftest.SelftestReport) -> dict[str, str]:
     """What came of each step."""
     return {step.name: step.result for step in report.steps}
 
 
-def evidence(report: selftest.Report) -> list[str]:
+def evidence(report: selftest.SelftestReport) -> list[str]:
     """Which evidence each event had: the small one, the one in parts, the one of files."""
     (step,) = [step for step in report.steps if step.name == "verify"]
     return re.findall(r"[0-9,]+ bytes ([a-z-]+)", step.detail)

@@ -67,7 +67,7 @@ def parse(content: bytes) -> Notice:
     archives = _field(said, "archives")
     if not isinstance(archives, list):
         raise Rejected(f"archives: {quoted(archives)} is not a list")
-    reading = _Reading()
+    reading = _ManifestReader()
     for number, archive in enumerate(archives):
         reading.archive(archive, f"archives[{number}]")
     entries = tuple(sorted(reading.agreed(), key=lambda one: (one.path, one.key)))
@@ -90,7 +90,7 @@ def dump(job_id: str, day: date, *, entries: Iterable[Entry]) -> bytes:
     return json.dumps(said, indent=4, ensure_ascii=False).encode()
 
 
-class _Reading:
+class _ManifestReader:
     """The entries of a manifest that are parsed so far."""
 
     def __init__(self) -> None:

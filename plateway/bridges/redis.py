@@ -58,7 +58,7 @@ CONSUMER = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
 log = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
+class StreamEntry(NamedTuple):
     """One entry of a stream."""
 
     stream: str
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
     fields: tuple[tuple[bytes, bytes], ...] | None  # None: trimmed or deleted meanwhile
 
 
-class EventFile(NamedTuple):
+class StreamEventFile(NamedTuple):
     """The event file of an entry."""
 
     system: str
@@ -149,26 +149,26 @@ class Bridge:
                 look = time.monotonic() + self.idle.total_seconds() / 2
             self.write_all(self.read(dict.fromkeys(self.streams, ">"), block=BLOCK), stop)
 
-    def pending(self, stream: str) -> Iterator[Entry]:
+    def pending(self, stream: str) -> Iterator[StreamEntry]:
         """Yield entries that were delivered to us and not acknowledged, each once."""
         last = "0"
         while batch := self.read({stream: last}):
             yield from batch
             last = batch[-1].id
 
-    def abandoned(self, stream: str) -> Iterator[Entry]:
+    def abandoned(self, stream: str) -> Iterator[StreamEntry]:
         """Claim entries of any consumer that are pending for too long, each once: a claim resets the age."""
         cursor = "0-0"
         idle = int(self.idle.total_seconds() * 1000)
         while True:
             found = self.send_command("XAUTOCLAIM", stream, self.group, self.consumer, idle, cursor, "COUNT", BATCH)
             yield from _entries(stream, found[1])
-            yield from (Entry(stream, gone.decode(), None) for gone in (found[2] if len(found) > 2 else ()))
+            yield from (StreamEntry(stream, gone.decode(), None) for gone in (found[2] if len(found) > 2 else ()))
             cursor = found[0].decode()
             if cursor == "0-0":
                 return
 
-    def read(self, after: Mapping[str, str], *, block: int | None = None) -> list[Entry]:
+    def read(self, after: Mapping[str, str], *, block: int | None = None) -> list[StreamEntry]:
         wait = () if block is None else ("BLOCK", block)
         batch = ("COUNT", BATCH, *wait, "STREAMS", *after, *after.values())
         found = self.send_command("XREADGROUP", "GROUP", self.group, self.consumer, *batch)
@@ -177,14 +177,14 @@ class Bridge:
     def send_command(self, *command: str | int) -> Any:
         return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    def write_all(self, entries: Iterator[Entry] | Sequence[Entry], stop: threading.Event) -> None:
+    def write_all(self, entries: Iterator[StreamEntry] | Sequence[StreamEntry], stop: threading.Event) -> None:
         for entry in entries:
             if stop.is_set():
                 return
             if self.write_entry(entry):
                 self.client.xack(entry.stream, self.group, entry.id)
 
-    def write_entry(self, entry: Entry) -> bool:
+    def write_entry(self, entry: StreamEntry) -> bool:
         """Write an entry's event file. Returns whether the entry can be acknowledged: durable, or deleted."""
         if entry.fields is None:
             log.warning("- %s: entry %s was trimmed or deleted before it was read", entry.stream, entry.id)
@@ -214,7 +214,7 @@ class Bridge:
         self.missed[stream] = missed
 
 
-def event_file(entry: Entry) -> EventFile:
+def event_file(entry: StreamEntry) -> StreamEventFile:
     """Convert an entry to an event file.
 
     Entries have flat fields, or one field ``data`` with a JSON object. An entry that is not an event is written
@@ -227,12 +227,12 @@ def event_file(entry: Entry) -> EventFile:
         pairs = [(_text(name), _text(value)) for name, value in fields]
         content, said = _bytes("{" + ", ".join(map(_member, pairs)) + "}"), dict(pairs)
     system = said.get("system", SYSTEM)
-    return EventFile(
+    return StreamEventFile(
         system=system if isinstance(system, str) else "", name=_identity(said) or entry.id, content=content
     )
 
 
-def keep(root: Path, said: EventFile) -> str:
+def keep(root: Path, said: StreamEventFile) -> str:
     """Write an event file durably below its system, and return its path below the bench.
 
     May be repeated: an equal file is kept. If a different file has the name, ours gets a longer name.
@@ -332,13 +332,13 @@ def _bytes(text: str) -> bytes:
         return text.encode(errors="backslashreplace")
 
 
-def _entries(stream: str, raw: Any) -> Iterator[Entry]:
+def _entries(stream: str, raw: Any) -> Iterator[StreamEntry]:
     for item in raw:
         if item is None:  # Redis 6.2 returns None for a claimed entry that was deleted
             continue
         name, flat = item
         pairs = None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True))
-        yield Entry(stream, name.decode(), pairs)
+        yield StreamEntry(stream, name.decode(), pairs)
 
 
 def _order(entry: bytes) -> tuple[int, int]:

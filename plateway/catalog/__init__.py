@@ -6,14 +6,14 @@ event that it is about, or, where new rows are at stake, an advisory lock. So wr
 unique key violated that was free when it looked.
 Errors of SQLAlchemy are translated, and never show the URL's password.
 
-    discovery    known register unsettled look seal unseal revise rekey quarantine replay
-    work         systems due newest get found ledger revisions ledgers · lease renew release
+    register     known register unsettled look seal unseal revise rekey quarantine replay
+    lookup       systems due newest get found ledger revisions ledgers · lease claim_export renew release
     exports      record_export record_evidence record_relocation record_damage set_back bytes_read sample
     purges       candidates siblings intend record_trashed record_removing record_gone record_restored going stage tally
     tape         receive manifests settle parked record_location record_misplaced record_tape_damage unproven
                  only_copies expired_locations archived_anywhere unarchived manifest_source record_manifest_source
-    accounts     accounts export_count exported_to sight_dark clear_dark adopt empty
-    figures      counts figures history stuck harmed
+    inventory    accounts export_count exported_to sight_dark clear_dark adopt empty
+    stats        counts figures history stuck harmed
     incidents    record_incident incidents
     places       site take_site places place record_place
     search       exports_page archives_page archive_members daily search overview
@@ -22,59 +22,23 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
 from __future__ import annotations
 
 from plateway.catalog.engine import NETWORK, network_file_system
-from plateway.catalog.exports import Exports
+from plateway.catalog.exports import ExportRecords
 from plateway.catalog.incidents import Incidents
-from plateway.catalog.inventory import Accounts
-from plateway.catalog.lookup import Work
-from plateway.catalog.places import Places
+from plateway.catalog.inventory import Inventory
+from plateway.catalog.lookup import Lookup
+from plateway.catalog.places import PlaceRecords
 from plateway.catalog.purges import Purges
-from plateway.catalog.register import Discovery
-from plateway.catalog.search import Search
-from plateway.catalog.stats import Figures
+from plateway.catalog.register import Registration
+from plateway.catalog.search import SearchQueries
+from plateway.catalog.stats import Statistics
 from plateway.catalog.tape import Tape
-from plateway.events import Ref
-from plateway.ledger import (
-    DAY,
-    STATES,
-    Account,
-    ArchiveRow,
-    Cursor,
-    DailyRow,
-    Day,
-    Ledger,
-    Member,
-    Overview,
-    Seen,
-    Settled,
-    State,
-    SystemFigures,
-    SystemOverview,
-)
 
-__all__ = [
-    "DAY",
-    "NETWORK",
-    "STATES",
-    "Account",
-    "ArchiveRow",
-    "Catalog",
-    "Cursor",
-    "DailyRow",
-    "Day",
-    "Ledger",
-    "Member",
-    "Overview",
-    "Ref",
-    "Seen",
-    "Settled",
-    "State",
-    "SystemFigures",
-    "SystemOverview",
-    "network_file_system",
-]
+__all__ = ["NETWORK", "Catalog", "network_file_system"]
 
 
-class Catalog(Discovery, Work, Exports, Purges, Tape, Accounts, Figures, Search, Incidents, Places):
+class Catalog(
+    Registration, Lookup, ExportRecords, Purges, Tape, Inventory, Statistics, SearchQueries, Incidents, PlaceRecords
+):
     """The facts, in SQLite or PostgreSQL.
 
     ``url`` is SQLAlchemy's (``sqlite:////path``, ``postgresql://…``). ``clock`` replaces the database's own clock;

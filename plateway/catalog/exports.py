@@ -36,7 +36,7 @@ FOUND = (  # what is known of an upload only after it was looked at
 Cause = Literal["endpoint", "event"]
 
 
-class Exports(Database):
+class ExportRecords(Database):
     """Uploads, their evidence and their damage."""
 
     def record_export(self, export: Export, *, fence: int) -> None:

@@ -45,7 +45,7 @@ class Sight(Protocol):
     def etag(self) -> str: ...
 
 
-class Accounts(Database):
+class Inventory(Database):
     """The catalogue's side of a comparison with the bucket, and what comes of it."""
 
     def accounts(self, *, bucket: str | None = None, page: int = PAGE) -> Iterator[Account]:

@@ -41,7 +41,7 @@ class Claim(NamedTuple):
     busy: str = ""  # who holds the lease
 
 
-class Work(Database):
+class Lookup(Database):
     """Questions about events, and who works on them."""
 
     def systems(self) -> list[str]:

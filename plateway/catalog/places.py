@@ -12,7 +12,7 @@ from plateway.errors import Refused
 from plateway.records import Event, KnownPlace, Site
 
 
-class Places(Database):
+class PlaceRecords(Database):
     """The site and its places."""
 
     def site(self, *, now: datetime) -> UUID:

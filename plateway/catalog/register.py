@@ -32,7 +32,7 @@ from plateway.ledger import Seen
 from plateway.records import Event, EventFile, Quarantine, Setback
 
 
-class Discovery(Database):
+class Registration(Database):
     """Events as they are announced and settle."""
 
     def known(self, system: str) -> dict[str, tuple[int, int]]:

@@ -46,9 +46,9 @@ from plateway.ledger import (
     Cursor,
     DailyRow,
     Ledger,
-    Member,
     Overview,
     SystemOverview,
+    TapeMember,
 )
 from plateway.records import ArchiveLocation, Event, Export
 
@@ -57,7 +57,7 @@ HEX = 32  # digits of an id
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-class Search(Database):
+class SearchQueries(Database):
     """Questions about many events, answered a page at a time."""
 
     def exports_page(
@@ -91,7 +91,7 @@ class Search(Database):
             rows = {row.path: row for row in _archives(session, [path for path, *_ in page], mine)}
             return count, [rows[path] for path, *_ in page]
 
-    def archive_members(self, id: UUID, *, prefix: str = "") -> tuple[ArchiveRow, list[Member]] | None:  # noqa: A002
+    def archive_members(self, id: UUID, *, prefix: str = "") -> tuple[ArchiveRow, list[TapeMember]] | None:  # noqa: A002
         """Fetch one archive with its events, by their time; None where there is none."""
         query = (
             select(EVENT.id, EVENT.revision, EXPORT.key, EVENT.timestamp, EXPORT.size, EXPORT.sha256)
@@ -105,7 +105,7 @@ class Search(Database):
             for row in _archives(session, list(itertools.islice(paths, 1)), [begins(EVENT.key, prefix)]):
                 members = session.execute(query.where(ARCHIVE.path == row.path))
                 return row, [
-                    Member(Ref(id_, revision), keys.tar_name(key), *facts) for id_, revision, key, *facts in members
+                    TapeMember(Ref(id_, revision), keys.tar_name(key), *facts) for id_, revision, key, *facts in members
                 ]
         return None
 

@@ -40,7 +40,7 @@ from plateway.ledger import (
 from plateway.records import Event, Export
 
 
-class Figures(Database):
+class Statistics(Database):
     """How many events stand where."""
 
     def counts(self, now: datetime) -> dict[str, int]:

@@ -23,7 +23,14 @@ from plateway.cli.options import Json
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
 from plateway.store import Stat
-from plateway.store.admin import Address, Buckets, Done, Version, landing, temporary
+from plateway.store.admin import (
+    Address,
+    Buckets,
+    TransferResult,
+    Version,
+    landing,
+    temporary,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Create, list, fill, copy, empty and remove buckets.")
 lifecycle = typer.Typer(no_args_is_help=True, help="Show and replace the rules by which a bucket deletes objects.")
@@ -427,7 +434,7 @@ class MovedColumn(ProgressColumn):
 
 
 def report_objects(
-    buckets: Buckets, verb: str, done: Iterable[Done], *, as_json: bool, total: int | None = None
+    buckets: Buckets, verb: str, done: Iterable[TransferResult], *, as_json: bool, total: int | None = None
 ) -> None:
     """Process objects behind a progress bar, and print the results; exit with 3 if some failed, with 1 if all did."""
     columns = (description_column(), BarColumn(), MofNCompleteColumn(), MovedColumn(buckets), TimeElapsedColumn())
@@ -447,5 +454,7 @@ def report_objects(
 
 def report_dry_run(buckets: Buckets, found: Mapping[Address, Sequence[Stat | Version]], *, as_json: bool) -> None:
     """Print what would be deleted."""
-    done = [Done(Address(where.bucket, stat.key), stat.size) for where, stats in found.items() for stat in stats]
+    done = [
+        TransferResult(Address(where.bucket, stat.key), stat.size) for where, stats in found.items() for stat in stats
+    ]
     report_objects(buckets, "would delete", done, as_json=as_json)

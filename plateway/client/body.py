@@ -16,7 +16,7 @@ Content: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
 AsyncContent: TypeAlias = Content | AsyncIterable[bytes]
 
 
-class Source(NamedTuple):
+class BodySource(NamedTuple):
     """The source of a body's pieces."""
 
     begin: Callable[[], Pieces]
@@ -84,17 +84,17 @@ class Body:
         return piece
 
 
-def _source(content: AsyncContent) -> Source:
+def _source(content: AsyncContent) -> BodySource:
     if isinstance(content, str):
         raise TypeError("an object is bytes, not text")
     if isinstance(content, bytes | bytearray | memoryview):
         held = memoryview(content).cast("B")
         sha256 = hashlib.sha256(held).hexdigest()
-        return Source(partial(_split, held), repeatable=True, length=held.nbytes, sha256=sha256, blocks=False)
+        return BodySource(partial(_split, held), repeatable=True, length=held.nbytes, sha256=sha256, blocks=False)
     if isinstance(content, AsyncIterable):
-        return Source(lambda: content, repeatable=not isinstance(content, AsyncIterator))
+        return BodySource(lambda: content, repeatable=not isinstance(content, AsyncIterator))
     if not hasattr(content, "read"):
-        return Source(lambda: _join_pieces(content), repeatable=not isinstance(content, Iterator))
+        return BodySource(lambda: _join_pieces(content), repeatable=not isinstance(content, Iterator))
     return _file(cast("BinaryIO", content))
 
 
@@ -115,10 +115,10 @@ def _join_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(held)
 
 
-def _file(file: BinaryIO) -> Source:
+def _file(file: BinaryIO) -> BodySource:
     """Read a file from its current position."""
     if not file.seekable():
-        return Source(lambda: iter(partial(file.read, PIECE), b""), repeatable=False)
+        return BodySource(lambda: iter(partial(file.read, PIECE), b""), repeatable=False)
     start = file.tell()
     length = max(0, file.seek(0, io.SEEK_END) - start)
     file.seek(start)
@@ -127,4 +127,4 @@ def _file(file: BinaryIO) -> Source:
         file.seek(start)
         return iter(partial(file.read, PIECE), b"")
 
-    return Source(begin, repeatable=True, length=length)
+    return BodySource(begin, repeatable=True, length=length)

@@ -59,7 +59,7 @@ class Access:
 
 
 @dataclass
-class _Progress:
+class _RequestProgress:
     """What was received and sent for one request."""
 
     began: float = field(default_factory=time.perf_counter)
@@ -175,7 +175,7 @@ class AccessLogging:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, progress = datetime.now(UTC), _Progress()
+        began, progress = datetime.now(UTC), _RequestProgress()
 
         async def counting_receive() -> Message:
             message = await receive()
@@ -196,7 +196,7 @@ class AccessLogging:
             self._log.write(_describe_request(scope, info, began, progress))
 
 
-def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress: _Progress) -> Access:
+def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress: _RequestProgress) -> Access:
     route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
     return Access(
         time=_format_time(began),

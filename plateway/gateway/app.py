@@ -143,7 +143,7 @@ def create_app(parts: Parts) -> FastAPI:
     reference.install(app)
     list(auth.declared(app))
     if parts.read_only:
-        app.add_middleware(auth.ReadOnly, token_name=app.state.guard.token_name)
+        app.add_middleware(auth.ReadOnlyMiddleware, token_name=app.state.guard.token_name)
     app.add_middleware(AddressLimit, rates=rates, limits=parts.limits, trusted=trusted)
     app.add_middleware(BodyLimit, limits=parts.limits)
     app.add_middleware(SecurityHeaders)

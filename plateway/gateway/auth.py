@@ -154,7 +154,7 @@ def straight(request: Request) -> bool:
     return loopback(host or "") and "@" not in host_header and not any(name in request.headers for name in FORWARDED)
 
 
-class ReadOnly:
+class ReadOnlyMiddleware:
     """Middleware: refuse every method that could change something, and record the token's name."""
 
     def __init__(self, app: ASGIApp, *, token_name: Callable[[Headers], str | None]) -> None:

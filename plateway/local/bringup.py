@@ -98,7 +98,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunningParts:
     """The running parts, and how to reach them."""
 
     settings: Settings  # with the embedded endpoint filled in
@@ -182,7 +182,7 @@ def _refuse_ambiguous_endpoint(settings: Settings) -> None:
 
 
 @contextmanager
-def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
+def bring_up(settings: Settings, console: Console) -> Iterator[RunningParts]:
     """Start everything, print a line for each part, and stop it at the end of ``with``. For the main thread.
 
     SIGTERM and SIGHUP raise KeyboardInterrupt meanwhile.
@@ -204,7 +204,7 @@ def bring_up(settings: Settings, console: Console) -> Iterator[Parts]:
         if not (home / AUTH).exists():
             read_auth(home)
             report(f"Prefect's UI and API require a password: it is in {AUTH} in the home")
-        parts = partial(Parts, **write_runtime(resolved, s3, listen["prefect"]["http"]))
+        parts = partial(RunningParts, **write_runtime(resolved, s3, listen["prefect"]["http"]))
         env = environment(resolved, parts.keywords["prefect_api_url"])
         if resolved.root.is_relative_to(home):
             make_private(resolved.root)

@@ -36,7 +36,7 @@ from plateway.errors import Misconfigured, PlatewayError, Unavailable
 from plateway.events import Ref
 from plateway.keys import tar_name
 from plateway.ledger import Ledger
-from plateway.local.bringup import DEMO, Parts, bring_up
+from plateway.local.bringup import DEMO, RunningParts, bring_up
 from plateway.local.supervisor import write_private
 from plateway.pipeline import Site, read
 from plateway.settings import ENV_FILE, Settings, load, make_private, private_files
@@ -145,7 +145,7 @@ def make_settings(settings: Settings) -> Settings:
 class Demo:
     """One run of the demo."""
 
-    parts: Parts
+    parts: RunningParts
     console: Console
     events: int
     site: Site = field(init=False)

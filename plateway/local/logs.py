@@ -17,7 +17,7 @@ CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class Limits:
+class LogLimits:
     """How much of one part's log is kept: ``size * (files + 1)`` bytes, plus what is written between two checks."""
 
     size: int = 10 * 2**20  # bytes of one file
@@ -36,7 +36,7 @@ def open_log(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def rotate(path: Path, limits: Limits, *, since: float, now: float) -> bool:
+def rotate(path: Path, limits: LogLimits, *, since: float, now: float) -> bool:
     """Rotate a log that is too long or too old, and return whether it was; times are seconds since the epoch.
 
     The age of a log counts from the last rotation, else from ``since``. On a full disk its content is dropped.

@@ -27,7 +27,7 @@ import psutil
 
 from plateway.errors import Busy, Unavailable
 from plateway.local import parent_death
-from plateway.local.logs import Limits, open_log, rotate
+from plateway.local.logs import LogLimits, open_log, rotate
 
 LOCK = "up.lock"
 RECORD = "parts.json"
@@ -178,9 +178,11 @@ class Supervisor:
         Unavailable: a part did not start.
     """
 
-    def __init__(self, home: Path, parts: Sequence[Part | Step], report: Report, *, logs: Limits | None = None) -> None:
+    def __init__(
+        self, home: Path, parts: Sequence[Part | Step], report: Report, *, logs: LogLimits | None = None
+    ) -> None:
         self._home = home
-        self._logs, self._began = logs or Limits(), time.time()
+        self._logs, self._began = logs or LogLimits(), time.time()
         self._report = report
         self._children = {part.name: Child(part) for part in parts if isinstance(part, Part)}
         self._steps = [part for part in parts if isinstance(part, Step)]

@@ -133,7 +133,7 @@ def _proven(store: Store, stat: Stat) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class Source:
+class RestoreSource:
     """An object, and what is to be made of it below the directory that is restored to."""
 
     stat: Stat
@@ -142,7 +142,7 @@ class Source:
     files: Mapping[str, Member] = field(default_factory=dict)  # of a bundle, by where they go
 
 
-def examine(found: AddressInfo, stat: Stat) -> Source:
+def examine(found: AddressInfo, stat: Stat) -> RestoreSource:
     """Determine whether an object is a bundle.
 
     Raises:
@@ -150,11 +150,11 @@ def examine(found: AddressInfo, stat: Stat) -> Source:
     """
     place, tail = landing(stat.key, found.where, Path()).as_posix(), account(found.store, stat.key)
     if tail is None:
-        return Source(stat, place)
+        return RestoreSource(stat, place)
     place = place.removesuffix(".tar") if place.endswith(".tar") else PurePosixPath(place).parent.as_posix()
     below = PurePosixPath(place)
     files = {"/".join((*below.parts, *confined(original_name(one)))): one for one in tail.manifest.members}
-    return Source(stat, place, tail, files)
+    return RestoreSource(stat, place, tail, files)
 
 
 def plan(found: AddressInfo, *, to: Path) -> Iterator[Outcome]:
@@ -214,7 +214,7 @@ class _Bringing:
         self._store, self._landing, self._to = store, landing, to
         self._beat, self._done, self._counting = beat, 0, threading.Lock()
 
-    def bring(self, source: Source) -> Outcome:
+    def bring(self, source: RestoreSource) -> Outcome:
         """Restore one object.
 
         Raises:
@@ -233,7 +233,7 @@ class _Bringing:
             self._copy(source)
         return _outcome(source.stat, Result.RESTORED)
 
-    def _copied(self, source: Source) -> bool:
+    def _copied(self, source: RestoreSource) -> bool:
         """Return whether an object was restored already, by its ETag.
 
         Raises:
@@ -252,12 +252,12 @@ class _Bringing:
             raise Conflict(f"{shown(source.place)}: other bytes are there already") from None
         return parts.etag() == source.stat.etag
 
-    def _copy(self, source: Source) -> None:
+    def _copy(self, source: RestoreSource) -> None:
         modified = int(source.stat.modified.timestamp()) * 10**9
         chunks = map(self._passed, _proven(self._store, source.stat))
         self._landing.write(source.place, chunks, sha256=None, mtime_ns=modified)
 
-    def _unpacked(self, source: Source) -> bool:
+    def _unpacked(self, source: RestoreSource) -> bool:
         """Return whether all files of a bundle were restored already.
 
         Raises:
@@ -269,7 +269,7 @@ class _Bringing:
                 raise Conflict(f"{shown(name)}: other bytes are there already (sha256 {digests[name]})")
         return None not in digests.values()
 
-    def _unpack(self, source: Source, tail: Tail) -> None:
+    def _unpack(self, source: RestoreSource, tail: Tail) -> None:
         """Write each file as it goes by, and compare; at the end the seal proves all that is no file."""
         scan, wrong = bundle.Scan(map(self._passed, self._store.open(source.stat.key))), []
         for name, member in source.files.items():

@@ -41,7 +41,7 @@ KINDS = tuple(PREFIXES.values())
 JOBS = UUID("6e0a7cbd-52a6-5d56-9d0f-2ed4a3a4a7ce")  # the namespace of our jobs
 
 
-class Day(NamedTuple):
+class ArchiveDay(NamedTuple):
     """What goes into the same tar."""
 
     kind: str  # images | videos | overview
@@ -53,7 +53,7 @@ class Day(NamedTuple):
         return f"{self.kind}/{self.experiment}/{self.day.isoformat()}{f'.{number}' if number > 1 else ''}.tar"
 
 
-class Slot(NamedTuple):
+class ArchiveSlot(NamedTuple):
     """One export in a tar."""
 
     ledger: Ledger
@@ -117,7 +117,7 @@ class _Run:
                 self._settle()
                 return
 
-    def _attempt(self, place: str, day: Day, ledgers: Sequence[Ledger]) -> None:
+    def _attempt(self, place: str, day: ArchiveDay, ledgers: Sequence[Ledger]) -> None:
         """Archive what one bucket has of a day."""
         try:
             self.bring(day, ledgers)
@@ -165,7 +165,7 @@ class _Run:
             self.left.update(ledger.ref for ledger in fresh)
             yield fresh
 
-    def _places(self, day: Day, ledgers: Sequence[Ledger]) -> dict[str, list[Ledger]]:
+    def _places(self, day: ArchiveDay, ledgers: Sequence[Ledger]) -> dict[str, list[Ledger]]:
         """Group exports by bucket, without those of buckets that the settings do not name."""
         found: dict[str, list[Ledger]] = defaultdict(list)
         away: Counter[str] = Counter()
@@ -182,7 +182,7 @@ class _Run:
             )
         return found
 
-    def _rehearse(self, day: Day, ledgers: Sequence[Ledger]) -> None:
+    def _rehearse(self, day: ArchiveDay, ledgers: Sequence[Ledger]) -> None:
         """Report where a day's exports would be written."""
         paths = (day.path(number) for number in range(1, NUMBERS + 1))
         free = (path for path in paths if self.target.size(path) is None)
@@ -197,7 +197,7 @@ class _Run:
                 )
             ledgers = _without(ledgers, {slot.ledger.ref for slot in slots})
 
-    def _bring(self, day: Day, ledgers: Sequence[Ledger]) -> None:
+    def _bring(self, day: ArchiveDay, ledgers: Sequence[Ledger]) -> None:
         """Write a day's exports into the first free tar, or find them in existing ones.
 
         Where two have the same name, the second goes into the next tar; so do those that are too many.
@@ -217,7 +217,7 @@ class _Run:
             ledgers = _without(ledgers, {slot.ledger.ref for slot in slots})
         raise Unsettled(f"{day.path(1)}: {NUMBERS} tars of that day are there already")
 
-    def _write(self, path: str, ledgers: Sequence[Ledger]) -> tuple[list[Slot] | None, list[Ledger]]:
+    def _write(self, path: str, ledgers: Sequence[Ledger]) -> tuple[list[ArchiveSlot] | None, list[Ledger]]:
         """Write one tar; return what is in it, None if another process was faster, and the undamaged exports."""
         good = [one for one in ledgers if not self._suspect(one) or self._sound(one)]
         for _ in range(TRIES):
@@ -251,7 +251,7 @@ class _Run:
             self.outcomes.append(outcome)
         return outcome.result == Result.VERIFIED
 
-    def _pour(self, slots: Sequence[Slot]) -> Iterator[bytes]:
+    def _pour(self, slots: Sequence[ArchiveSlot]) -> Iterator[bytes]:
         """Yield the bytes of a tar, comparing each export with its SHA-256."""
         for ledger, export, header, _ in slots:
             yield header
@@ -270,7 +270,7 @@ class _Run:
             yield bytes(bundle.padded(size) - size)
         yield bundle.END
 
-    def _find(self, path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
+    def _find(self, path: str, ledgers: Sequence[Ledger]) -> list[ArchiveSlot]:
         """Find those exports that are in a tar already, every byte of them; a tar that is cut, or none, has nothing."""
         wanted: dict[tuple[str, int], list[Ledger]] = defaultdict(list)
         for ledger in ledgers:
@@ -285,12 +285,12 @@ class _Run:
                     alike.remove(same)
                     export = _export(same)
                     entry = _entry(path, export, member=member.name, offset=member.offset)
-                    found.append(Slot(same, export, b"", entry))
+                    found.append(ArchiveSlot(same, export, b"", entry))
         except Damaged:
             return []
         return found
 
-    def _tell(self, path: str, day: date, slots: Sequence[Slot], result: Result) -> None:
+    def _tell(self, path: str, day: date, slots: Sequence[ArchiveSlot], result: Result) -> None:
         """Make the manifest of a tar durable on the archive and here."""
         entries = [slot.entry for slot in slots]
         job = _job(path, entries)
@@ -307,14 +307,14 @@ class _Run:
         self.outcomes.append(log_outcome(outcome))
 
 
-def _days(ledgers: Sequence[Ledger]) -> Iterator[tuple[Day, list[Ledger]]]:
+def _days(ledgers: Sequence[Ledger]) -> Iterator[tuple[ArchiveDay, list[Ledger]]]:
     for day, some in itertools.groupby(ledgers, key=_day):
         yield day, list(some)
 
 
-def _day(ledger: Ledger) -> Day:
+def _day(ledger: Ledger) -> ArchiveDay:
     event = ledger.event
-    return Day(PREFIXES[event.kind], event.experiment, event.timestamp.astimezone(UTC).date())
+    return ArchiveDay(PREFIXES[event.kind], event.experiment, event.timestamp.astimezone(UTC).date())
 
 
 def _export(ledger: Ledger) -> Export:
@@ -330,7 +330,7 @@ def _without(ledgers: Sequence[Ledger], refs: set[Ref]) -> list[Ledger]:
     return [ledger for ledger in ledgers if ledger.ref not in refs]
 
 
-def lay(path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
+def lay(path: str, ledgers: Sequence[Ledger]) -> list[ArchiveSlot]:
     """Lay out a tar of these exports, by name; of those that have the same name, the first by key."""
     first = {_name(ledger): ledger for ledger in sorted(ledgers, key=lambda one: _export(one).key, reverse=True)}
     slots, position = [], 0
@@ -338,7 +338,7 @@ def lay(path: str, ledgers: Sequence[Ledger]) -> list[Slot]:
         export = _export(ledger)
         header = bundle.member_header(name, export.size, mtime=int(ledger.event.timestamp.timestamp()))
         offset = position + len(header)
-        slots.append(Slot(ledger, export, header, _entry(path, export, member=f"./{name}", offset=offset)))
+        slots.append(ArchiveSlot(ledger, export, header, _entry(path, export, member=f"./{name}", offset=offset)))
         position = bundle.padded(offset + export.size)
     return slots
 

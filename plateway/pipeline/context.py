@@ -21,7 +21,7 @@ from plateway.errors import (
 )
 from plateway.instruments import Instrument
 from plateway.outcome import Outcome, Result, log_outcome
-from plateway.pipeline.identity import Places
+from plateway.pipeline.identity import KnownPlaces
 from plateway.place import local_path, refuse_overlaps
 from plateway.records import Export
 from plateway.settings import MAIN, Settings
@@ -72,12 +72,12 @@ class Site:
     endpoint: str | None = None  # that the store is behind
     others: Mapping[str, BucketRef] = field(default_factory=dict)  # the site's further buckets, by name
     own: BucketRef | None = None  # the site's own bucket, where the site is bound to another
-    places: Places = None  # type: ignore[assignment]  # made from the catalogue
+    places: KnownPlaces = None  # type: ignore[assignment]  # made from the catalogue
     beat: Callable[[], None] = lambda: None  # is called while long work progresses; raises if the work was abandoned
 
     def __post_init__(self) -> None:
         if self.places is None:
-            object.__setattr__(self, "places", Places(self.catalog))
+            object.__setattr__(self, "places", KnownPlaces(self.catalog))
 
     def close(self) -> None:
         """Close the catalogue's connections."""

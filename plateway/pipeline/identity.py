@@ -19,7 +19,7 @@ RULES_HELD = 300.0  # seconds for which a bucket's own rules are taken to be the
 HELD = 5.0  # seconds for which a place that was right is taken to be right, but for deletions
 
 
-class Places:
+class KnownPlaces:
     """The places of a site, as one run sees them."""
 
     def __init__(self, catalog: Catalog) -> None:

@@ -212,7 +212,7 @@ def read_archive(site: Site, *, budget: int) -> list[Outcome]:
         check_archive(site, fresh=True)
     except PlatewayError as error:
         return [_failure(site.archive.name, error)]
-    reading = _Reading(site, site.archive)
+    reading = _ArchiveReader(site, site.archive)
     outcomes: list[Outcome] = []
     waiting: list[tuple[ArchiveLocation, Export]] = []
     for location, export in site.catalog.only_copies(budget=budget, now=site.catalog.now()):
@@ -228,7 +228,7 @@ def read_archive(site: Site, *, budget: int) -> list[Outcome]:
     return [*outcomes, *reading.close()]
 
 
-class _Reading:
+class _ArchiveReader:
     """One pass over members of the archive."""
 
     def __init__(self, site: Site, place: Archive) -> None:

@@ -134,7 +134,7 @@ def _find_offset(archive: Archive, location: ArchiveLocation, export: Export) ->
 
 
 @dataclass
-class Search:
+class CopySearch:
     """One read over several copies: the copies to try, and the errors of those that were tried."""
 
     copies: list[Copy]
@@ -152,7 +152,7 @@ class Search:
         return kind(f"{what}: {'; '.join(self.troubles)}")
 
 
-def search_copies(site: Site, ledger: Ledger, source: Where | None) -> tuple[Search, Export]:
+def search_copies(site: Site, ledger: Ledger, source: Where | None) -> tuple[CopySearch, Export]:
     """Find the copies of an event that can be read.
 
     Raises:
@@ -166,7 +166,7 @@ def search_copies(site: Site, ledger: Ledger, source: Where | None) -> tuple[Sea
         raise NotFound(
             f"{ledger.ref}: no copy to read{f' in the {source}' if source else ''}: {_explain_no_copy(site, ledger)}"
         )
-    return Search(found), export
+    return CopySearch(found), export
 
 
 def _explain_no_copy(site: Site, ledger: Ledger) -> str:
@@ -190,7 +190,7 @@ def _explain_no_copy(site: Site, ledger: Ledger) -> str:
     return f"{bucket}; {tape}"
 
 
-def read_manifest(search: Search, export: Export) -> Manifest:
+def read_manifest(search: CopySearch, export: Export) -> Manifest:
     """Read the manifest from the first copy that has the recorded one, and move the copies before it to the end.
 
     Raises:
@@ -243,7 +243,7 @@ class BundleReader:
         Raises:
             Unavailable: no copy can be read now. Damaged: none has it.
         """
-        return read_manifest(Search([*self.copies]), self.export)
+        return read_manifest(CopySearch([*self.copies]), self.export)
 
     def image(self, member: Member, *, verify_first: bool = False) -> Iterator[bytes]:
         """Read one image of the manifest, as `cat` does.
@@ -253,7 +253,7 @@ class BundleReader:
         Raises:
             Unavailable: no copy can be read now. Damaged: no copy is good.
         """
-        search = Search([*self.copies])
+        search = CopySearch([*self.copies])
         if verify_first and member.size > HELD:
             search.copies = [_find_intact(search, member)]
         return _read_image(search, member)
@@ -264,7 +264,7 @@ class BundleReader:
         Raises:
             Unavailable: no copy can be read now. Damaged: all are shorter.
         """
-        return _read_pieces(Search([*self.copies]), self.export.key, start=start, length=length)
+        return _read_pieces(CopySearch([*self.copies]), self.export.key, start=start, length=length)
 
     def whole(self) -> Iterator[bytes]:
         """Read the whole bundle; raises `Damaged` after its last byte if the checksum differs.
@@ -273,7 +273,7 @@ class BundleReader:
             Unavailable: no copy can be read now. Damaged: none is good.
         """
         export = self.export
-        return _read_verified(Search([*self.copies]), export.key, start=0, length=export.size, sha256=export.sha256)
+        return _read_verified(CopySearch([*self.copies]), export.key, start=0, length=export.size, sha256=export.sha256)
 
 
 def contents(site: Site, ledger: Ledger) -> Manifest:
@@ -305,7 +305,7 @@ def read_member(copies: Sequence[Copy], member: Member) -> Iterator[bytes]:
     Raises:
         Unavailable: none can be read now. Damaged: none is good.
     """
-    return _read_image(Search([*copies]), member)
+    return _read_image(CopySearch([*copies]), member)
 
 
 def original_name(member: Member) -> str:
@@ -331,7 +331,7 @@ def find_member(manifest: Manifest, name: str) -> Member:
     raise NotFound(f"{shown(name)} is not in the bundle; {told}")
 
 
-def _read_image(search: Search, member: Member) -> Iterator[bytes]:
+def _read_image(search: CopySearch, member: Member) -> Iterator[bytes]:
     if member.size <= HELD:
         return iter((_read_whole(search, member),))
     return _read_verified(
@@ -339,7 +339,7 @@ def _read_image(search: Search, member: Member) -> Iterator[bytes]:
     )
 
 
-def _read_whole(search: Search, member: Member) -> bytes:
+def _read_whole(search: CopySearch, member: Member) -> bytes:
     """Read an image and compare its checksum before it is returned."""
 
     def read(copy: Copy) -> bytes:
@@ -350,7 +350,7 @@ def _read_whole(search: Search, member: Member) -> bytes:
     return _try_copies(search, member, read)
 
 
-def _find_intact(search: Search, member: Member) -> Copy:
+def _find_intact(search: CopySearch, member: Member) -> Copy:
     """Find a copy whose bytes of an image have the recorded checksum, by reading them."""
 
     def read(copy: Copy) -> Copy:
@@ -369,7 +369,7 @@ def _compare_checksums(member: Member, size: int, sha256: str) -> None:
         raise Damaged(f"{size} of {member.size} bytes with sha256 {sha256}, {member.sha256} expected")
 
 
-def _try_copies(search: Search, member: Member, read: Callable[[Copy], T]) -> T:
+def _try_copies(search: CopySearch, member: Member, read: Callable[[Copy], T]) -> T:
     """Read an image from one copy after the other until one read succeeds."""
     for copy in search.copies:
         try:
@@ -379,7 +379,7 @@ def _try_copies(search: Search, member: Member, read: Callable[[Copy], T]) -> T:
     raise search.failure(shown(original_name(member)))
 
 
-def _read_pieces(search: Search, what: str, *, start: int, length: int) -> Iterator[bytes]:
+def _read_pieces(search: CopySearch, what: str, *, start: int, length: int) -> Iterator[bytes]:
     """Yield a part of the bundle as it is read; where one copy fails, another continues."""
     sent = 0
     for copy in search.copies:
@@ -395,7 +395,7 @@ def _read_pieces(search: Search, what: str, *, start: int, length: int) -> Itera
     raise search.failure(what)
 
 
-def _read_verified(search: Search, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
+def _read_verified(search: CopySearch, what: str, *, start: int, length: int, sha256: str) -> Iterator[bytes]:
     """Yield a part of the bundle as it is read; raise `Damaged` at its end if the checksum differs."""
     digest = hashlib.sha256()
     for piece in _read_pieces(search, what, start=start, length=length):

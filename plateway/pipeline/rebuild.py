@@ -28,7 +28,7 @@ from plateway.pipeline import ingest
 from plateway.pipeline.context import Site
 from plateway.pipeline.recover import (
     UNKNOWN,
-    Announced,
+    AnnouncedFile,
     Recovered,
     announced,
     read,
@@ -85,7 +85,7 @@ class _Work:
     lock: threading.Lock = field(default_factory=threading.Lock)
     read: int = 0
     made_up: Counter[str] = field(default_factory=Counter)
-    bench: Mapping[UUID, Sequence[Announced]] | None = None
+    bench: Mapping[UUID, Sequence[AnnouncedFile]] | None = None
 
     def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield chunks and report their size."""
@@ -96,7 +96,7 @@ class _Work:
                     self.tell(self.read)
             yield chunk
 
-    def announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
+    def announced(self, id: UUID) -> Sequence[AnnouncedFile]:  # noqa: A002 - it is the id of the event
         """Find the event files on the bench that announce an event; they are read once, when first asked for."""
         with self.lock:
             if self.bench is None:

@@ -35,7 +35,7 @@ AGAIN = re.compile(r"-r([1-9][0-9]{0,8})(?=\.tar$|/metadata\.json$)")  # in the 
 SIDECARS = ("source-metadata.json", "Img/metadata.json")  # the images' own, as their names are in a bundle
 
 
-class Announced(NamedTuple):
+class AnnouncedFile(NamedTuple):
     """An event file that is on the bench."""
 
     said: ImagingEvent
@@ -43,7 +43,7 @@ class Announced(NamedTuple):
     at: datetime
 
 
-Bench = Callable[[UUID], Sequence[Announced]]  # finds the event files that announce an event
+Bench = Callable[[UUID], Sequence[AnnouncedFile]]  # finds the event files that announce an event
 
 
 class Recovered(NamedTuple):
@@ -156,7 +156,7 @@ def testify(site: Site, walked: Walked, label: Label, *, key: str, etag: str, at
     return Recovered(event, make_export(site, event, walked, etag=etag, at=at), tuple(made_up))
 
 
-def _said(site: Site, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, Announced | None, bool]:
+def _said(site: Site, walked: Walked, label: Label, bench: Bench) -> tuple[ImagingEvent, AnnouncedFile | None, bool]:
     """Return what was announced, the event file on the bench that still announces it, and whether that is proven.
 
     The manifest's metadata are the announcement's over the images' own. They are separated by the announcement's
@@ -231,7 +231,9 @@ def _digests(said: ImagingEvent, walked: Walked) -> set[str]:
     return {said.digest, hashlib.sha256(f"{said.digest}:{walked.sha256}".encode()).hexdigest()}
 
 
-def _hint(announced: Sequence[Announced], guess: ImagingEvent, label: Label, walked: Walked) -> Announced | None:
+def _hint(
+    announced: Sequence[AnnouncedFile], guess: ImagingEvent, label: Label, walked: Walked
+) -> AnnouncedFile | None:
     """Find the event file that announced a bundle: by the digest, or where that is unknown by all that must agree."""
     for one in announced:
         if label.digest is not None and label.digest in _digests(one.said, walked):
@@ -253,9 +255,9 @@ def _revision(key: str) -> int:
     return int(match[1]) if match else 1
 
 
-def announced(site: Site) -> dict[UUID, list[Announced]]:
+def announced(site: Site) -> dict[UUID, list[AnnouncedFile]]:
     """Read every event file that is on the bench, as far as there is one, by the id that it announces."""
-    found: dict[UUID, list[Announced]] = defaultdict(list)
+    found: dict[UUID, list[AnnouncedFile]] = defaultdict(list)
     try:
         names = list_systems(site.root)
     except PlatewayError:
@@ -272,7 +274,7 @@ def announced(site: Site) -> dict[UUID, list[Announced]]:
             except PlatewayError:
                 continue
             at = datetime.fromtimestamp(sighting.mtime_ns / 1e9, UTC)
-            found[said.id].append(Announced(said, sighting.name, at))
+            found[said.id].append(AnnouncedFile(said, sighting.name, at))
     return found
 
 

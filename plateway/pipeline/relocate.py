@@ -16,12 +16,7 @@ from plateway.errors import Damaged, PlatewayError, Transient
 from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.context import Site
-from plateway.pipeline.verify import (
-    Seen,
-    as_seen,
-    difference,
-    inspect_object,
-)
+from plateway.pipeline.verify import Inspection, as_seen, difference, inspect_object
 from plateway.records import Export
 from plateway.store import Store
 
@@ -85,7 +80,7 @@ def _guarded(site: Site, ledger: Ledger, *, dry_run: bool) -> Outcome:
         return about(Result.LATER if isinstance(error, Transient) else Result.FAILED, reasons=(str(error),))
 
 
-def _prove(store: Store, export: Export, now: datetime) -> tuple[Seen, datetime | None]:
+def _prove(store: Store, export: Export, now: datetime) -> tuple[Inspection, datetime | None]:
     """Return the evidence that an object gives, and when all of it was read.
 
     Raises:
@@ -94,6 +89,6 @@ def _prove(store: Store, export: Export, now: datetime) -> tuple[Seen, datetime 
     then, found = as_seen(export), store.stat(export.key)
     if found is not None and export.evidence and (found.size, found.etag) == (export.size, export.seen_etag):
         same = then is not None and not difference(then, found)
-        return Seen(export.evidence if same else "etag", found), export.read_back_at if same else None
+        return Inspection(export.evidence if same else "etag", found), export.read_back_at if same else None
     seen = inspect_object(store, export, read_back=False)
     return seen, now if seen.kind == "read-back" else None

@@ -29,7 +29,7 @@ from plateway.pipeline.places import check_bench
 from plateway.pipeline.purge import take_back
 from plateway.pipeline.read import (
     Copy,
-    Search,
+    CopySearch,
     Where,
     original_name,
     read_manifest,
@@ -105,7 +105,7 @@ def _check(manifest: Manifest, export: Export) -> None:
 
 
 def _bring(
-    search: Search,
+    search: CopySearch,
     manifest: Manifest,
     root: Path,
     path: str,
@@ -176,7 +176,7 @@ class _Broken(Exception):
         self.error = error
 
 
-class _Reading:
+class _BundleReading:
     """Part of a bundle, read forward."""
 
     def __init__(self, copy: Copy, start: int, end: int) -> None:
@@ -216,14 +216,14 @@ class _Reading:
 
 
 def _fetch(
-    landing: folder.Landing, wanted: Sequence[Member], copy: Copy, *, search: Search, progress: _Progress
+    landing: folder.Landing, wanted: Sequence[Member], copy: Copy, *, search: CopySearch, progress: _Progress
 ) -> list[Member]:
     """Write what one copy has of some files; return those that it has not."""
     left: list[Member] = []
     for run in _runs(wanted):
         done = 0
         try:
-            reading = _Reading(copy, run[0].offset - bundle.BLOCK, run[-1].offset + run[-1].size)
+            reading = _BundleReading(copy, run[0].offset - bundle.BLOCK, run[-1].offset + run[-1].size)
             for member in run:
                 mtime, content = reading.modified(member), map(progress.counted, reading.pieces(member.size))
                 try:

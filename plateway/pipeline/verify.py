@@ -26,7 +26,7 @@ EXPIRED = "the bucket copy has expired"
 UNREADABLE = {"500", "InternalError"}  # what an endpoint answers for an object whose bytes rotted on its disk
 
 
-class Seen(NamedTuple):
+class Inspection(NamedTuple):
     """What an inspection found, and the kind of evidence it is."""
 
     kind: str  # etag | read-back
@@ -82,7 +82,9 @@ def sample(site: Site, budget: int, *, now: datetime | None = None) -> list[Ref]
     return site.catalog.sample(budget=budget, now=now or site.catalog.now())
 
 
-def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Callable[[], None] | None = None) -> Seen:
+def inspect_object(
+    store: Store, export: Export, *, read_back: bool, beat: Callable[[], None] | None = None
+) -> Inspection:
     """Compare an object with its export: size and ETag, or with ``read_back`` every byte.
 
     Raises:
@@ -96,7 +98,7 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
         size = f"{export.key} has {found.size:,} bytes, {export.size:,} were sent"
         raise Damaged(f"changed: {per_file.faults(store, export.key) or size}")
     if found.etag == export.etag and not read_back:
-        return Seen("etag", found)
+        return Inspection("etag", found)
     try:
         with _accusing_rot(store, export.key):
             walked = bundle.walk(beating(store.open(export.key), beat or (lambda: None)))
@@ -107,7 +109,7 @@ def inspect_object(store: Store, export: Export, *, read_back: bool, beat: Calla
     after = store.stat(export.key)
     if after is None or difference(found, after):
         raise Unavailable(f"{export.key} was replaced while it was read back")
-    return Seen("read-back", after)
+    return Inspection("read-back", after)
 
 
 @contextmanager

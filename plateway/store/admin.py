@@ -97,7 +97,7 @@ class Version(NamedTuple):
     size: int  # 0 of a mark
 
 
-class Done(NamedTuple):
+class TransferResult(NamedTuple):
     """What became of one object; `problem` is empty where all went well."""
 
     address: Address
@@ -197,7 +197,7 @@ class Buckets:
         else:
             self._ask("delete_bucket_lifecycle", what=bucket, Bucket=bucket)
 
-    def clear(self, bucket: str) -> Iterator[Done]:
+    def clear(self, bucket: str) -> Iterator[TransferResult]:
         """Delete all that is in a bucket with all versions, and end open uploads, where the endpoint lists them."""
         if not self.versioned(bucket):  # else this would only add a mark to each
             yield from self.delete(Address(bucket), self.store(bucket).list())
@@ -278,22 +278,22 @@ class Buckets:
             newest = max(newest, one.modified) if newest else one.modified
         return Usage(objects, size, largest, newest)
 
-    def put(self, files: Iterable[tuple[Path, Address]]) -> Iterator[Done]:
+    def put(self, files: Iterable[tuple[Path, Address]]) -> Iterator[TransferResult]:
         """Store files, many at a time; each is compared by the ETag that its bytes must have."""
         self._may("this endpoint")
         yield from self._each(lambda pair: self._put(*pair), files)
 
-    def get(self, objects: Iterable[tuple[Stat, Address, Path]]) -> Iterator[Done]:
+    def get(self, objects: Iterable[tuple[Stat, Address, Path]]) -> Iterator[TransferResult]:
         """Fetch objects into files, many at a time; each is written aside, compared and then given its name."""
         yield from self._each(lambda one: self._get(*one), objects)
 
-    def copy(self, objects: Iterable[tuple[Stat, Address, Address]]) -> Iterator[Done]:
+    def copy(self, objects: Iterable[tuple[Stat, Address, Address]]) -> Iterator[TransferResult]:
         """Copy objects within the endpoint, which moves the bytes by itself; the copies are looked at."""
         self._may("this endpoint")
         move = self._fs.cp_file
         yield from self._each(lambda one: self._copy(move, *one), objects)
 
-    def delete(self, where: Address, chosen: Iterable[Stat]) -> Iterator[Done]:
+    def delete(self, where: Address, chosen: Iterable[Stat]) -> Iterator[TransferResult]:
         """Delete objects below an address, a thousand a request; those that are still listed there then come again."""
         self._may(str(where))
         sizes: dict[str, int] = {}
@@ -305,7 +305,7 @@ class Buckets:
         for stat in self.find(where) if sizes else ():
             if stat.key in sizes:
                 problem = "was deleted and is still there"
-                yield Done(Address(where.bucket, stat.key), -sizes[stat.key], problem)
+                yield TransferResult(Address(where.bucket, stat.key), -sizes[stat.key], problem)
 
     def tags(self, where: Address) -> dict[str, str]:
         """Read an object's tags."""
@@ -319,7 +319,7 @@ class Buckets:
 
     # ----------------------------------------------------------------------------------------------------- one of each
 
-    def _put(self, path: Path, to: Address) -> Done:
+    def _put(self, path: Path, to: Address) -> TransferResult:
         try:
             with translate_errors(path.name), path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -329,10 +329,10 @@ class Buckets:
             if told and MD5.fullmatch(told) and told != parts.etag():
                 raise Damaged(f"{to}: has ETag {told}, its bytes make {parts.etag()}")
         except PlatewayError as error:
-            return Done(to, 0, str(error))
-        return Done(to, size)
+            return TransferResult(to, 0, str(error))
+        return TransferResult(to, size)
 
-    def _get(self, stat: Stat, source: Address, path: Path) -> Done:
+    def _get(self, stat: Stat, source: Address, path: Path) -> TransferResult:
         aside = path.with_name(f".{path.name}.part-{uuid4().hex[:8]}")
         try:
             with translate_errors(path.name):
@@ -349,10 +349,10 @@ class Buckets:
             finally:
                 aside.unlink(missing_ok=True)
         except PlatewayError as error:
-            return Done(source, 0, str(error))
-        return Done(source, stat.size)
+            return TransferResult(source, 0, str(error))
+        return TransferResult(source, stat.size)
 
-    def _copy(self, move: Callable[[str, str], None], stat: Stat, source: Address, to: Address) -> Done:
+    def _copy(self, move: Callable[[str, str], None], stat: Stat, source: Address, to: Address) -> TransferResult:
         try:
             with translate_errors(str(to)):
                 move(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
@@ -360,20 +360,22 @@ class Buckets:
             if made is None or made.size != stat.size:
                 raise Damaged(f"{to}: {made.size if made else 'no'} of {stat.size} bytes were copied")
         except PlatewayError as error:
-            return Done(to, 0, str(error))
-        return Done(to, stat.size)
+            return TransferResult(to, 0, str(error))
+        return TransferResult(to, stat.size)
 
-    def _delete(self, bucket: str, stats: Sequence[Stat]) -> list[Done]:
+    def _delete(self, bucket: str, stats: Sequence[Stat]) -> list[TransferResult]:
         try:
             problems = self.store(bucket).delete_all([stat.key for stat in stats])
         except PlatewayError as error:
             problems = {stat.key: str(error) for stat in stats}
         return [
-            Done(Address(bucket, stat.key), 0 if stat.key in problems else stat.size, problems.get(stat.key, ""))
+            TransferResult(
+                Address(bucket, stat.key), 0 if stat.key in problems else stat.size, problems.get(stat.key, "")
+            )
             for stat in stats
         ]
 
-    def _clear_versions(self, where: Address) -> Iterator[Done]:
+    def _clear_versions(self, where: Address) -> Iterator[TransferResult]:
         """Delete versions and marks; those that came meanwhile as well, those that cannot be deleted once."""
         failed: set[tuple[str, str]] = set()
         while True:
@@ -383,7 +385,7 @@ class Buckets:
             for done in self._each(partial(self._delete_versions, where.bucket), batches, abreast=DELETIONS):
                 failed |= {version[:2] for version, problem in done if problem}
                 gone += sum(not problem for _, problem in done)
-                yield from (Done(Address(where.bucket, one.key), one.size, problem) for one, problem in done)
+                yield from (TransferResult(Address(where.bucket, one.key), one.size, problem) for one, problem in done)
             if not gone:
                 return
 

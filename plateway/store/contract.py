@@ -181,7 +181,7 @@ class Feed:
         return bytes(piece)
 
 
-class Part:
+class FeedPart:
     """The next `size` bytes of a feed, as a file."""
 
     def __init__(self, feed: Feed, size: int) -> None:

@@ -70,5 +70,9 @@ def filesystem(url: str, endpoint: Endpoint | None = None, **more: Any) -> tuple
     if endpoint.read_only:
         from plateway.store import read_only_fsspec
 
-        fs = read_only_fsspec.S3(**options) if url.startswith("s3://") else read_only_fsspec.Others(fs)
+        fs = (
+            read_only_fsspec.ReadOnlyS3(**options)
+            if url.startswith("s3://")
+            else read_only_fsspec.ReadOnlyFilesystem(fs)
+        )
     return fs, root

@@ -15,7 +15,7 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]  # the same
 READS = {"GET", "HEAD"}
 
 
-class S3(S3FileSystem):  # type: ignore[misc]  # untyped
+class ReadOnlyS3(S3FileSystem):  # type: ignore[misc]  # untyped
     """A bucket of S3, to be read.
 
     Raises:
@@ -31,7 +31,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # untyped
         return super()._open(path, _reading(mode), **options)
 
 
-class Others(AbstractFileSystem):  # type: ignore[misc]  # untyped
+class ReadOnlyFilesystem(AbstractFileSystem):  # type: ignore[misc]  # untyped
     """Another filesystem, to be read.
 
     Raises:

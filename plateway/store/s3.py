@@ -25,7 +25,17 @@ from obstore.store import S3Store
 
 from plateway.endpoint import Endpoint
 from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Refused, Unavailable
-from plateway.store.contract import LINKED, MIB, WINDOW, Feed, Part, Stat, Upload, check_key, walk
+from plateway.store.contract import (
+    LINKED,
+    MIB,
+    WINDOW,
+    Feed,
+    FeedPart,
+    Stat,
+    Upload,
+    check_key,
+    walk,
+)
 from plateway.store.errors import translate_errors
 
 IN_FLIGHT = 16 * MIB  # parts on their way at a time, of one upload; one more is being filled
@@ -109,7 +119,7 @@ class S3:
             for number, start in enumerate(range(0, size, part_size), start=1):
                 length = min(part_size, size - start)
                 sent = self._client.upload_part(
-                    **upload, PartNumber=number, Body=Part(feed, length), ContentLength=length
+                    **upload, PartNumber=number, Body=FeedPart(feed, length), ContentLength=length
                 )
                 parts.append({"PartNumber": number, "ETag": sent["ETag"]})
             feed.read(1)  # nothing; but what follows the last byte happens now, or raises

@@ -188,7 +188,7 @@ def test_what_is_malformed_is_quarantined_for_what_is_wrong(lab: Lab) -> None:
     for number, (name, (wrong, reason)) in enumerate(MALFORMED.items()):
         fields = {field.encode(): value.encode() for field, value in said(uuid4()).items()}
         fields = wrong if name == "no id" or b"data" in wrong else fields | wrong
-        entry = bridge.Entry(STREAM, f"1736427802000-{number}", tuple(fields.items()))
+        entry = bridge.StreamEntry(STREAM, f"1736427802000-{number}", tuple(fields.items()))
         reasons[bridge.keep(lab.bench, bridge.event_file(entry))] = reason
     found = {f"{one.system}/events/{one.key}": one.reasons[0] for one in pipeline.register(lab.site).quarantined}
     assert found.keys() == reasons.keys()
@@ -310,7 +310,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for(lab: Lab, redis_server: Re
 class Mortal(bridge.Bridge):
     """Dies after it has written an event file, before it acknowledges the entry."""
 
-    def write_entry(self, entry: bridge.Entry) -> bool:
+    def write_entry(self, entry: bridge.StreamEntry) -> bool:
         super().write_entry(entry)
         os.kill(os.getpid(), signal.SIGKILL)
         return False

@@ -274,7 +274,7 @@ def test_parts_see_the_settings_of_the_start(tmp_path: Path, monkeypatch: pytest
     assert json.loads(seen.stdout) == json.loads(told.model_dump_json())
     assert env["AWS_SECRET_ACCESS_KEY"] == s3.admin.secret_access_key
     assert env["NO_PROXY"].startswith("example.org,127.0.0.1")
-    assert s3.admin.secret_access_key not in repr(bringup.Parts(told, env, "", "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
+    assert s3.admin.secret_access_key not in repr(bringup.RunningParts(told, env, "", "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
 
 
 def test_archive_places_hold_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plateway.local.logs import (
-    Limits,
-    open_log,
-    rotate,
-    rotated_path,
-)
+from plateway.local.logs import LogLimits, open_log, rotate, rotated_path
 from plateway.local.supervisor import Part, Supervisor
 from tests.deployments.test_bringup import until
 
@@ -28,7 +23,7 @@ open(sys.argv[2], "w").close()
 import time
 while True: time.sleep(1)
 """
-SMALL = Limits(size=100_000, files=3)
+SMALL = LogLimits(size=100_000, files=3)
 NOW = 1_800_000_000.0
 DAY = 86_400.0
 
@@ -95,7 +90,7 @@ def test_the_oldest_go(tmp_path: Path) -> None:
     log = tmp_path / "one.log"
     for number in range(6):
         log.write_text(str(number))
-        assert rotate(log, Limits(files=3, age=timedelta(0)), since=0, now=time.time() + 1)
+        assert rotate(log, LogLimits(files=3, age=timedelta(0)), since=0, now=time.time() + 1)
     assert [path.read_text() for path in files(log)] == ["", "5", "4", "3"]
 
 
@@ -125,5 +120,5 @@ def test_what_cannot_be_copied_is_dropped(tmp_path: Path) -> None:
     log = tmp_path / "one.log"
     log.write_bytes(b"x" * (SMALL.size + 1))
     rotated_path(log, 1).mkdir()
-    assert rotate(log, Limits(size=SMALL.size, files=1), since=NOW, now=NOW)
+    assert rotate(log, LogLimits(size=SMALL.size, files=1), since=NOW, now=NOW)
     assert log.stat().st_size == 0

@@ -46,7 +46,7 @@ from plateway.keys import MARKER_FILE, is_marker
 from plateway.ledger import Ledger
 from plateway.pipeline import Outcome
 from plateway.pipeline import Site as Line
-from plateway.pipeline.identity import Places
+from plateway.pipeline.identity import KnownPlaces
 from plateway.pipeline.places import adopt_place, named
 from plateway.place import Marker
 from plateway.store import Store, open_store
@@ -83,7 +83,7 @@ class Site(Lab):
     disks: Path = field(default_factory=Path)
     staged: bool = True
     reachable: bool = True  # can the archive be read from here?
-    places: Places | None = None  # of a worker that runs for long
+    places: KnownPlaces | None = None  # of a worker that runs for long
 
     @property
     def bench(self) -> Path:

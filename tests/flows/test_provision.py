@@ -18,7 +18,7 @@ from blocks import site as configured
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
-from deployments.provision import FLOWS, Memory, buckets, document
+from deployments.provision import FLOWS, ProvisionedDigests, buckets, document
 from plateway import cli, settings
 from tests.flows.conftest import Site, ask
 
@@ -119,7 +119,7 @@ def test_each_bucket_has_a_block(site: Site, tmp_path: Path) -> None:
     )
     known = settings.load(home=tmp_path, bucket_url=site.settings.bucket_url)
     try:
-        ask(lambda client: buckets(client, known, Memory(tmp_path)))
+        ask(lambda client: buckets(client, known, ProvisionedDigests(tmp_path)))
         blocks = ask(lambda _: configured.load_buckets())
         assert blocks["dev"].value().endpoint == known.buckets["dev"].endpoint
         instrument = Instrument.of(known.instrument("prince"))

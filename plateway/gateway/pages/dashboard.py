@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Figures:
+class DashboardFigures:
     """The content of the dashboard for the events of one prefix."""
 
     at: datetime
@@ -146,11 +146,11 @@ def install(app: FastAPI, site: Site) -> None:
     rendering.add(app, "/dashboard", dashboard)
 
 
-def gather(site: Site, prefix: str) -> Figures:
+def gather(site: Site, prefix: str) -> DashboardFigures:
     """Read the figures from the catalogue; with a prefix, without facts that belong to no key."""
     now = site.catalog.now()
     waits = site.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)
-    return Figures(
+    return DashboardFigures(
         at=now,
         overview=site.catalog.overview(prefix=prefix, days=DAYS, now=now),
         daily=tuple(site.catalog.daily(days=DAYS, prefix=prefix)),

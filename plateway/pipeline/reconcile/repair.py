@@ -23,7 +23,7 @@ from plateway.pipeline.places import check_bench
 from plateway.pipeline.purge import take_back
 from plateway.pipeline.reconcile.leftovers import find_leftovers, find_uploads
 from plateway.pipeline.reconcile.survey import Comparison, Survey, Suspects
-from plateway.pipeline.recover import Announced, adopt, announced
+from plateway.pipeline.recover import AnnouncedFile, adopt, announced
 from plateway.pipeline.restore import clear_leftover
 from plateway.pipeline.run import failed
 from plateway.pipeline.verify import verify
@@ -60,7 +60,7 @@ class Repairs:
         self.site, self.bench, self.now = comparison.site, comparison.bench, comparison.now
         self.bucket, self.outcomes = comparison.bucket, comparison.outcomes
         self.findings: list[Finding] = []
-        self._files: Mapping[UUID, Sequence[Announced]] | None = None
+        self._files: Mapping[UUID, Sequence[AnnouncedFile]] | None = None
         self._sighted: Mapping[str, datetime] = {}  # when each dark object was first seen
         self._dark: list[str] = []  # keys of objects that are still dark after all repairs
 
@@ -186,7 +186,7 @@ class Repairs:
         ref = Ref(export.event_id, export.revision)
         return replace(self._outcome(finding, Result.ADOPTED), ref=ref, size=export.size)
 
-    def _announced(self, id: UUID) -> Sequence[Announced]:  # noqa: A002 - it is the id of the event
+    def _announced(self, id: UUID) -> Sequence[AnnouncedFile]:  # noqa: A002 - it is the id of the event
         """Return the event files on the bench that announce an event; all are read at the first call."""
         if self._files is None:
             self._files = announced(self.site)
