@@ -14,8 +14,8 @@ from plateway import selftest
 from plateway.endpoint import Endpoint
 from plateway.errors import Denied, Refused
 from plateway.store.admin import Address
+from tests.cli.test_cli import call, home
 from tests.faults.proxy import Forward, Message, Reset, between, error, with_body, with_header
-from tests.test_cli import call, home
 
 __all__ = ["home"]
 

@@ -58,7 +58,7 @@ LATER = timedelta(days=2)  # when recovery begins: every lease of the dead has e
 MOST_PASSES = 4
 READS = {"s3 get bucket", "s3 head object", "s3 head bucket", "s3 get object", "s3 list", "s3 list uploads"}
 EXCUSED = {
-    "catalog.replay": "is called by a person, once; `test_pipeline` does",
+    "catalog.replay": "is called by a person, once; `test_verbs` does",
     "catalog._resume": "a row only after an endpoint failed; `test_catalog` does",
     "folder._rename_directory": "only where the kernel cannot rename exclusively; `test_folder` does",
     "folder._unlink_twin": "the same",
@@ -68,7 +68,7 @@ EXCUSED = {
     "archive.put_manifest": "writes by `archive.write`",
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
     "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
-    "catalog.record_relocation": "a row of `relocate`, which goes on with those that are left; `test_several` does",
+    "catalog.record_relocation": "a row of `relocate`, which goes on with those that are left; `test_several_buckets` does",
     "archive.write": "writes by `archive._put`, names by `archive._link`",
 }
 NUMBERS = count(1)

@@ -14,11 +14,11 @@ from prefect_aws import AwsCredentials
 from blocks.bucket import Bucket, load
 from plateway.endpoint import Endpoint
 from plateway.errors import Misconfigured, NotFound, Refused, Unavailable
+from tests.cli.test_cli import call
 from tests.flows.conftest import Site, ask
 from tests.flows.test_line import found, message, ran
 from tests.flows.test_provision import awaited
 from tests.soak import SOAK
-from tests.test_cli import call
 
 BLOCK = "for-tests"
 

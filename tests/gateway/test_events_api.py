@@ -20,7 +20,7 @@ from plateway.events import Ref
 from plateway.gateway import Parts, access
 from plateway.ledger import STATES
 from plateway.store.memory import Memory
-from tests import facts
+from tests import factories
 from tests.filling import END, fill
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab
@@ -125,14 +125,14 @@ def test_filters(filled: Site, asked: dict[str, Any]) -> None:
 def test_pages_stay_right_while_events_come(site: Site) -> None:
     """No event that was there is left out or told twice, however many come between pages."""
     catalog = site.lab.catalog
-    old = {(str(ref.id), ref.revision) for ref in (facts.add(catalog, number) for number in range(1, 30))}
+    old = {(str(ref.id), ref.revision) for ref in (factories.add(catalog, number) for number in range(1, 30))}
     for order, first in (("newest", 100), ("oldest", 200)):
         found: list[tuple[str, int]] = []
         cursor: dict[str, Any] = {}
         for number in range(first, first + 60, 2):
             page = site.get("/api/1/events", limit=4, order=order, **cursor)
             found += [(one["id"], one["revision"]) for one in page["events"]]
-            facts.add(catalog, number, timestamp=facts.NOW + timedelta(seconds=number % 31))
+            factories.add(catalog, number, timestamp=factories.NOW + timedelta(seconds=number % 31))
             if page["next_cursor"] is None:
                 break
             cursor = {"cursor": page["next_cursor"]}
@@ -230,11 +230,11 @@ def test_why_it_waits(site: Site) -> None:
     lab, catalog = site.lab, site.lab.catalog
     waits = Ref(lab.acquire(fault="missing-image", images=12).id, 1)
     pipeline.register(lab.site)
-    fails = facts.add(catalog, 7)
-    lab.clock.now = facts.NOW
-    catalog.set_back(fails, "export", reason="no answer", now=facts.NOW)
-    aside = facts.add(catalog, 8)
-    catalog.quarantine(aside, "not an image", b"{}", now=facts.NOW)
+    fails = factories.add(catalog, 7)
+    lab.clock.now = factories.NOW
+    catalog.set_back(fails, "export", reason="no answer", now=factories.NOW)
+    aside = factories.add(catalog, 8)
+    catalog.quarantine(aside, "not an image", b"{}", now=factories.NOW)
 
     def reasons(ref: Ref) -> list[str]:
         told = site.get(f"/api/1/events/{ref.id}")
@@ -251,8 +251,8 @@ def test_why_it_waits(site: Site) -> None:
 
 def test_a_revision_of_its_own(site: Site) -> None:
     """An id alone is its newest revision; others are asked for by number."""
-    first = facts.add(site.lab.catalog, 3)
-    site.lab.catalog.register("prince", [facts.seen(facts.said(3, plate=9))], now=facts.NOW)
+    first = factories.add(site.lab.catalog, 3)
+    site.lab.catalog.register("prince", [factories.seen(factories.said(3, plate=9))], now=factories.NOW)
     assert [site.get(f"/api/1/events/{first.id}{end}")["revision"] for end in ("", "-r1", "-r2")] == [2, 1, 2]
     assert site.get(f"/api/1/events/{first.id}")["conflict"]
     assert site.http.get(f"/api/1/events/{first.id}-r3").status_code == 404
@@ -278,13 +278,13 @@ def test_a_lost_bundle_is_told(site: Site) -> None:
 def test_any_name_can_be_told(site: Site) -> None:
     """Names of files that are no UTF-8 come as the lone surrogates that Python reads them as, escaped."""
     odd = os.fsdecode(b"odd-\xe9.json")
-    ((ref, _),) = site.lab.catalog.register("prince", [facts.seen(facts.said(), file=odd)], now=facts.NOW)
+    ((ref, _),) = site.lab.catalog.register("prince", [factories.seen(factories.said(), file=odd)], now=factories.NOW)
     assert site.get(f"/api/1/events/{ref.id}")["ledger"]["event"]["file"] == odd
 
 
 def test_the_access_log_says_which_event(site: Site) -> None:
     """By the key of its bundle."""
-    ref = facts.add(site.lab.catalog)
+    ref = factories.add(site.lab.catalog)
     site.get(f"/api/1/events/{ref.id}")
     until = time.monotonic() + 60  # the answer goes first, then the line is written
     while not (found := list(access.read(site.gateway.parts.log))) and time.monotonic() < until:

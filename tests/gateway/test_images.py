@@ -42,7 +42,14 @@ from plateway.store.memory import Memory
 from plateway.store.per_file import PerFile
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import DAWN, Clock, Lab
-from tests.test_copies import HOSTILE, Broken, Counting, damage, plant, tape
+from tests.pipeline.test_read import (
+    HOSTILE,
+    Broken,
+    Counting,
+    damage,
+    plant,
+    tape,
+)
 
 PAST = "Mon, 01 Jan 2001 00:00:00 GMT"
 

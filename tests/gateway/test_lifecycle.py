@@ -31,7 +31,7 @@ from plateway.records import Event, Export
 from plateway.simulator import Simulated
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
-from tests.facts import damage, intent
+from tests.factories import damage, intent
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab
 

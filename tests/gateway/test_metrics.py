@@ -22,7 +22,7 @@ from plateway.ledger import STATES
 from plateway.local.seaweed import PLAIN
 from plateway.store.memory import Memory
 from tests.databases import processes
-from tests.facts import add
+from tests.factories import add
 from tests.filling import END, PERIOD, fill
 from tests.gateway.conftest import GENEROUS, Gateway, running
 from tests.lab import Clock, Lab

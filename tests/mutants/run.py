@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 DECIDING = ("tests/test_retention.py",)
-DELETING = ("tests/test_purge.py", "tests/test_expiry.py", "tests/test_pipeline.py")
+DELETING = ("tests/pipeline/test_purge.py", "tests/pipeline/test_expire.py", "tests/pipeline/test_verbs.py")
 BEARING = {  # the quickest to fail first
     "plateway/retention.py": (*DECIDING, *DELETING),
     "plateway/pipeline/purge.py": (DELETING[0], DELETING[2]),
     "plateway/pipeline/expire.py": (DELETING[1], DELETING[0]),
     "plateway/pipeline/removal.py": DELETING,
     "plateway/pipeline/proof.py": DELETING,
-    "plateway/pipeline/identity.py": (*DELETING, "tests/test_archives.py"),
-    "plateway/place.py": (*DELETING, "tests/test_archives.py"),
+    "plateway/pipeline/identity.py": (*DELETING, "tests/pipeline/test_archive.py"),
+    "plateway/place.py": (*DELETING, "tests/pipeline/test_archive.py"),
 }
 SLOW = "not rot and not real_bucket and not rule_of_the_bucket and not dying"  # they start servers, or take long
 OUTPUT = "output.txt"  # of the last run

@@ -34,7 +34,7 @@ from plateway.local.supervisor import (
     members,
     take_over,
 )
-from tests.deployments.stand_in import stand_in
+from tests.local.stand_in import stand_in
 
 
 def until(true: Callable[[], bool], *, seconds: float = 30) -> None:
@@ -48,7 +48,7 @@ def until(true: Callable[[], bool], *, seconds: float = 30) -> None:
 @contextmanager
 def running(home: Path, how: str = "") -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """An `up` in a process of its own, and its part."""
-    command = [sys.executable, "-m", "tests.deployments.stand_in", str(home), how]
+    command = [sys.executable, "-m", "tests.local.stand_in", str(home), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

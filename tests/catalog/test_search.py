@@ -28,7 +28,14 @@ from plateway.ledger import (
 )
 from plateway.records import ArchiveLocation
 from tests.databases import administration
-from tests.facts import NOW, add, export, rejected, said, seen
+from tests.factories import (
+    NOW,
+    add,
+    export,
+    rejected,
+    said,
+    seen,
+)
 from tests.filling import END, PERIOD, fill
 
 EVENTS = 240

@@ -40,7 +40,21 @@ from plateway.ledger import Ledger, State
 from plateway.outcome import Restored
 from plateway.records import ArchiveLocation, Event, Export, Setback
 from tests.databases import processes
-from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove, rejected, said, seen, upload
+from tests.factories import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOW,
+    add,
+    damage,
+    export,
+    intent,
+    prove,
+    rejected,
+    said,
+    seen,
+    upload,
+)
 
 CANARY = "canary-5ecret"
 

@@ -27,7 +27,14 @@ from plateway.store.memory import Memory
 from plateway.store.wrappers import Prefixed, ReadOnly
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Lab, with_policy
-from tests.test_archives import content, exported, flipped, make, replaced, twin
+from tests.pipeline.test_archive import (
+    content,
+    exported,
+    flipped,
+    make,
+    replaced,
+    twin,
+)
 from tests.test_retention import LONG_AGO, NOW, event, export, ledger
 
 WEEK = timedelta(days=7)

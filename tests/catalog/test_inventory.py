@@ -14,7 +14,19 @@ from plateway.findings import account_of
 from plateway.ledger import Account, Day, SystemFigures
 from plateway.outcome import Restored
 from plateway.records import ArchiveEntry, ArchiveManifest, Event
-from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove, rejected, upload
+from tests.factories import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOW,
+    add,
+    damage,
+    export,
+    intent,
+    prove,
+    rejected,
+    upload,
+)
 
 SHA = "s" * 64
 

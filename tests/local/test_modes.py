@@ -17,7 +17,7 @@ from rich.console import Console
 from plateway.catalog import Catalog
 from plateway.local import bringup
 from plateway.settings import load, make_private
-from tests.deployments.test_bringup import until
+from tests.local.test_bringup import until
 
 PLATEWAY = [sys.executable, "-m", "plateway"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from plateway.local.logs import LogLimits, open_log, rotate, rotated_path
 from plateway.local.supervisor import Part, Supervisor
-from tests.deployments.test_bringup import until
+from tests.local.test_bringup import until
 
 CHATTY = """
 import sys

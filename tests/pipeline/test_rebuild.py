@@ -29,7 +29,7 @@ from plateway.store import Store, object_metadata, open_store
 from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.lab import Clock, Lab
-from tests.test_copies import damage, gone, tape
+from tests.pipeline.test_read import damage, gone, tape
 
 NEVER_KNOWN = {"uploaded_at", "evidence", "evidence_at", "read_back_at"}  # of an export
 

@@ -30,7 +30,7 @@ from plateway.gateway import tokens
 from plateway.gateway.access import Access, AccessLog
 from plateway.names import PlainFormatter, plain
 from plateway.simulator import Shot, Simulated
-from tests.test_cli import call, home
+from tests.cli.test_cli import call, home
 
 __all__ = ["home"]
 

@@ -16,9 +16,9 @@ from plateway.catalog import Catalog
 from plateway.cli.bucket import bucket_environment
 from plateway.endpoint import Endpoint
 from plateway.errors import NotFound, Refused, Rejected
-from tests import facts
+from tests import factories
+from tests.cli.test_cli import call, home, told
 from tests.faults.proxy import between, error
-from tests.test_cli import call, home, told
 
 __all__ = ["home"]
 
@@ -107,7 +107,7 @@ def test_a_bucket_of_exports_wants_its_name_typed(filled: str, site: Path) -> No
     """Else it is not changed, removed or given rules; here exports have a part of it to themselves."""
     catalog = Catalog(f"sqlite:///{site}/catalogue.db")
     catalog.upgrade()
-    facts.export(catalog, facts.add(catalog), bucket=f"{filled}/part")
+    factories.export(catalog, factories.add(catalog), bucket=f"{filled}/part")
     catalog.close()
     rules = site / "rules.json"
     rules.write_text(json.dumps({"Rules": [{"ID": "a", "Status": "Enabled", "Filter": {"Prefix": ""},

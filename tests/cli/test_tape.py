@@ -16,7 +16,7 @@ import pytest
 from plateway import simulator
 from plateway.errors import Misconfigured
 from plateway.simulator import Announced, Simulated
-from tests.test_cli import call, home, told
+from tests.cli.test_cli import call, home, told
 
 __all__ = ["home"]
 

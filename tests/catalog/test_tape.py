@@ -24,7 +24,17 @@ from plateway.records import (
     Record,
 )
 from tests.databases import furnish
-from tests.facts import DAY, HOUR, MINUTE, NOW, add, damage, export, intent, prove
+from tests.factories import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOW,
+    add,
+    damage,
+    export,
+    intent,
+    prove,
+)
 
 PATH = "images/20261121_012/2026-11-21.tar"
 SHA, OTHER = "s" * 64, "o" * 64
