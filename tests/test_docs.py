@@ -41,19 +41,19 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """Take the code blocks of a page, each with the number of lines before it."""
+    """Return the code blocks of a page, each with the number of lines before it."""
     text = page.read_text()
     return [(text.count("\n", 0, found.start(2)), found[2]) for found in BLOCK.finditer(text) if found[1] == language]
 
 
 def prose(page: Path) -> str:
-    """Take a page without its code blocks."""
+    """Return a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory to work in, and nothing set."""
+    """An empty working directory, and no settings."""
     for name in [name for name in os.environ if name.startswith(("PLATEWAY_", "AWS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home with a bucket and one exported event of each of two instruments, where the settings look for it."""
+    """A home with a bucket and one exported event of each of two instruments; the settings name it."""
     (bare / "bucket").mkdir()
     monkeypatch.setenv("PLATEWAY_HOME", str(bare))
     monkeypatch.setenv("PLATEWAY_BUCKET_URL", (bare / "bucket").as_uri())
@@ -83,7 +83,7 @@ def site(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(page: Path, request: pytest.FixtureRequest) -> None:
-    """Every example in Python does what the page says, one after the other; those about buckets on a real server."""
+    """Every example in Python runs, one after the other; those about buckets on a real server."""
     names: dict[str, Any] = {"__name__": page.stem}
     if page.stem == "buckets":
         names["endpoint"] = request.getfixturevalue("endpoint")
@@ -131,13 +131,13 @@ def test_tutorials_run(page: Path, bare: Path, request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "json")], ids=lambda page: page.name)
 def test_documents_are_json(page: Path) -> None:
-    """What is shown as JSON is JSON."""
+    """Every block of JSON can be parsed."""
     for _, text in blocks(page, "json"):
         json.loads(text)
 
 
 def test_announcements_are_accepted() -> None:
-    """The example of each dialect is one that an instrument may write."""
+    """The example of each event format is accepted."""
     examples = [text for _, text in blocks(ROOT / "docs" / "events.md", "json")]
     assert len(examples) == 2
     for text in examples:
@@ -146,8 +146,8 @@ def test_announcements_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file that is there, and a heading that is in it."""
+def test_links_have_targets(page: Path) -> None:
+    """Every relative link names an existing file, and an existing heading."""
     missing = []
     for link in LINK.findall(prose(page)):
         if "://" in link:
@@ -181,7 +181,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-def told_settings() -> Iterator[tuple[list[str], str, str]]:
+def documented_settings() -> Iterator[tuple[list[str], str, str]]:
     """Read the tables of settings: the names in the first cell, the default, the meaning."""
     for line in (ROOT / "docs" / "settings.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -200,15 +200,15 @@ def known_settings() -> dict[str, set[str]]:
 
 def test_every_setting_has_a_line() -> None:
     """The tables have all settings, by all their names, once, and no other."""
-    told = [set(names) for names, _, meaning in told_settings() if meaning]
-    assert sorted(map(sorted, told)) == sorted(map(sorted, known_settings().values()))
+    documented = [set(names) for names, _, meaning in documented_settings() if meaning]
+    assert sorted(map(sorted, documented)) == sorted(map(sorted, known_settings().values()))
 
 
 @pytest.mark.usefixtures("bare")
-def test_the_defaults_are_as_told() -> None:
+def test_the_defaults_are_as_documented() -> None:
     """What a line gives as default, read as a setting, is the default; `unset` says that there is none."""
     defaults = settings.load()
-    for names, default, _ in told_settings():
+    for names, default, _ in documented_settings():
         (field,) = [field for field, known in known_settings().items() if known == set(names)]
         value = getattr(defaults, field)
         if default.startswith("unset: "):
@@ -233,7 +233,7 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_is_told(name: str) -> None:
+def test_every_command_and_option_is_documented(name: str) -> None:
     """Each command has a section that names each of its options."""
     sections = re.split(r"^#{2,3} ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)
     (section,) = [text for text in sections if re.match(rf"`{name}(?: \[?ID\]?…?)?(?: NAME)?`\n", text)]
@@ -241,15 +241,15 @@ def test_every_command_and_option_is_told(name: str) -> None:
     assert {option for option in options if not re.search(rf"`{option}\b", section)} == set()
 
 
-def test_no_command_is_told_that_is_not_there() -> None:
+def test_only_existing_commands_are_documented() -> None:
     """Sections name commands that exist."""
-    told = re.findall(
+    documented = re.findall(
         r"^### `(plateway [a-z -]+?)(?: \[?ID\]?…?)?(?: NAME)?`$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE
     )
-    assert sorted(told) == sorted(COMMANDS)
+    assert sorted(documented) == sorted(COMMANDS)
 
 
-def test_every_fault_is_told() -> None:
+def test_every_fault_is_documented() -> None:
     """The page of the command line has every fault of the simulator."""
     text = (ROOT / "docs" / "cli.md").read_text()
     assert {fault for fault in simulator.FAULTS if f"`{fault}`" not in text} == set()
@@ -265,7 +265,7 @@ NAMED = re.compile(r"`((?:plateway|flows|blocks|deployments|tests|scripts|benchm
     "page", [*PAGES, *sorted((ROOT / "docs" / "decisions").glob("*.md"))], ids=lambda page: page.name
 )
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    """A reader who opens the file that a page names finds it."""
+    """Every file that a page names exists."""
     named = set(NAMED.findall(page.read_text())) - {"plateway/_project"}
     assert [path for path in named if not any(ROOT.glob(path.rstrip("/")))] == []
 
@@ -302,7 +302,7 @@ def started(deployment: dict[str, Any]) -> set[tuple[str, ...]]:
 
 def test_the_deployments_are_those_of_prefect_yaml() -> None:
     """Each deployment has a line with its schedules, triggers and parameters, and their number is right."""
-    told = {
+    documented = {
         quoted(name)[0]: ({tuple(quoted(one)) for one in when.split("; ")} - {()}, quoted(parameters))
         for name, _, when, parameters in rows("prefect.md", "Flows and deployments")
     }
@@ -310,7 +310,7 @@ def test_the_deployments_are_those_of_prefect_yaml() -> None:
     for deployment in DEPLOYMENTS:
         name, flow = flow_of(deployment)
         known[name] = (started(deployment), list(inspect.signature(flow.fn).parameters))
-    assert told == known
+    assert documented == known
     numbers = ("Eight", "Nine", "Ten", "Eleven", "Twelve")
     assert f"{numbers[len(known) - 8]} flows, each deployed" in (ROOT / "docs" / "prefect.md").read_text()
 
@@ -318,11 +318,11 @@ def test_the_deployments_are_those_of_prefect_yaml() -> None:
 def test_the_queues_are_those_of_provisioning() -> None:
     """Each work queue has a line with its priority and how many runs it takes at once."""
     text = (ROOT / "docs" / "prefect.md").read_text().split("| Queue |")[1].split("\n\n")[0]
-    told: dict[str, tuple[int, int | None]] = {}
+    documented: dict[str, tuple[int, int | None]] = {}
     for line in text.splitlines()[2:]:
         names, priority, at_once = (cell.strip() for cell in line.strip("|").split(" | "))
-        told |= {name: (int(priority), None if at_once == "no limit" else int(at_once)) for name in quoted(names)}
-    assert told == importlib.import_module("deployments.provision").QUEUES
+        documented |= {name: (int(priority), None if at_once == "no limit" else int(at_once)) for name in quoted(names)}
+    assert documented == importlib.import_module("deployments.provision").QUEUES
 
 
 def test_the_automations_are_those_that_are_made() -> None:
@@ -339,24 +339,24 @@ def test_the_events_are_those_that_are_sent() -> None:
     assert {quoted(name)[0] for name, _ in rows("prefect.md", "Events for others")} == sent
 
 
-def test_every_finding_is_told() -> None:
+def test_every_finding_is_documented() -> None:
     """The page of reconcile has every kind of finding, its repair and whether it is done without being asked for."""
-    told = rows("reconcile.md", "Findings")
-    assert sorted(quoted(kind)[0] for kind, *_ in told) == sorted(findings.Kind)
-    assert {quoted(kind)[0] for kind, what, _ in told if what.endswith("Grave.")} == findings.GRAVE
+    documented = rows("reconcile.md", "Findings")
+    assert sorted(quoted(kind)[0] for kind, *_ in documented) == sorted(findings.Kind)
+    assert {quoted(kind)[0] for kind, what, _ in documented if what.endswith("Grave.")} == findings.GRAVE
     (harmless, _), (others, _) = rows("reconcile.md", "Repairs")
     assert set(quoted(harmless)) == findings.HARMLESS
     assert {*quoted(harmless), *quoted(others)} == {*findings.Repair} - {findings.Repair.NONE}
 
 
-def test_every_table_of_the_catalogue_is_told() -> None:
+def test_every_table_of_the_catalogue_is_documented() -> None:
     """The page of the catalogue has a line for each of its tables."""
     assert {quoted(name)[0] for name, _ in rows("catalog.md", "Tables")} == set(records.Record.metadata.tables)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))], ids=lambda page: page.stem)
 def test_only_settings_that_exist_are_named(page: Path) -> None:
-    """No page names a setting that is gone."""
+    """No page names a setting that does not exist."""
     known = {*itertools.chain.from_iterable(known_settings().values()), settings.ENV_FILE}
     parts = {"PLATEWAY_PROJECT"}  # in prefect.yaml
     assert set(re.findall(r"\bPLATEWAY_[A-Z_]*[A-Z]\b", page.read_text())) - known - parts == set()
