@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from typer.main import get_command
 
 from plateway.endpoint import Endpoint
 from plateway.local import seaweed
+from tests.soak import SOAK
 
 pytest_plugins = ["plateway.testing", "tests.databases", "tests.order"]
 vars(testing)["_get_command"] = cache(get_command)  # it takes longer than most commands
@@ -25,6 +27,25 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start a hundred ti
 def pytest_xdist_auto_num_workers() -> int:
     """Start one worker more than there are cores: many tests wait for servers."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is in the soak only."""
+    if (marker := item.get_closest_marker("soak")) is not None and not SOAK:
+        pytest.skip(f"{marker.args[0]}: PLATEWAY_SOAK=1")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write in one line what was skipped because a server or a program is missing, and how to install it."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    missing = {reason: count for reason, count in reasons.items() if "PLATEWAY_SOAK" not in reason}
+    if missing:
+        told = "; ".join(f"{count} × {reason}" for reason, count in sorted(missing.items()))
+        terminalreporter.write_line(
+            f"{sum(missing.values())} tests need more than is here: {told}. Run scripts/install and scripts/peers."
+        )
 
 
 def pytest_collection_finish() -> None:

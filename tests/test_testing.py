@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from plateway.endpoint import Endpoint
-from tests.soak import SOAK
 
 ROOT = Path(__file__).resolve().parent.parent
 FAILING = "\n\ndef test_that_fails(s3_bucket):\n    print('in', s3_bucket)\n    assert False\n"
@@ -36,7 +35,7 @@ def ran(directory: Path, test: str, **env: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not SOAK, reason="starts a server, as the other tests do")
+@pytest.mark.soak("starts a server, as the other tests do")
 def test_the_example_runs_on_a_server_of_its_own(tmp_path: Path) -> None:
     """Where no endpoint is named, there is one all the same."""
     assert "1 passed" in ran(tmp_path, example())

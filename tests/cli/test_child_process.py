@@ -157,7 +157,7 @@ def test_a_command_has_a_temporary_bucket(client: Any, bucket: str, endpoint: En
     assert left(client, bucket) == []
 
 
-@pytest.mark.skipif(not SOAK, reason="the same, at the cost of another process")
+@pytest.mark.soak("the same, at the cost of another process")
 def test_an_interrupted_selftest_leaves_nothing(client: Any, bucket: str, endpoint: Endpoint) -> None:
     """Its own objects are removed; the others stay."""
     client.put_object(Bucket=bucket, Key="kept", Body=b"1")

@@ -536,7 +536,7 @@ def test_no_file_loses_its_last_copy(met: Counter[str]) -> None:
     assert met["purge gone"] and met["expire expired"] and met["reported"]
 
 
-@pytest.mark.skipif(not SOAK, reason="the same rules as over directories, and slower: PLATEWAY_SOAK=1")
+@pytest.mark.soak("the same rules as over directories, and slower")
 @pytest.mark.timeout(0)
 def test_no_file_loses_its_last_copy_on_s3(met: Counter[str], endpoint: Endpoint, bucket: str) -> None:
     """The same with a bucket on a real server."""

@@ -68,7 +68,7 @@ EXCUSED = {
     "archive.put_manifest": "writes by `archive.write`",
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
     "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
-    "catalog.record_relocation": "a row of `relocate`, which goes on with those that are left; `test_several_buckets` does",
+    "catalog.record_relocation": "a row of `relocate`, which goes on with the others; `test_several_buckets` does",
     "archive.write": "writes by `archive._put`, names by `archive._link`",
 }
 NUMBERS = count(1)

@@ -24,7 +24,6 @@ from plateway.events import Ref
 from plateway.ledger import Ledger
 from plateway.simulator import Announced, Simulated
 from tests.flows.conftest import Site, ask, ended, until
-from tests.soak import SOAK
 
 numbers = count()
 
@@ -179,7 +178,7 @@ def test_a_purge_shows_its_refusals(site: Site, worker: subprocess.Popen[bytes],
     assert event.images.exists()
 
 
-@pytest.mark.skipif(not SOAK, reason="a process for each run takes a tenth of the gate's time: PLATEWAY_SOAK=1")
+@pytest.mark.soak("a process for each run takes a tenth of the gate's time")
 def test_a_process_pool_runs_the_same_deployments(site: Site, catalog: Catalog) -> None:
     """Where isolation matters, the flows run unchanged in processes of their own."""
     site.deploy(work_pool="process")

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import SOAK
-
 FIGURES = re.compile(r"^(\S+): (\d+) of (\d+) killed$", re.MULTILINE)
 LEAST = 0.95
 
 
-@pytest.mark.skipif(not SOAK, reason="eight hundred runs of the tests that bear on deletion: PLATEWAY_SOAK=1")
+@pytest.mark.soak("eight hundred runs of the tests that bear on deletion")
 @pytest.mark.timeout(0)
 def test_nearly_every_mutant_is_killed() -> None:
     """What survives is printed; ``survivors.md`` explains it."""
