@@ -37,15 +37,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write in one line what was skipped because a server or a program is missing, and how to install it."""
-    reasons = Counter(
-        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
-    )
-    missing = {reason: count for reason, count in reasons.items() if "PLATEWAY_SOAK" not in reason}
+    skipped = [str(one.longrepr[2]).removeprefix("Skipped: ") for one in terminalreporter.stats.get("skipped", [])]
+    missing = Counter(reason for reason in skipped if "PLATEWAY_SOAK" not in reason)
     if missing:
-        told = "; ".join(f"{count} × {reason}" for reason, count in sorted(missing.items()))
-        terminalreporter.write_line(
-            f"{sum(missing.values())} tests need more than is here: {told}. Run scripts/install and scripts/peers."
-        )
+        why = "; ".join(f"{count} because {reason}" for reason, count in sorted(missing.items()))
+        terminalreporter.write_line(f"Skipped {missing.total()}: {why}. See scripts/install and scripts/peers.")
 
 
 def pytest_collection_finish() -> None:
