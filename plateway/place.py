@@ -8,11 +8,13 @@ A place that we may only read is identified by its file system and its root inst
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 CAP = 4096  # bytes that are read of a marker
 PART = 8 << 20
+LOCK_WAIT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -94,27 +97,57 @@ class DirectoryPlace:
     def write_marker(self, marker: Marker, *, replace: bool = False) -> bool:
         aside = self._path / f"{MARKER_FILE}.part"
         try:
-            aside.unlink(missing_ok=True)  # of a writer that died
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(marker.dump())
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                (self._path / MARKER_FILE).unlink(missing_ok=True)
-        except FileExistsError:  # another process marks the place just now
+            with _locked(self._path) as ours:
+                if not ours or (not replace and (self._path / MARKER_FILE).exists()):
+                    return True  # another process marks, or marked, the place
+                aside.unlink(missing_ok=True)  # of a writer that died
+                descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                    file.write(marker.dump())
+                    file.flush()
+                    os.fsync(file.fileno())
+                if replace:
+                    (self._path / MARKER_FILE).unlink(missing_ok=True)
+                with suppress(Refused, Unsettled):  # a machine without locks was faster
+                    move(self._path, aside.name, to=MARKER_FILE)
+                aside.unlink(missing_ok=True)
+        except FileExistsError:  # the same
             return True
         except OSError:
             return False
-        with suppress(Refused, Unsettled):  # another process was quicker
-            move(self._path, aside.name, to=MARKER_FILE)
-        aside.unlink(missing_ok=True)
         return True
 
     def root_identity(self) -> str:
         with translate_errors(self._name):
             status, system = self._path.stat(), os.statvfs(self._path)
         return f"{system.f_fsid or status.st_dev:x}:{status.st_ino}"
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Lock a directory while its marker is written; yields False if another process holds the lock for long.
+
+    Without the lock, a writer could take the unfinished marker of another one for the rest of a dead one. Where the
+    file system has no locks, none is taken.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + LOCK_WAIT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    yield False
+                    return
+                time.sleep(0.01)
+                continue
+            except OSError:
+                pass  # the file system has no locks
+            yield True
+            return
+    finally:
+        os.close(descriptor)
 
 
 class BucketPlace:

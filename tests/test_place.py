@@ -1,12 +1,17 @@
 """Places that would empty each other: refused when the site is put together, whatever name leads there."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from plateway import pipeline, settings
 from plateway.errors import Misconfigured
+from plateway.keys import MARKER_FILE
+from plateway.place import DirectoryPlace, Marker
 
 PLACES = {
     "source_root": "{}",
@@ -85,3 +90,24 @@ def test_a_prefix_beside_the_exports_is_accepted(tmp_path: Path) -> None:
     told = {"bucket_url": "s3://raw/images", "archive_target": "s3://raw/images-tape"}
     told |= {"access_key_id": "key", "secret_access_key": "secret"}
     pipeline.open_site(settings.load(home=str(tmp_path / "home"), **told)).close()
+
+
+def test_many_who_mark_a_place_at_once_agree(tmp_path: Path) -> None:
+    """Whoever is first, everybody reads one whole marker, at any moment, and nothing else is left."""
+    for number in range(30):
+        path = tmp_path / str(number)
+        path.mkdir()
+        start = threading.Barrier(4)
+        seen: list[Marker | None] = []
+
+        def mark(path: Path = path, start: threading.Barrier = start, seen: list[Marker | None] = seen) -> None:
+            place = DirectoryPlace(path, name="bench")
+            start.wait()
+            assert place.write_marker(Marker(uuid4(), uuid4()))
+            seen.append(place.read_marker())
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(mark) for _ in range(4)]:
+                done.result()
+        assert len(set(seen)) == 1 and seen[0] is not None
+        assert [one.name for one in path.iterdir()] == [MARKER_FILE]

@@ -53,6 +53,7 @@ class Message:
             ("DELETE", "uploadId"): "abort",
             ("GET", "uploads"): "list uploads",
             ("GET", "list-type"): "list",
+            ("POST", "delete"): "delete objects",
         }
         for (verb, key), name in operations.items():
             if verb == method and key in asked:

@@ -84,7 +84,7 @@ def test_verbs_take_a_block(block: str, bucket: str, tmp_path: Path, monkeypatch
         told[" ".join(words[:2])] = result.stdout
     assert bucket in told["ls"]
     assert not SOAK or (tmp_path / "back.tif").read_bytes() == b"tiff"
-    assert told[f"rb {there}"].endswith(f"{there} is gone\n")
+    assert told[f"rb {there}"].endswith(f"{there} removed\n")
 
 
 def test_a_block_that_may_only_read(site: Site, endpoint: Endpoint, bucket: str, tmp_path: Path) -> None:
