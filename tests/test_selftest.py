@@ -105,7 +105,7 @@ class Poor:
             return error(501, "NotImplemented")
         if request.name == "get bucket":
             return error(501, "NotImplemented")  # lists neither buckets nor, in the words of version 1, objects
-        if request.name == "post bucket":
+        if request.name == "delete objects":
             return with_body(replace(OK, headers=()), NONE_DELETED)
         if "X-Amz-Signature" in question:
             return error(403, "AccessDenied")

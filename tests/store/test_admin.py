@@ -184,7 +184,7 @@ def test_thousands_are_deleted_in_a_few_requests(endpoint: Endpoint, bucket: str
         there = Buckets(replace(endpoint, url=proxy.url))
         done = good(there.delete(Address(bucket, "n"), there.find(Address(bucket, "n"))))
         assert len({one.address.key for one in done}) == len(done) == 1100
-        assert sum(request.name == "post bucket" for request in proxy.log) <= 3
+        assert sum(request.name == "delete objects" for request in proxy.log) <= 3
     assert keys(Buckets(endpoint), bucket) == []
 
 
@@ -194,7 +194,7 @@ def test_a_deletion_that_did_not_happen_is_told(endpoint: Endpoint, bucket: str)
     fill(Buckets(endpoint), bucket, "a/1", "a/2")
 
     def pretend(request: Message, forward: Forward) -> Message:
-        if request.name != "post bucket":
+        if request.name != "delete objects":
             return forward(request)
         body = b'<?xml version="1.0"?><DeleteResult></DeleteResult>'
         return Message("HTTP/1.1 200 OK", (("Content-Length", str(len(body))),), body)
