@@ -94,6 +94,16 @@ def keys(typed: AwsCredentials | MinIOCredentials) -> tuple[str | None, str | No
     return tuple(found.get_frozen_credentials()) if found else (None, None, None)
 
 
+def require_api(name: str) -> None:
+    """Raise unless the Prefect server with a Bucket block is named: Prefect would start one of its own, without blocks.
+
+    Raises:
+        Misconfigured: PREFECT_API_URL is not set.
+    """
+    if not PREFECT_API_URL.value():
+        raise Misconfigured(f"PREFECT_API_URL is not set: cannot read the Bucket block {name!r}")
+
+
 def load(name: str) -> Endpoint:
     """Read the endpoint and the credentials of a Bucket block from Prefect, outside of a flow.
 
@@ -102,8 +112,7 @@ def load(name: str) -> Endpoint:
         Misconfigured: PREFECT_API_URL is not set.
         Unavailable: Prefect does not answer.
     """
-    if not PREFECT_API_URL.value():  # otherwise Prefect starts a server of its own, without blocks
-        raise Misconfigured(f"PREFECT_API_URL is not set: cannot read the Bucket block {name!r}")
+    require_api(name)
     try:
         block: Bucket = Bucket.load(name)  # type: ignore[assignment]  # no async client here
         return block.value().endpoint

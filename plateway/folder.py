@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+from plateway.checksums import sha256_of
 from plateway.errors import Busy, Conflict, Damaged, DiskUnavailable, PlatewayError, Refused, Rejected, Unsettled
 from plateway.isolation import beating
 from plateway.names import DEPTH, confined, segments, shown
@@ -189,7 +190,7 @@ class Landing:
     def digest(self, name: str) -> str | None:
         """Compute the SHA-256 of a file, None if it is missing; raises what `read` does."""
         chunks = self.read(name)
-        return None if chunks is None else _digest(chunks)
+        return None if chunks is None else sha256_of(chunks)
 
     def read(self, name: str) -> Iterator[bytes] | None:
         """Read a file, None if it is missing.
@@ -572,14 +573,7 @@ def _same(place: int, name: str, digests: dict[str, str]) -> bool:
 
 
 def _digests(folder: Folder, files: Sequence[File]) -> dict[str, str]:
-    return {file.name: _digest(folder.read(file)) for file in files}
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-    seen = hashlib.sha256()
-    for chunk in chunks:
-        seen.update(chunk)
-    return seen.hexdigest()
+    return {file.name: sha256_of(folder.read(file)) for file in files}
 
 
 def _exchange(place: int, part: str, name: str) -> None:

@@ -32,6 +32,7 @@ def show_settings(home: Home = None, as_json: Json = False) -> None:
 @app.command("bucket")
 def print_bucket(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a Bucket block.")]) -> None:
     """Print a Bucket block of Prefect as a table for buckets.toml, with its keys."""
+    import_from_project("blocks.bucket").require_api(name)
     blocks = import_from_project("blocks.site")
     found = asyncio.run(blocks.load_buckets()).get(name)
     if found is None:

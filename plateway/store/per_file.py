@@ -30,7 +30,7 @@ from plateway.bundle import (
     padded,
     read_manifest,
 )
-from plateway.checksums import PartHasher, combined_etag, part_size
+from plateway.checksums import PartHasher, combined_etag, part_size, sha256_of
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Taken, Unavailable
 from plateway.keys import FOLDERS, HOME, MANIFEST, file_name, files_folder
 from plateway.store import Stat, Store, Upload
@@ -172,7 +172,7 @@ class PerFile:
             if size != told[other].size:
                 yield f"{other} has {size:,} bytes, {told[other].size:,} were sent"
         for member in told.values():
-            if str(member.key) in there and _digest(self._store.open(str(member.key))) != member.sha256:
+            if str(member.key) in there and sha256_of(self._store.open(str(member.key))) != member.sha256:
                 yield f"{member.key} has another SHA-256 than was sent"
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -380,7 +380,7 @@ class _Sending:
         return False
 
     def _read(self, key: str) -> str:
-        return _digest(self._store.open(key))
+        return sha256_of(self._store.open(key))
 
 
 class _Sums:
@@ -519,12 +519,6 @@ def _event(key: str) -> str | None:
 
 def _manifest_key(name: str) -> str:
     return f"{IMAGES}/{name}/{MANIFEST}"
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    deque(map(digest.update, chunks), maxlen=0)
-    return digest.hexdigest()
 
 
 def _pieces(feed: Feed, size: int) -> Iterator[bytes]:
