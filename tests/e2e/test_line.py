@@ -22,6 +22,7 @@ from plateway import pipeline, settings, simulator
 from plateway.local import bringup
 from plateway.local.seaweed import PLAIN
 from plateway.settings import RUNTIME
+from tests.local.test_modes import open_to_others
 from tests.soak import SOAK
 
 PLATEWAY = [sys.executable, "-m", "plateway"]
@@ -168,6 +169,7 @@ def start(home: Path, *words: str, env: Mapping[str, str] | None = None) -> subp
             stderr=messages,
             text=True,
             start_new_session=True,
+            umask=0,
         )
 
 
@@ -224,6 +226,12 @@ def test_the_show_ends_well(demo: Demo) -> None:
         assert len(one["sha256"]) == 64
     assert {one["system"] for one in told["events"]} == {"prince", "aretha"}
     assert httpx.get(told["prefect_ui"], trust_env=False, verify=PLAIN, timeout=30).status_code == 200
+
+
+def test_the_home_is_private(demo: Demo) -> None:
+    """All that the parts of `up` write is for its owner only, whatever the umask."""
+    assert {"s3", "prefect", "logs", "bench", "gateway"} <= {path.name for path in demo.home.iterdir()}
+    assert open_to_others(demo.home) == {}
 
 
 def test_a_site_around_the_demo_stays_as_it_is(demo: Demo) -> None:

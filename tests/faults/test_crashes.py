@@ -422,11 +422,11 @@ class Theatre:
         return self.chosen[case.name]
 
     def all_points(self, case: Case) -> list[Point]:
-        if case.tape:
-            return [*fewer([*points(case, [site for site in self.record(case) if site not in READS])])]
-        chosen = PART.get(case.name) or self.own
-        found = [*points(case, [site for site in self.record(case) if chosen(site)])]
-        return found if case.name == "single" and SOAK else [*fewer(found)]
+        record = self.record(case)
+        wanted = (lambda site: site not in READS) if case.tape else PART.get(case.name) or self.own
+        if case.name == "single" and SOAK:
+            return [*points(case, record)]
+        return [*fewer([*points(case, record)], {site for site in record if wanted(site)})]
 
     def own(self, site: str) -> bool:
         """Tell whether an effect is in none of the cases that are died of in parts."""
@@ -469,12 +469,21 @@ def points(case: Case, record: Sequence[str]) -> Iterator[Point]:
         met[site] += 1
 
 
-def fewer(found: Sequence[Point]) -> Iterator[Point]:
-    """Leave out what is met often: of each effect the first is died of on all sides, the second and last after it."""
+def fewer(found: Sequence[Point], wanted: set[str]) -> Iterator[Point]:
+    """Leave out what is met often: of each wanted effect the first is died of on all sides, the second and last after.
+
+    Right before an effect on files or rows everything is as it was right after the one before, so one of both will do.
+    """
     last = {point.site: point.nth for point in found}
+    covered = False
     for point in found:
-        if point.nth == 0 or (not alike(point) and point.nth in {1, last[point.site]}):
+        again = point.side == "before" and covered and not point.site.startswith("s3 ")
+        chosen = point.site in wanted
+        chosen &= point.nth == 0 or (not alike(point) and point.nth in {1, last[point.site]})
+        if chosen and not again:
             yield point
+        if point.side == "after":
+            covered = chosen
 
 
 def stands(ledger: Ledger, now: datetime) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import stat
@@ -12,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from plateway.catalog import Catalog
 from plateway.local import bringup
-from plateway.settings import load, make_private
+from plateway.settings import make_private
 from tests.local.test_bringup import until
 
 PLATEWAY = [sys.executable, "-m", "plateway"]
@@ -133,18 +131,3 @@ def test_what_earlier_versions_left_open_is_closed(tmp_path: Path) -> None:
     left = {"home/bench", "home/bench/prince", "home/bench/prince/file"}
     assert open_to_others(home).keys() == left
     assert stat.S_IMODE(outside.stat().st_mode) == 0o755
-
-
-@pytest.mark.timeout(600)
-def test_the_home_of_up_is_private(tmp_path: Path) -> None:
-    """All that `up` and its parts write, running and stopped, is for its owner only, whatever the umask."""
-    home = tmp_path / "home"
-    before = os.umask(0)
-    try:
-        with bringup.bring_up(load(home=home), Console(file=io.StringIO())) as parts:
-            assert all(parts.alive().values())
-            assert open_to_others(home) == {}
-        assert {"s3", "prefect", "logs", "bench", "gateway"} <= {path.name for path in home.iterdir()}
-        assert open_to_others(home) == {}
-    finally:
-        os.umask(before)
