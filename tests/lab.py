@@ -1,14 +1,15 @@
 """A small laboratory: a bench with simulated instruments, a bucket and a catalogue, and a clock that we turn."""
 
+import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from plateway import pipeline, simulator
-from plateway.archive import Archive
+from plateway.archive import Archive, Entry, dump
 from plateway.catalog import Catalog
 from plateway.events import Ref
 from plateway.instruments import Instrument, Policy
@@ -16,6 +17,7 @@ from plateway.ledger import Ledger
 from plateway.pipeline import Outcome, Site
 from plateway.simulator import Announced, Simulated
 from plateway.store import Store
+from plateway.store.directory import Directory
 
 DAWN = datetime(2026, 5, 4, 6, tzinfo=UTC)
 POLICY = Policy(purge=True, lifespan=timedelta(hours=8), grace=timedelta(hours=1))
@@ -85,6 +87,34 @@ class Lab:
         assert {one.result for one in self.export()} == {"exported", "verified"}
         return announced, Ref(announced.id, 1)
 
+    def acquired(self, count: int, **options: Any) -> list[Announced]:
+        """Let an instrument acquire events, a second apart, and look until they are complete."""
+        announced = []
+        for _ in range(count):
+            announced.append(self.acquire(**options))
+            self.clock.turn(seconds=1)
+        self.settle()
+        return announced
+
+    def several(self, count: int) -> list[Ref]:
+        """Bring events all the way to verified exports, a second apart."""
+        refs = []
+        for _ in range(count):
+            refs.append(self.exported(images=2)[1])
+            self.clock.turn(seconds=1)
+        return refs
+
+    def manifest(self, refs: Iterable[Ref], *, job: str = "job", path: str = "images/e/2026-05-04.tar") -> bytes:
+        """Write a manifest that names the objects of events, and nothing else of them."""
+        exports = [self.ledger(ref).export for ref in refs]
+        keys = [f"{one.bucket}/{one.key}" for one in exports if one]
+        return dump(job, self.clock().date(), entries=[Entry(path, key) for key in keys])
+
+    def receive(self, content: bytes) -> list[str]:
+        """Hand in a manifest, and return what came of it."""
+        came = pipeline.receive(self.site, content, source="test", name="manifest.json")
+        return [came.result, *(one.result for one in pipeline.settle(self.site))]
+
     def ledger(self, ref: Ref) -> Ledger:
         return self.catalog.ledger(ref)
 
@@ -103,3 +133,23 @@ class Lab:
 
 def with_policy(lab: Lab, **changes: Any) -> None:
     lab.policy = replace(lab.policy, **changes)
+
+
+def intact(announced: Iterable[Announced]) -> bool:
+    """Tell whether everything is on the bench as the instrument wrote it."""
+    return all(
+        (one.images / name).is_file() and hashlib.sha256((one.images / name).read_bytes()).hexdigest() == sha256
+        for one in announced
+        for name, sha256 in one.files.items()
+    )
+
+
+class Broken(Directory):
+    """A bucket that fails as it is told."""
+
+    def __init__(self, root: Path, error: BaseException) -> None:
+        super().__init__(root)
+        self.error = error
+
+    def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
+        raise self.error

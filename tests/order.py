@@ -21,7 +21,7 @@ FIRST = (  # what a worker takes first; everything else follows as it was collec
     "tests/pipeline/test_ingest.py",
     "tests/test_events.py",
     "tests/faults",
-    "tests/pipeline/test_state_machine.py",
+    "tests/faults/test_state_machine.py",
     "tests/archive/test_sftp.py",
     "tests/local/test_seaweed.py",
     "tests/catalog/test_tape.py",

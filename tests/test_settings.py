@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from plateway import instruments, settings
+from plateway import instruments, pipeline, settings
+from plateway.endpoint import AWS, Endpoint, endpoint_identity
 from plateway.errors import Misconfigured
 from plateway.findings import limit
+from plateway.gateway.opening import parts
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +61,112 @@ def test_settings_have_the_same_bounds(name: str, value: str) -> None:
     """They are told when they are read, not when something is deleted."""
     with pytest.raises(Misconfigured, match=name):
         settings.load(**{name: value})
+
+
+# ---------------------------------------------------------------------------------------------------- several buckets
+
+
+def written(home: Path, text: str, **flags: Any) -> settings.Settings:
+    """Write buckets.toml, and load settings of a site with an endpoint and a key of its own."""
+    (home / "buckets.toml").write_text(text)
+    ours = {"endpoint_url": "http://s3.example", "access_key_id": "OURS", "secret_access_key": "hush"}
+    return settings.load(home=home, **ours, **flags)
+
+
+def test_a_table_says_what_differs(tmp_path: Path) -> None:
+    """What a table leaves out is as for the site's own bucket; a key is taken whole, a name goes with its address."""
+    text = """
+        [dev]
+        url = "s3://dev"
+        systems = ["aretha", "nina"]
+        [haven]
+        url = "s3://extraction_5_CT"
+        endpoint_url = "http://haven.example:7070"
+        access_key_id = "READER"
+        secret_access_key = "hush"
+        read_only = true
+        """
+    known = written(tmp_path, text, endpoint_name="surf", session_token="of ours")
+    dev, haven = (known.buckets[name].endpoint for name in ("dev", "haven"))
+    assert (dev.url, dev.name, dev.access_key_id) == ("http://s3.example", "surf", "OURS")
+    assert dev.session_token == SecretStr("of ours")
+    assert (haven.name, haven.session_token, haven.read_only) == (None, None, True)
+    assert "hush" not in repr(haven)
+    assert [known.instrument(name).bucket for name in ("aretha", "nina", "prince")] == ["dev", "dev", None]
+
+
+def test_a_file_that_others_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It holds keys."""
+    table = "[dev]\nurl = 's3://dev'"
+    for mode, warned in ((0o600, False), (0o640, True)):
+        (tmp_path / "buckets.toml").touch()
+        (tmp_path / "buckets.toml").chmod(mode)
+        caplog.clear()
+        assert written(tmp_path, table).buckets.keys() == {"dev"}
+        assert ("chmod 600" in caplog.text) is warned
+
+
+WRONG = {
+    "no table": ('dev = "s3://dev"', "dev is no table"),
+    "no url": ("[dev]\nregion = 'x'", r"\[dev\] url: Field required"),
+    "unknown field": ("[dev]\nurl = 's3://d'\nsecret_key = 'hush'", r"\[dev\] secret_key: Extra inputs"),
+    "wrong kind": ("[dev]\nurl = 's3://d'\nsecret_access_key = 5", r"\[dev\] secret_access_key: "),
+    "not a name": ("[Dev_1]\nurl = 's3://d'", "lower case letters"),
+    "the site's own": ("[plateway]\nurl = 's3://d'", "PLATEWAY_BUCKET_URL"),
+    "two for one": ("[a]\nurl='s3://a'\nsystems=['x']\n[b]\nurl='s3://b'\nsystems=['x']", r"\[a\] or to \[b\]"),
+    "no TOML": ("[dev", "buckets.toml: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_named(tmp_path: Path, name: str) -> None:
+    """Table and field are told, values are not."""
+    text, match = WRONG[name]
+    with pytest.raises(Misconfigured, match=match) as caught:
+        _ = written(tmp_path, text).buckets
+    assert "hush" not in str(caught.value)
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    """Only the default one need not exist."""
+    assert settings.load(home=tmp_path).buckets == {}
+    with pytest.raises(Misconfigured, match=r"elsewhere\.toml: no such file"):
+        _ = settings.load(home=tmp_path, buckets_file=tmp_path / "elsewhere.toml").buckets
+
+
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [
+        ("HTTP://S3.Example:80/", "http://s3.example"),
+        ("https://s3.example:443", "https://s3.example"),
+        ("http://user:pass@s3.example", "http://s3.example"),
+        ("http://s3.example:8080/gate/", "http://s3.example:8080/gate"),
+        ("https://s3.eu-west-1.amazonaws.com", AWS),
+        (None, AWS),
+    ],
+)
+def test_an_endpoint_is_known_by_its_address(address: str | None, same: str) -> None:
+    """However an address is written it is the same one; a name goes before it."""
+    assert endpoint_identity("s3://raw", Endpoint(url=address)) == same
+    assert endpoint_identity("s3://raw", Endpoint(url=address, name="surf")) == "surf"
+    assert endpoint_identity("memory://raw", Endpoint(url=address, name="surf")) == "memory:"
+
+
+def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
+    """What two systems send would be told as dark objects; but another view of a bucket may have a name."""
+    for url in ("s3://plateway-raw", "s3://plateway-raw/dev"):
+        with pytest.raises(Misconfigured, match="buckets plateway and dev share objects"):
+            pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
+        with closing(pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"'))) as site:
+            site.catalog.upgrade()
+            assert [one.store for one in site.every_bucket()] == [site.store]
+    table = '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"\nsystems = ["aretha"]'
+    with closing(pipeline.open_site(written(tmp_path, table))) as site:
+        assert [one.endpoint for one in site.each_bucket()] == ["http://s3.example", "http://b"]
+
+
+def test_objects_have_a_place_of_their_own(tmp_path: Path) -> None:
+    """No token of the gateway reaches any bucket that exports go to."""
+    known = written(tmp_path, '[dev]\nurl = "s3://dev"', objects_url="s3://dev/objects")
+    with pytest.raises(Misconfigured, match="apart from the bucket dev"):
+        parts(known)

@@ -14,16 +14,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from plateway import settings
+from plateway import __version__, settings
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, Refused
-from plateway.gateway import (
-    Rate,
-    auth,
-    create_app,
-    opening,
-    reference,
-)
+from plateway.gateway import Rate, auth, create_app, opening, reference
 from plateway.gateway.app import overlap
 from plateway.local.seaweed import PLAIN
 from plateway.settings import RUNTIME, Settings
@@ -266,3 +260,13 @@ def test_only_what_comes_straight_is_shown_events(known: Known, headers: dict[st
 def test_kinds_in_words(schema: dict[str, object], words: str) -> None:
     """What a value is, said shortly."""
     assert reference.kind(schema) == words
+
+
+def test_o14_health_readiness_and_version(start: Start, tmp_path: Path) -> None:
+    """O14: readiness looks at the parts, and the version that is told is the one that runs."""
+    (tmp_path / "objects").mkdir()
+    gateway = start(objects=(tmp_path / "objects").as_uri())
+    assert httpx.get(f"{gateway.url}/openapi.json").json()["info"]["version"] == __version__
+    (tmp_path / "objects").rmdir()
+    ready = httpx.get(f"{gateway.url}/ready")
+    assert (ready.status_code, ready.json()["checks"]["objects"]) == (503, "is not there")

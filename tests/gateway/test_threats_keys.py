@@ -23,7 +23,7 @@ import pytest
 from plateway import store
 from plateway.endpoint import Endpoint
 from plateway.gateway import Parts
-from tests.gateway.conftest import GENEROUS, Gateway, running
+from tests.gateway.conftest import GENEROUS, Gateway, Start, running
 from tests.soak import SOAK
 
 CASES = 10_000
@@ -215,3 +215,16 @@ def test_targets_that_are_no_paths_of_objects(tmp_path: Path, request: pytest.Fi
         status, told = line.ask(b"GET", target)
         assert status in {400, 404} and CANARY not in told
         line.close()
+
+
+def test_o5_dots_are_refused_and_never_followed(start: Start) -> None:
+    """O5: ``a/../b`` is not stored as ``b``, nor ``a/./b`` as ``a/b``, however it is written; it is refused aloud."""
+    gateway = start()
+    gateway.client().close()
+    site = Line(gateway)
+    for target in (b"a/../b", b"a/%2e%2e/b", b"a%2f..%2fb", b"a/./b", b"a/%2e/b", b"..", b".", b"a/..", b"%2e%2e"):
+        status, told = site.ask(b"PUT", b"/objects/" + target, b"1")
+        assert status == 400 and b"no segments . or .." in told, target
+    assert b'"keys":[]' in site.ask(b"GET", b"/objects")[1]
+    assert site.ask(b"PUT", b"/objects/a/..b/.c/d..", b"1")[0] == 200
+    site.close()

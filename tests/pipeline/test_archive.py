@@ -11,11 +11,12 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -23,7 +24,7 @@ from plateway import pipeline
 from plateway.archive import Archive, open_archive, parse
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
-from plateway.errors import Misconfigured, NotFound
+from plateway.errors import Misconfigured, NotFound, PlatewayError
 from plateway.events import Ref
 from plateway.keys import MARKER_FILE, PREFIXES
 from plateway.ledger import Ledger
@@ -35,7 +36,7 @@ from plateway.store import Store, open_store
 from plateway.store.memory import Memory
 from tests.databases import furnish
 from tests.dying import Death, Fate, dying, points
-from tests.lab import DAWN, Clock, Lab
+from tests.lab import DAWN, Clock, Lab, with_policy
 
 EXPERIMENT = "20260504_001"
 DAY = f"images/{EXPERIMENT}/2026-05-04"
@@ -727,3 +728,119 @@ def test_the_line_knows_its_archive(lab: Lab) -> None:
     """What the verbs are given is what the settings say."""
     site: Site = lab.site
     assert site.archive is lab.archive
+
+
+# -------------------------------------------------------------------------------------------- what older systems lost
+
+
+def test_d5_the_archive_takes_what_the_catalogue_names(lab: Lab) -> None:
+    """No glob has to guess a layout: every export of the day is on tape, wherever its key puts it."""
+    refs = lab.several(3)
+    lab.clock.turn(days=1)
+    pipeline.archive(lab.site)
+    assert [lab.state(ref) for ref in refs] == ["archived"] * 3
+
+
+def test_d7_every_kind_is_archived(lab: Lab) -> None:
+    """Videos and overviews go to tape as images do, each below a folder of its own."""
+    for number, kind in enumerate(("stitch", "video", "overview")):
+        announce(lab, kind, number)
+    lab.settle()
+    assert {one.result for one in lab.export()} == {"exported", "verified"}
+    lab.clock.turn(days=1)
+    pipeline.archive(lab.site)
+    folders = {one.path.split("/")[0] for one in lab.archive.list() if one.path.endswith(".tar")} if lab.archive else {}
+    assert folders == {"images", "videos", "overview"}
+    assert {one.state(lab.clock()).name for one in lab.catalog.ledgers()} == {"archived"}
+
+
+def announce(lab: Lab, kind: str, number: int) -> None:
+    """Announce one event of a kind, as an instrument of the newer dialect does."""
+    root = lab.bench / "aretha"
+    images = root / f"event-{number}"
+    images.mkdir(parents=True)
+    (root / "events").mkdir(exist_ok=True)
+    (images / "image.tif").write_bytes(bytes([number]) * 999)
+    said = {
+        "ref_id": str(UUID(int=number + 1)),
+        "experiment_id": "e",
+        "timestamp": lab.clock().isoformat(),
+        "type": kind,
+        "system": "aretha",
+        "local_path": images.name,
+        "img_count": 1,
+        "metadata": {},
+    }
+    (root / "events" / f"{number}.json").write_text(json.dumps(said))
+
+
+def test_d8_an_archive_that_does_not_work_is_told(lab: Lab) -> None:
+    """The tape is not mounted: the run says so and nothing counts as archived; mounted again, it does."""
+    (ref,) = lab.several(1)
+    lab.clock.turn(days=1)
+    (lab.home / "tape").rename(lab.home / "away")
+    outcomes: list[pipeline.Outcome] = []
+    with suppress(PlatewayError):
+        outcomes = pipeline.archive(lab.site)
+    assert {one.result for one in outcomes} <= {"failed", "later"}
+    assert lab.state(ref) == "exported"
+    (lab.home / "away").rename(lab.home / "tape")
+    pipeline.archive(lab.site)
+    assert lab.state(ref) == "archived"
+
+
+def test_d9_late_exports_are_archived_too(lab: Lab) -> None:
+    """An event of a day whose tar is written already goes into a second one; the first is not touched."""
+    announce(lab, "stitch", 0)
+    lab.settle()
+    lab.export()
+    announce(lab, "stitch", 1)
+    lab.clock.turn(hours=18)
+    pipeline.archive(lab.site)
+    (only,) = lab.catalog.ledgers()
+    (first,) = only.archives
+    before = (lab.home / "tape" / first.path).read_bytes()
+    lab.settle()
+    lab.export()
+    pipeline.archive(lab.site)
+    assert [one.archives[0].path for one in lab.catalog.ledgers()] == [first.path, first.path.replace(".tar", ".2.tar")]
+    assert (lab.home / "tape" / first.path).read_bytes() == before
+
+
+def test_d10_half_an_archive_is_none(lab: Lab) -> None:
+    """A tar that broke off never gets its name, and one that lies there cut is not taken for an archive."""
+    (ref,) = lab.several(1)
+    lab.clock.turn(days=1)
+    pipeline.archive(lab.site)
+    (location,) = lab.ledger(ref).archives
+    whole = lab.home / "tape" / location.path
+    (lab.home / "second").mkdir()
+    cut = lab.home / "second" / location.path
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(whole.read_bytes()[:-3000])
+    other = replace(lab.site, archive=open_archive((lab.home / "second").as_uri()))
+    (lab.home / "second" / MARKER_FILE).write_bytes(
+        (lab.home / "tape" / MARKER_FILE).read_bytes()
+    )  # it even says it is the same
+    with_policy(lab, purge=False, bucket_lifespan=timedelta(0), grace=timedelta(0))
+    assert {one.result for one in pipeline.expire(replace(other, instrument=lab.instrument))} == {"refused"}
+    assert lab.store.stat(lab.ledger(ref).event.key) is not None
+
+
+def test_d11_what_was_written_and_never_told_is_told_by_the_next_run(lab: Lab) -> None:
+    """The archiver dies between writing its tar and telling of it: the next run finds the tar, and tells."""
+    (ref,) = lab.several(1)
+    lab.clock.turn(days=1)
+    pipeline.archive(lab.site)
+    written = {one.path: one.size for one in lab.archive.list()} if lab.archive else {}
+    fresh = Catalog(f"sqlite:///{lab.home}/second.db", clock=lab.clock)  # one that never heard of it
+    fresh.upgrade()
+    forgetful = replace(lab, catalog=fresh)
+    forgetful.settle()
+    forgetful.export()
+    for path in lab.home.glob("tape/manifests/*"):
+        path.unlink()
+    pipeline.archive(replace(forgetful.site, archive=lab.archive))
+    assert forgetful.state(ref) == "archived"
+    assert ({one.path: one.size for one in lab.archive.list()} if lab.archive else {}) == written
+    fresh.close()

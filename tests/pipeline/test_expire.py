@@ -27,14 +27,7 @@ from plateway.store.memory import Memory
 from plateway.store.wrappers import Prefixed, ReadOnly
 from tests.dying import Death, Fate, dying, points
 from tests.lab import DAWN, Lab, with_policy
-from tests.pipeline.test_archive import (
-    content,
-    exported,
-    flipped,
-    make,
-    replaced,
-    twin,
-)
+from tests.pipeline.test_archive import content, exported, flipped, make, replaced, twin
 from tests.test_retention import LONG_AGO, NOW, event, export, ledger
 
 WEEK = timedelta(days=7)
@@ -829,3 +822,26 @@ def test_rules_of_a_real_bucket_are_read(tmp_path: Path, endpoint: Endpoint, buc
     with pytest.raises(NotFound):
         pipeline.policy_warnings(replace(lab.site, store=open_store("s3://no-such-bucket", endpoint)))
     lab.catalog.close()
+
+
+def test_d4_rules_that_delete_what_tape_does_not_have_are_warned_of(
+    lab: Lab, bucket: str, endpoint: Endpoint, client: Any
+) -> None:
+    """The bucket deletes after two weeks by itself, taped or not: it is told before, with how many that is about."""
+    lab.store = open_store(f"s3://{bucket}", endpoint)
+    lab.several(2)
+    assert pipeline.policy_warnings(lab.site) == []
+    rule = {"ID": "two weeks", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 14}}
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
+    (caution,) = pipeline.policy_warnings(lab.site)
+    assert (caution.prefix, caution.after, caution.exports) == ("images/", "14d", 2)
+
+
+def test_d4_a_bucket_copy_goes_only_with_proof_that_tape_has_it(lab: Lab) -> None:
+    """Old, exported, named by tape but not proven: it stays, for however long."""
+    with_policy(lab, purge=False, bucket_lifespan=timedelta(days=4))
+    (named, other) = lab.several(2)
+    assert lab.receive(lab.manifest([named])) == ["received", "archived"]
+    lab.clock.turn(days=99)
+    assert {one.result for one in pipeline.expire(lab.site, fraction=1.0)} == {"refused"}
+    assert all(lab.store.stat(lab.ledger(ref).event.key) for ref in (named, other))

@@ -675,3 +675,70 @@ def test_a_manifest_of_ours_carries_checksums(lab: Lab) -> None:
     pipeline.settle(lab.site)
     (location,) = lab.ledger(ref).archives
     assert (location.evidence, location.offset, location.member, location.read_at) == ("checksum", 512, "./x.tar", None)
+
+
+# -------------------------------------------------------------------------------------------- what older systems lost
+
+
+def test_d5_keys_of_older_layouts_are_kept_and_do_no_harm(lab: Lab) -> None:
+    """An archiver names objects of both earlier generations beside one of ours: ours is archived, theirs wait."""
+    (ref,) = lab.several(1)
+    ours = json.loads(lab.manifest([ref]))
+    ours["archives"][0]["src_keys"] += [
+        "bucket/images/20250106_001/20250109_1423.tar",
+        "bucket/images/20250106_001.tar",
+    ]
+    assert lab.receive(json.dumps(ours).encode()) == ["received", "archived", "parked"]
+    assert len(list(lab.catalog.parked())) == 2
+    assert lab.state(ref) == "archived"
+
+
+def test_d12_one_bad_entry_leaves_the_others(lab: Lab) -> None:
+    """A known path, an unknown key and a repeated message, in any order: what can be placed is placed."""
+    refs = lab.several(3)
+    messages = [
+        lab.manifest(refs[:2], job="one"),
+        lab.manifest(refs[1:], job="two"),
+        dump(
+            "three", lab.clock().date(), entries=[Entry("images/e/x.tar", f"{lab.store.name}/images/nobody/knows.tar")]
+        ),
+    ]
+    for content in [*messages, *messages]:
+        lab.receive(content)
+    assert [lab.state(ref) for ref in refs] == ["archived"] * 3
+    assert [one.key.rpartition("/")[2] for one in lab.catalog.parked()] == ["knows.tar"]
+
+
+def test_d14_tape_may_tell_before_the_export_is_noted(lab: Lab) -> None:
+    """The message of the archive overtakes the export: it waits, and counts as soon as the key appears."""
+    announced = lab.acquire(images=2)
+    lab.settle()
+    ref = Ref(announced.id, 1)
+    key = lab.ledger(ref).event.key
+    early = dump("job", lab.clock().date(), entries=[Entry("images/e/2026-05-04.tar", f"{lab.store.name}/{key}")])
+    assert lab.receive(early) == ["received", "parked"]
+    lab.export()
+    assert [one.result for one in pipeline.settle(lab.site)] == ["archived"]
+    assert lab.state(ref) == "archived"
+
+
+def test_d15_nothing_is_forgotten_while_nobody_looks(lab: Lab) -> None:
+    """Four hundred manifests lie in the inbox before anybody looks: each is taken in."""
+    inbox = Inbox((lab.home / "inbox").as_uri())
+    for number in range(400):
+        entry = Entry(f"images/e/{number}.tar", f"{lab.store.name}/images/e/{number}.tar")
+        (lab.home / "inbox" / f"{number}.json").write_bytes(dump(f"job {number}", lab.clock().date(), entries=[entry]))
+    lab.clock.turn(minutes=5)
+    pipeline.collect(lab.site, inbox=inbox)
+    assert len(list(lab.catalog.parked())) == len(lab.catalog.manifests()) == 400
+    assert list((lab.home / "inbox").glob("*.json")) == []
+
+
+def test_d16_an_invalid_message_stops_nobody(lab: Lab) -> None:
+    """Garbage between two good manifests is kept with its reason; the good ones count."""
+    refs = lab.several(2)
+    came = [lab.receive(content) for content in (lab.manifest(refs[:1]), b"{", lab.manifest(refs[1:], job="next"))]
+    assert came == [["received", "archived"], ["quarantined"], ["received", "archived"]]
+    (refused,) = lab.catalog.manifests(refused=True)
+    assert refused.content == b"{"
+    assert refused.reason

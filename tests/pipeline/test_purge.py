@@ -24,7 +24,11 @@ from plateway.archive import Entry, dump, open_archive
 from plateway.bench import EVENT_FILE, TRASH
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
-from plateway.errors import Damaged, Transient
+from plateway.errors import (
+    Damaged,
+    Transient,
+    Unavailable,
+)
 from plateway.events import Ref
 from plateway.findings import Kind
 from plateway.instruments import Policy
@@ -37,7 +41,7 @@ from plateway.simulator import Announced
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
 from tests.databases import furnish
-from tests.lab import Clock, Lab, with_policy
+from tests.lab import Broken, Clock, Lab, intact, with_policy
 from tests.soak import SOAK
 
 EXPIRING = Policy(purge=True, lifespan=timedelta(hours=8), grace=timedelta(0), bucket_lifespan=timedelta(0))
@@ -815,3 +819,51 @@ def test_what_a_cut_off_restore_left_is_found_and_cleared(lab: Lab) -> None:
     pipeline.restore(lab.site, ref, to_bench=True)
     assert not back.exists()
     assert whole(announced)
+
+
+# -------------------------------------------------------------------------------------------- what older systems lost
+
+
+def test_d1_nothing_is_purged_for_its_age_alone(lab: Lab) -> None:
+    """Four directories, months old, never exported: all stay, and it is said why."""
+    announced = lab.acquired(4)
+    lab.clock.turn(days=99)
+    outcomes = pipeline.purge(lab.site, fraction=1.0)
+    assert {one.reasons for one in outcomes} == {("not exported",)}
+    assert intact(announced)
+
+
+def test_d19_what_is_still_tried_is_not_purged(lab: Lab) -> None:
+    """The retries last for days, longer than raw images are kept: the images wait for them."""
+    announced = lab.acquired(1)
+    good, lab.store = lab.store, Broken(lab.home / "bucket", Unavailable("away"))
+    for _ in range(12):
+        lab.export()
+        lab.clock.turn(hours=8)
+        assert {one.result for one in pipeline.purge(lab.site)} == {"refused"}
+    assert intact(announced)
+    lab.store = good
+    assert [one.result for one in lab.export()] == ["exported", "verified"]
+
+
+def test_d23_a_directory_that_is_gone_stops_nobody(lab: Lab) -> None:
+    """The first one was removed by hand: that is told, and the others are purged."""
+    first, *others = lab.acquired(3)
+    lab.export()
+    shutil.rmtree(first.images)
+    lab.clock.turn(hours=9)
+    outcomes = pipeline.purge(lab.site)
+    assert {one.result for one in outcomes if one.ref == Ref(first.id, 1)} == {"refused"}
+    assert {one.result for one in outcomes if one.ref != Ref(first.id, 1)} == {"trashed"}
+    assert not any(one.images.exists() for one in others)
+
+
+def test_d24_a_purge_that_comes_months_late_still_purges(lab: Lab) -> None:
+    """There is no window to miss."""
+    (announced,) = lab.acquired(1)
+    lab.export()
+    lab.clock.turn(days=120)
+    pipeline.purge(lab.site)
+    lab.clock.turn(days=1)
+    assert [one.result for one in pipeline.purge(lab.site)] == ["gone"]
+    assert not announced.images.exists()

@@ -20,13 +20,7 @@ from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.errors import Refused, Unavailable
 from plateway.events import Ref
-from plateway.findings import (
-    Finding,
-    Kind,
-    Repair,
-    compare,
-    limit,
-)
+from plateway.findings import Finding, Kind, Repair, compare, limit
 from plateway.keys import MARKER_FILE
 from plateway.ledger import Account
 from plateway.pipeline import Reconciled
@@ -774,3 +768,25 @@ def test_a_long_listing_is_sorted_on_disk(lab: Lab, monkeypatch: pytest.MonkeyPa
     for key in keys:
         put(lab, key, b"")
     assert [one.key for one in pipeline.reconcile(lab.site).findings] == keys
+
+
+def test_d6_nothing_archived_is_no_success(lab: Lab) -> None:
+    """An archiver that found nothing and says so: no event counts as archived, and the exports are found missing."""
+    (ref,) = lab.several(1)
+    empty = {"job_id": "job", "date": "2026-05-05T00:00:00", "archives": []}
+    assert lab.receive(json.dumps(empty).encode()) == ["received"]
+    lab.clock.turn(days=8)
+    found = pipeline.reconcile(lab.site, within=timedelta(days=7))
+    assert [(one.ref, one.kind) for one in found.findings] == [(ref, Kind.UNARCHIVED)]
+    assert lab.state(ref) == "exported"
+
+
+def test_d25_an_archiver_that_falls_silent_is_noticed(lab: Lab) -> None:
+    """No message comes any more, by whatever door: what is not on tape in time is found, by name."""
+    refs = lab.several(3)
+    lab.receive(lab.manifest(refs[:1]))
+    lab.clock.turn(days=6)
+    assert pipeline.reconcile(lab.site, within=timedelta(days=7)).findings == ()
+    lab.clock.turn(days=2)
+    found = pipeline.reconcile(lab.site, within=timedelta(days=7)).findings
+    assert {(one.ref, one.kind) for one in found} == {(ref, Kind.UNARCHIVED) for ref in refs[1:]}

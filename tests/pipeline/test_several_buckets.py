@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from plateway import cli, pipeline, settings, simulator, store
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
-from plateway.endpoint import AWS, Endpoint, endpoint_identity
-from plateway.errors import Conflict, Misconfigured, NotFound, Unavailable
+from plateway.endpoint import Endpoint
+from plateway.errors import Misconfigured, NotFound, Unavailable
 from plateway.events import Ref
 from plateway.findings import Kind
 from plateway.gateway.opening import parts
@@ -117,112 +117,6 @@ class Away(Memory):
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
-
-
-def written(home: Path, text: str, **flags: Any) -> settings.Settings:
-    """Write buckets.toml, and load settings of a site with an endpoint and a key of its own."""
-    (home / "buckets.toml").write_text(text)
-    ours = {"endpoint_url": "http://s3.example", "access_key_id": "OURS", "secret_access_key": "hush"}
-    return settings.load(home=home, **ours, **flags)
-
-
-def test_a_table_says_what_differs(tmp_path: Path) -> None:
-    """What a table leaves out is as for the site's own bucket; a key is taken whole, a name goes with its address."""
-    text = """
-        [dev]
-        url = "s3://dev"
-        systems = ["aretha", "nina"]
-        [haven]
-        url = "s3://extraction_5_CT"
-        endpoint_url = "http://haven.example:7070"
-        access_key_id = "READER"
-        secret_access_key = "hush"
-        read_only = true
-        """
-    known = written(tmp_path, text, endpoint_name="surf", session_token="of ours")
-    dev, haven = (known.buckets[name].endpoint for name in ("dev", "haven"))
-    assert (dev.url, dev.name, dev.access_key_id) == ("http://s3.example", "surf", "OURS")
-    assert dev.session_token == SecretStr("of ours")
-    assert (haven.name, haven.session_token, haven.read_only) == (None, None, True)
-    assert "hush" not in repr(haven)
-    assert [known.instrument(name).bucket for name in ("aretha", "nina", "prince")] == ["dev", "dev", None]
-
-
-def test_a_file_that_others_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It holds keys."""
-    table = "[dev]\nurl = 's3://dev'"
-    for mode, warned in ((0o600, False), (0o640, True)):
-        (tmp_path / "buckets.toml").touch()
-        (tmp_path / "buckets.toml").chmod(mode)
-        caplog.clear()
-        assert written(tmp_path, table).buckets.keys() == {"dev"}
-        assert ("chmod 600" in caplog.text) is warned
-
-
-WRONG = {
-    "no table": ('dev = "s3://dev"', "dev is no table"),
-    "no url": ("[dev]\nregion = 'x'", r"\[dev\] url: Field required"),
-    "unknown field": ("[dev]\nurl = 's3://d'\nsecret_key = 'hush'", r"\[dev\] secret_key: Extra inputs"),
-    "wrong kind": ("[dev]\nurl = 's3://d'\nsecret_access_key = 5", r"\[dev\] secret_access_key: "),
-    "not a name": ("[Dev_1]\nurl = 's3://d'", "lower case letters"),
-    "the site's own": ("[plateway]\nurl = 's3://d'", "PLATEWAY_BUCKET_URL"),
-    "two for one": ("[a]\nurl='s3://a'\nsystems=['x']\n[b]\nurl='s3://b'\nsystems=['x']", r"\[a\] or to \[b\]"),
-    "no TOML": ("[dev", "buckets.toml: "),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_file_is_named(tmp_path: Path, name: str) -> None:
-    """Table and field are told, values are not."""
-    text, match = WRONG[name]
-    with pytest.raises(Misconfigured, match=match) as caught:
-        _ = written(tmp_path, text).buckets
-    assert "hush" not in str(caught.value)
-
-
-def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
-    """Only the default one need not exist."""
-    assert settings.load(home=tmp_path).buckets == {}
-    with pytest.raises(Misconfigured, match=r"elsewhere\.toml: no such file"):
-        _ = settings.load(home=tmp_path, buckets_file=tmp_path / "elsewhere.toml").buckets
-
-
-@pytest.mark.parametrize(
-    ("address", "same"),
-    [
-        ("HTTP://S3.Example:80/", "http://s3.example"),
-        ("https://s3.example:443", "https://s3.example"),
-        ("http://user:pass@s3.example", "http://s3.example"),
-        ("http://s3.example:8080/gate/", "http://s3.example:8080/gate"),
-        ("https://s3.eu-west-1.amazonaws.com", AWS),
-        (None, AWS),
-    ],
-)
-def test_an_endpoint_is_known_by_its_address(address: str | None, same: str) -> None:
-    """However an address is written it is the same one; a name goes before it."""
-    assert endpoint_identity("s3://raw", Endpoint(url=address)) == same
-    assert endpoint_identity("s3://raw", Endpoint(url=address, name="surf")) == "surf"
-    assert endpoint_identity("memory://raw", Endpoint(url=address, name="surf")) == "memory:"
-
-
-def test_buckets_do_not_share_objects(tmp_path: Path) -> None:
-    """What two systems send would be told as dark objects; but another view of a bucket may have a name."""
-    for url in ("s3://plateway-raw", "s3://plateway-raw/dev"):
-        with pytest.raises(Misconfigured, match="buckets plateway and dev share objects"):
-            pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"\nsystems = ["aretha"]'))
-        with closing(pipeline.open_site(written(tmp_path, f'[dev]\nurl = "{url}"'))) as site:
-            site.catalog.upgrade()
-            assert [one.store for one in site.every_bucket()] == [site.store]
-    table = '[dev]\nurl = "s3://plateway-raw"\nendpoint_url = "http://b"\nsystems = ["aretha"]'
-    with closing(pipeline.open_site(written(tmp_path, table))) as site:
-        assert [one.endpoint for one in site.each_bucket()] == ["http://s3.example", "http://b"]
-
-
-def test_objects_have_a_place_of_their_own(tmp_path: Path) -> None:
-    """No token of the gateway reaches any bucket that exports go to."""
-    known = written(tmp_path, '[dev]\nurl = "s3://dev"', objects_url="s3://dev/objects")
-    with pytest.raises(Misconfigured, match="apart from the bucket dev"):
-        parts(known)
 
 
 # --------------------------------------------------------------------------------------------------------- where it is
@@ -541,80 +435,6 @@ def test_buckets_take_part_while_exports_are_in_them(lab: Site) -> None:
 
 
 # -------------------------------------------------------------------------------------------- an endpoint that moved
-
-
-def moved(lab: Site) -> Site:
-    """Let the second endpoint have another address."""
-    lab.places = {"second": BucketRef(lab.second, "http://moved:3")}
-    return lab
-
-
-def test_an_endpoint_that_moved_is_followed(lab: Site) -> None:
-    """Exports that prove to be there are noted there; nothing was lost meanwhile, and nothing is proven twice."""
-    refs = [export(lab, system) for system in ("aretha", "aretha", "prince")]
-    pipeline.verify(lab.site, refs[0], read_back=True)
-    read = lab.export_of(refs[0]).read_back_at
-    moved(lab)
-    assert {one.result for one in pipeline.reconcile(lab.site).outcomes} == {"later"}
-    second = lab.site.named("second")
-    assert [one.result for one in pipeline.relocate(second, dry_run=True)] == ["would be moved"] * 2
-    assert [lab.export_of(ref).endpoint for ref in refs] == [THERE, THERE, HERE]
-    later = lab.clock.turn(hours=1)
-    assert [one.result for one in pipeline.relocate(second)] == ["moved"] * 2
-    assert pipeline.relocate(second) == []
-    assert [lab.export_of(ref).endpoint for ref in refs] == ["http://moved:3", "http://moved:3", HERE]
-    assert [lab.export_of(ref).evidence_at == later for ref in refs] == [True, True, False]
-    assert [lab.export_of(ref).read_back_at for ref in refs] == [read, None, None]  # it was not read again
-    assert found(lab) == set()
-    assert {one.result for one in pipeline.each(pipeline.verify, lab.site, refs)} == {"verified"}
-
-
-def test_only_what_proves_to_be_there_is_noted_there(lab: Site) -> None:
-    """What is not there, or is another, stays where it was noted, unharmed; an ETag of another kind is read back."""
-    refs = [export(lab, "aretha") for _ in range(3)]
-    gone, other, cut = (lab.export_of(ref).key for ref in refs)
-    lab.second.delete(gone)
-    content = bytearray(whole(lab.second, other))
-    content[600] ^= 1
-    put(lab.second, other, bytes(content))
-    copied, size = whole(lab.second, cut), lab.export_of(refs[2]).size
-    lab.second.put(cut, [copied], size=size, part_size=size // 2 + 1, metadata={})
-    outcomes = {one.key: one for one in pipeline.relocate(moved(lab).site.named("second"))}
-    assert [outcomes[key].result for key in (gone, other, cut)] == ["refused", "refused", "moved"]
-    assert [lab.export_of(ref).endpoint for ref in refs] == [THERE, THERE, "http://moved:3"]
-    assert [lab.export_of(ref).damage for ref in refs] == [None] * 3
-    assert lab.export_of(refs[2]).evidence == "read-back"
-
-
-def test_another_bucket_is_not_believed(lab: Site) -> None:
-    """Where none of the first exports is, nothing is noted; where nobody answers, neither."""
-    ref = export(lab, "aretha")
-    for strange, result in ((Memory("raw"), "refused"), (Away("raw"), "later")):
-        lab.places = {"second": BucketRef(strange, "http://strange")}
-        outcomes = pipeline.relocate(lab.site.named("second"))
-        assert [one.result for one in outcomes] == [result, "stopped"]
-    assert lab.export_of(ref).endpoint == THERE
-    with pytest.raises(Misconfigured, match="no bucket 'third'"):
-        lab.site.named("third")
-
-
-def test_what_is_known_to_be_bad_elsewhere_is_sent_anew(lab: Site) -> None:
-    """A lost export of a bucket that is gone for good goes to the bucket of today."""
-    ref = export(lab, "aretha")
-    lab.second.delete(lab.export_of(ref).key)
-    assert pipeline.verify(lab.site, ref).result == "damaged"
-    lab.places, lab.goes = {}, {}
-    assert pipeline.export(lab.site, ref).result == "exported"
-    assert lab.export_of(ref).endpoint == HERE
-
-
-def test_an_adopted_object_is_not_moved(lab: Site) -> None:
-    """The catalogue takes no second export of an event from another endpoint."""
-    ref = export(lab, "aretha")
-    export_, event = lab.export_of(ref), lab.ledger(ref).event
-    twin = Export(**{**export_.model_dump(), "endpoint": HERE})
-    with pytest.raises(Conflict, match=THERE):
-        lab.catalog.adopt(event, twin, now=lab.clock())
 
 
 # ------------------------------------------------------------------------------------------------------- two real ones
