@@ -12,7 +12,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, WithJsonSchema
 
 from plateway import instruments, settings
-from plateway.instruments import IMAGES, Policy
+from plateway.instruments import IGNORED, IMAGES, Policy
 
 Duration = Annotated[settings.Duration, WithJsonSchema({"type": "string"})]
 
@@ -41,6 +41,7 @@ class Instrument(Block):
     deadline: Duration = Field(timedelta(minutes=10), description="Then an event without all its images is quarantined")
     timezone: str | None = Field(None, description="Zone of timestamps without one, like Europe/Amsterdam")
     patterns: list[str] = Field(list(IMAGES), description="What counts as an image for the announced count")
+    ignored: list[str] = Field(list(IGNORED), description="What is no image and no event file, whatever it matches")
     staging: str | None = Field(None, description="Copy images here first; leave empty for no staging")
     purge: bool = Field(False, description="Raw images may be purged once they are proven safe")
     requires: Literal["bucket", "bucket+archive"] = Field("bucket", description="Where they must be proven to be")
@@ -62,6 +63,7 @@ class Instrument(Block):
             "root": Path(self.root),
             "timezone": ZoneInfo(self.timezone) if self.timezone else None,
             "patterns": tuple(self.patterns),
+            "ignored": tuple(self.ignored),
             "staging": Path(self.staging) if self.staging else None,
             "bucket": self.bucket or None,
         }
@@ -75,6 +77,7 @@ class Instrument(Block):
             "root": str(known.root),
             "timezone": known.timezone and known.timezone.key,
             "patterns": list(known.patterns),
+            "ignored": list(known.ignored),
             "staging": str(known.staging) if known.staging else None,
         }
         return cls(system=known.name, **shared, **{name: getattr(known.policy, name) for name in RULES})

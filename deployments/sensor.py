@@ -168,7 +168,7 @@ async def batches(place: Watched, *, poll: bool, interval: timedelta) -> AsyncIt
 def is_announcement(place: Watched, path: str) -> bool:
     """Return whether a file of this name is an announcement."""
     name = os.path.basename(path)  # noqa: PTH119  a Path for each change is slow
-    return name.endswith(place.suffix) and not name.startswith(".")
+    return name.lower().endswith(place.suffix) and not name.startswith(".")
 
 
 def measure_scan(path: Path) -> float:

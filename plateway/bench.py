@@ -16,7 +16,7 @@ from plateway import events, folder
 from plateway.errors import Rejected, Unsettled
 from plateway.events import CAP
 from plateway.folder import KINDS, File, enter, translate_errors
-from plateway.instruments import Instrument, image_matcher
+from plateway.instruments import IGNORED, Instrument, image_matcher, name_matcher
 from plateway.isolation import Beat, run_apart
 from plateway.names import shown
 from plateway.records import Event
@@ -24,6 +24,7 @@ from plateway.records import Event
 EVENTS = "events"  # where a system keeps its event files
 TRASH = ".plateway-trash"  # where images wait until they are removed
 EVENT_FILE = "event.json"  # name of the event file beside images in the trash
+UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp", "~")  # ends of such names
 RESERVE = 1 << 30  # bytes that staging, and a restore, leave free on a disk
 
 PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
@@ -64,16 +65,32 @@ def _entries(root: Path) -> list[os.DirEntry[str]]:
 def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
     """List the event files of one system, by name, without reading them; ``beat`` is called for each.
 
-    Links, directories and FIFOs called ``*.json`` are among them, with their fault: nothing announced is passed over.
+    Names end in ``.json``, in whatever case. Links, directories and FIFOs of such a name are among them with their
+    fault, and so are files whose name merely has ``json`` in it: nothing announced is passed over. What the instrument
+    ignores is left out.
     """
-    found = []
+    found, ignored = [], name_matcher(instrument.ignored)
     with enter(instrument.root, "events") as events, translate_errors("events"):
         for entry in events.entries():
             if beat is not None:
                 beat()
-            if entry.name.endswith(".json") and (sighting := _sight(entry)) is not None:
+            name = entry.name.lower()
+            if "json" not in name or ignored(name) or (name[0] == "." and not name.endswith(".json")):
+                continue
+            if (sighting := _sight(entry)) is not None:
                 found.append(sighting)
     return sorted(found, key=attrgetter("name"))
+
+
+def count_ignored(files: Iterable[File], ignored: Iterable[str]) -> int:
+    """Count the files that are passed over by their name."""
+    passed_over = name_matcher(ignored)
+    return sum(passed_over(file.name) for file in files)
+
+
+def in_progress(name: str) -> bool:
+    """Return whether a file is called as programs call what they have not finished writing."""
+    return name.lower().endswith(UNFINISHED)
 
 
 def read_event_file(instrument: Instrument, sighting: Sighting) -> bytes:
@@ -94,9 +111,9 @@ def read_event_file(instrument: Instrument, sighting: Sighting) -> bytes:
         return b"".join(folder.read(files[0]))
 
 
-def count_images(files: Iterable[File], patterns: Iterable[str]) -> int:
+def count_images(files: Iterable[File], patterns: Iterable[str], ignored: Iterable[str] = IGNORED) -> int:
     """Count the files that are images by their name, in whatever case."""
-    image = image_matcher(patterns)
+    image = image_matcher(patterns, ignored)
     return sum(image(file.name) for file in files)
 
 
@@ -122,6 +139,8 @@ def _sight(entry: os.DirEntry[str]) -> Sighting | None:
     if not stat.S_ISREG(status.st_mode):
         fault = f"{KINDS[stat.S_IFMT(status.st_mode)]}, only regular files are accepted"
     name = entry.name
+    if fault is None and not name.lower().endswith(".json"):
+        fault = "the name of an event file ends in .json"
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tarfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -464,23 +465,29 @@ class Scan:
                 info = tarfile.TarInfo.frombuf(self.take(BLOCK), "utf-8", "surrogateescape")
             name = pax[b"path"].decode("utf-8", "surrogateescape") if b"path" in pax else info.name
             size = int(pax.get(b"size", info.size))
-        except (tarfile.HeaderError, ValueError) as error:
+            mtime = math.floor(float(pax.get(b"mtime", info.mtime)))
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise Damaged(f"header at {start}: {error}") from error
         if info.type != tarfile.REGTYPE or not name.startswith("./") or size < 0:
             raise Damaged(f"header at {start}: {shown(name)}, {size} bytes, is not a member of a bundle")
-        return Header(name[2:], size, int(info.mtime))
+        return Header(name[2:], size, mtime)
 
 
 def modified(header: bytes) -> int:
-    """Read from the last block before a member's bytes when it was modified, in whole seconds.
+    """Read from a member's whole header when it was modified, in whole seconds since 1970.
 
     Raises:
         Damaged: it is no header.
     """
-    try:
-        return int(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").mtime)
-    except (tarfile.HeaderError, ValueError) as error:
-        raise Damaged(f"header: {error}") from error
+    return Scan([header]).header().mtime
+
+
+def header_offsets(members: Iterable[Member]) -> dict[str, int]:
+    """Return by name where the header of each member of a bundle begins: where the one before it ends."""
+    offsets, end = {}, 0
+    for member in sorted(members, key=lambda member: member.offset):
+        offsets[member.name], end = end, padded(member.offset + member.size)
+    return offsets
 
 
 def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:

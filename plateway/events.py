@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast, get_args
 from uuid import UUID
 
@@ -34,6 +34,7 @@ KINDS = get_args(Kind)
 IDENTITY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})?", re.ASCII)
+LEAP = re.compile(r"(?<=\d\d:\d\d):60")
 WINDOWS = re.compile(r"[A-Za-z]:|.*\\", re.DOTALL)
 
 
@@ -216,12 +217,18 @@ def _moment(text: str, instrument: Instrument) -> datetime:
     try:
         if TIME.fullmatch(text) is None:
             raise ValueError
-        moment = datetime.fromisoformat(text.upper())
-        if moment.tzinfo is None:
-            return _placed(moment, instrument)
-        return moment.astimezone(UTC)
+        moment = datetime.fromisoformat(LEAP.sub(":59", text.upper()))
+        moment = _placed(moment, instrument) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment if LEAP.search(text) is None else _after_leap_second(moment)
     except (ValueError, OverflowError):
         raise Rejected(f"timestamp: {quoted(text)} is not a time like 2024-05-17T09:30:00+02:00") from None
+
+
+def _after_leap_second(moment: datetime) -> datetime:
+    """Return the second after 23:59:59 UTC, which is how clocks without leap seconds count one."""
+    if (moment.hour, moment.minute) != (23, 59):
+        raise ValueError("a leap second comes only before midnight in UTC")
+    return moment.replace(microsecond=0) + timedelta(seconds=1)
 
 
 def _placed(moment: datetime, instrument: Instrument) -> datetime:

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from plateway.errors import Misconfigured
 
 IMAGES = ("*.tif", "*.tiff", "*.png", "*.jpg", "*.jpeg", "*.jp2", "*.bmp", "*.dcm", "*.h5", "*.hdf5", "*.avi", "*.mp4")
+IGNORED = ("._*", ".DS_Store", "Thumbs.db", "desktop.ini", "~$*")  # what desktops leave on a disk
 Shape = Literal["bundle", "files"]  # of an export: one tar, or an object for each file
 
 
@@ -71,6 +72,7 @@ class Instrument:
     deadline: timedelta = timedelta(minutes=10)
     timezone: ZoneInfo | None = None  # naive timestamps are refused without it
     patterns: tuple[str, ...] = IMAGES  # what counts as an image for the announced count
+    ignored: tuple[str, ...] = IGNORED  # what is neither an image nor an event file, whatever else its name matches
     staging: Path | None = None
     policy: Policy = field(default_factory=Policy)
     stuck_after: timedelta = timedelta(hours=1)  # an event that waits longer is an alert
@@ -78,7 +80,13 @@ class Instrument:
     layout: Shape = "bundle"
 
 
-def image_matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+def image_matcher(patterns: Iterable[str], ignored: Iterable[str] = IGNORED) -> Callable[[str], bool]:
     """Return a function that decides by its name whether a file is an image."""
-    image = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
-    return lambda name: image.match(name.rpartition("/")[2].lower()) is not None
+    image, passed_over = name_matcher(patterns), name_matcher(ignored)
+    return lambda name: image(name) and not passed_over(name)
+
+
+def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that decides whether the last part of a path matches one of the patterns, in whatever case."""
+    any_of = re.compile("|".join(translate(pattern.lower()) for pattern in patterns) or r"(?!)")
+    return lambda name: any_of.match(name.rpartition("/")[2].lower()) is not None

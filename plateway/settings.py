@@ -44,7 +44,7 @@ from pydantic_settings import (
 
 from plateway.endpoint import Bucket, Endpoint
 from plateway.errors import Misconfigured
-from plateway.instruments import IMAGES, Instrument, Policy, format_duration
+from plateway.instruments import IGNORED, IMAGES, Instrument, Policy, format_duration
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class Settings(BaseSettings):
     settle_seconds: Duration = Field(timedelta(seconds=2), description="nothing may have changed for this long")
     images_deadline: Duration = Field(timedelta(minutes=10), description="then an incomplete event is quarantined")
     image_patterns: Names = Field(IMAGES, description="what counts as an image for the announced count")
+    ignore: Names = Field(IGNORED, description="what is no image and no event file, whatever else its name matches")
     timezone: str | None = Field(None, description="zone of naive timestamps; default: they are refused")
     poll: bool = Field(False, description="the file sensor polls although the file system seems local")
     poll_interval: Duration = Field(timedelta(seconds=1), description="pause between two polls of the file sensor")
@@ -357,6 +358,7 @@ class Settings(BaseSettings):
             deadline=self.images_deadline,
             timezone=ZoneInfo(self.timezone) if self.timezone else None,
             patterns=self.image_patterns,
+            ignored=self.ignore,
             staging=self.staging_root.absolute() / system if self.staging_root else None,
             policy=self.policy(system),
             stuck_after=self.stuck_after,

@@ -20,7 +20,7 @@ from tests.databases import furnish
 from tests.hanging import hung
 from tests.lab import Clock, Lab, with_policy
 
-SHORT = timedelta(milliseconds=200)
+SHORT = timedelta(seconds=2)
 
 
 @pytest.fixture

@@ -246,6 +246,8 @@ def test_an_event_is_frozen() -> None:
         ("2024-01-01T00:30:00.123456789Z", "2024-01-01T00:30:00.123456+00:00"),
         ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00+00:00"),
         ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00+00:00"),
+        ("2017-01-01T00:59:60.5+01:00", "2017-01-01T00:00:00+00:00"),
         ("2024-02-29T12:00:00Z", "2024-02-29T12:00:00+00:00"),
     ],
 )
@@ -534,7 +536,8 @@ TIMES = {
     "day 30 of February": "2024-02-30T00:00:00Z",
     "day 29 of February": "2023-02-29T00:00:00Z",
     "hour 24": "2024-01-01T24:00:00Z",
-    "leap second": "2016-12-31T23:59:60Z",
+    "leap second at another time": "2016-12-31T12:59:60Z",
+    "leap second in another zone": "2016-12-31T23:59:60+01:00",
     "minute 60": "2024-01-01T00:60:00Z",
     "zone of 24 hours": "2024-01-01T00:00:00+24:00",
     "zone by name": "2024-01-01T00:00:00 CET",
@@ -848,11 +851,13 @@ def test_a_bench_that_is_not_there_is_no_empty_bench(tmp_path: Path) -> None:
 
 
 def test_scan_lists_event_files_by_name(prince: Instrument) -> None:
-    """Only ``*.json`` directly in ``events`` is an event file."""
+    """Only ``*.json`` directly in ``events`` is an event file; what is nearly called so is at fault."""
     place = prince.root / "events"
-    for name in ("2.json", "1-a.json", "1.json.part", "note.txt", ".json", "-x.json", "a\nb.json"):
+    for name in ("2.json", "1-a.json", "1.json.part", "note.txt", ".json", "-x.json", "a\nb.json", "._2.json"):
         (place / name).write_bytes(b"12345")
     found = bench.scan(prince)
+    near = found.pop(3)
+    assert (near.name, near.fault) == ("1.json.part", "the name of an event file ends in .json")
     assert [sighting.name for sighting in found] == ["-x.json", ".json", "1-a.json", "2.json", "a\nb.json"]
     status = (place / "2.json").stat()
     assert found[3] == Sighting("2.json", 5, status.st_mtime_ns)

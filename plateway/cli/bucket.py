@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -136,10 +137,15 @@ def download_objects(
     where = Address.parse(url)
     found = find_objects(options.buckets, where, recursive=recursive)
     single = not recursive and not to.is_dir()
+    folders = [stat for stat in found if recursive and stat.key.endswith("/") and stat.size == 0]  # made by consoles
     targets = [
-        (stat, Address(where.bucket, stat.key), to if single else landing(stat.key, where, to)) for stat in found
+        (stat, Address(where.bucket, stat.key), (lambda: to) if single else partial(landing, stat.key, where, to))
+        for stat in found
+        if stat not in folders
     ]
-    report_objects(options.buckets, "get", options.buckets.get(targets), total=len(found), as_json=as_json)
+    if folders and not as_json:
+        err.print(f"{len(folders):,} empty objects whose keys end in a slash stand for folders; left out")
+    report_objects(options.buckets, "get", options.buckets.get(targets), total=len(targets), as_json=as_json)
 
 
 @app.command("cp")

@@ -120,7 +120,7 @@ def _keys(event: Event, instrument: Instrument) -> Callable[[str], str] | None:
     """Return the key of each file, if the event is exported per file."""
     if layout_of(event.key) == "bundle":
         return None
-    return file_keys(event.key, instruments.image_matcher(instrument.patterns))
+    return file_keys(event.key, instruments.image_matcher(instrument.patterns, instrument.ignored))
 
 
 def _put(site: Site, event: Event, packing: bundle.Packing, sent: Export | None) -> None:
@@ -174,7 +174,7 @@ def _complete(
     site: Site, event: Event, files: Sequence[folder.File], instrument: Instrument, *, sealed: str | None
 ) -> None:
     """Send an event back to waiting when its images are not those that were complete: ``sealed`` is what they were."""
-    present = bench.count_images(files, instrument.patterns)
+    present = bench.count_images(files, instrument.patterns, instrument.ignored)
     if present == event.image_count and sealed in {None, folder.fingerprint(files)}:
         return
     site.catalog.unseal(Ref(event.id, event.revision), now=site.catalog.now())

@@ -307,7 +307,7 @@ class _ArchiveReader:
         names = {location.member.removeprefix("./"), keys.tar_name(export.key)}
         for member in self._index[1]:
             if member.size == export.size and member.name.removeprefix("./") in names:
-                yield member
+                yield member.readable()
 
     def _members(self, path: str) -> tuple[list[TarMember], str]:
         found: list[TarMember] = []

@@ -126,7 +126,7 @@ def _find_offset(archive: Archive, location: ArchiveLocation, export: Export) ->
     names = {name.removeprefix("./") for name in (location.member, keys.tar_name(export.key)) if name}
     for member in archive.members(location.path):
         if member.name.removeprefix("./") in names and member.size == export.size:
-            return member.offset
+            return member.readable().offset
     raise NotFound(f"{location.path}: no member {' or '.join(sorted(names))} of {export.size:,} bytes")
 
 

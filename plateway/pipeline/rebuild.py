@@ -363,7 +363,7 @@ def _member(tape: archive.Archive, key: str, entry: ArchiveEntry) -> tuple[int, 
     names = {name.removeprefix("./") for name in (entry.member, tar_name(key)) if name}
     for member in tape.members(entry.path):
         if member.name.removeprefix("./") in names:
-            return member.offset, member.size
+            return member.readable().offset, member.size
     raise NotFound(f"no member {' or '.join(sorted(names))}")
 
 

@@ -163,10 +163,9 @@ def _said(site: Site, walked: Walked, label: Label, bench: Bench) -> tuple[Imagi
     digest, where that is known.
     """
     head = walked.manifest.head
-    counted = count_images(
-        [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.members],
-        site.instrument(_system(head)).patterns,
-    )
+    instrument = site.instrument(_system(head))
+    files = [folder.File(one.source or one.name, one.size, 0, 0, 1) for one in walked.members]
+    counted = count_images(files, instrument.patterns, instrument.ignored)
     said = {
         "ref_id": head.get("ref_id"),
         "experiment_id": head.get("experiment_id"),

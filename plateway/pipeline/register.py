@@ -122,7 +122,8 @@ def _read(instrument: Instrument, sighting: bench.Sighting, now: datetime, beat:
     except Unsettled:
         return None
     except Rejected as error:
-        return None if abs(now - announced) < instrument.settle else replace(seen, reason=str(error))
+        patience = instrument.deadline if bench.in_progress(sighting.name) else instrument.settle
+        return None if abs(now - announced) < patience else replace(seen, reason=str(error))
 
 
 def _settled(
@@ -171,6 +172,7 @@ class Look:
 
     fingerprint: str | None  # None: there is no such directory yet
     present: int | None
+    ignored: int = 0  # files that are passed over by their name
 
 
 def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
@@ -178,7 +180,8 @@ def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
     try:
         with folder.enter(instrument.root, event.path) as images:
             files = images.files(beat=beat)
-            return Look(folder.fingerprint(files), bench.count_images(files, instrument.patterns))
+            present = bench.count_images(files, instrument.patterns, instrument.ignored)
+            return Look(folder.fingerprint(files), present, bench.count_ignored(files, instrument.ignored))
     except Unsettled:
         return Look(None, None)
 
@@ -200,9 +203,10 @@ def _settle(event: Event, look: Look, instrument: Instrument, now: datetime) -> 
     calm = look.fingerprint is not None and since >= instrument.settle
     if look.present == event.image_count:
         return timedelta(0) if calm else instrument.settle - since
+    passed_over = f"; {look.ignored} more ignored (PLATEWAY_IGNORE)" if look.ignored else ""
     if look.present is not None and look.present > event.image_count and calm:
-        raise Rejected(f"{look.present} of {event.image_count} images present")
+        raise Rejected(f"{look.present} of {event.image_count} images present{passed_over}")
     if now - event.waiting_since >= instrument.deadline:
         there = "no images" if look.present is None else f"{look.present} of {event.image_count} images"
-        raise Rejected(f"{there} present after {instrument.deadline}")
+        raise Rejected(f"{there} present after {instrument.deadline}{passed_over}")
     return None if calm or look.fingerprint is None else instrument.settle

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,11 +119,11 @@ def _bring(
     with folder.land(root, path, aside=aside) as landing:
         missing = [member for member in manifest.members if not _there(landing, member, progress)]
         _room(root, path, needed=sum(member.size for member in missing), reserve=reserve)
-        told = []
+        told, headers = [], bundle.header_offsets(manifest.members)
         for copy in search.copies:
             if not missing:
                 break
-            left = _fetch(landing, missing, copy, search=search, progress=progress)
+            left = _fetch(landing, missing, copy, headers=headers, search=search, progress=progress)
             if len(left) < len(missing):
                 told.append(f"{len(missing) - len(left)} of {len(manifest.members)} files from {copy}")
             missing = left
@@ -186,12 +186,12 @@ class _BundleReading:
         except PlatewayError as error:
             raise _Broken(error) from error
 
-    def modified(self, member: Member) -> int:
-        """Seek to a member's bytes; return its modification time from the header before them, 0 if there is none."""
-        for _ in self.pieces(member.offset - bundle.BLOCK - self._at):
+    def modified(self, member: Member, header: int) -> int:
+        """Seek to a member's bytes; return its modification time from the header at this offset, 0 if there is none."""
+        for _ in self.pieces(header - self._at):
             pass
         try:
-            return bundle.modified(b"".join(self.pieces(bundle.BLOCK)))
+            return bundle.modified(b"".join(self.pieces(member.offset - header)))
         except Damaged:
             return 0
 
@@ -216,16 +216,23 @@ class _BundleReading:
 
 
 def _fetch(
-    landing: folder.Landing, wanted: Sequence[Member], copy: Copy, *, search: CopySearch, progress: _Progress
+    landing: folder.Landing,
+    wanted: Sequence[Member],
+    copy: Copy,
+    *,
+    headers: Mapping[str, int],
+    search: CopySearch,
+    progress: _Progress,
 ) -> list[Member]:
-    """Write what one copy has of some files; return those that it has not."""
+    """Write what one copy has of some files; return those that it has not. ``headers`` are offsets by name."""
     left: list[Member] = []
     for run in _runs(wanted):
         done = 0
         try:
-            reading = _BundleReading(copy, run[0].offset - bundle.BLOCK, run[-1].offset + run[-1].size)
+            reading = _BundleReading(copy, headers[run[0].name], run[-1].offset + run[-1].size)
             for member in run:
-                mtime, content = reading.modified(member), map(progress.counted, reading.pieces(member.size))
+                mtime = reading.modified(member, headers[member.name])
+                content = map(progress.counted, reading.pieces(member.size))
                 try:
                     landing.write(original_name(member), content, sha256=member.sha256, mtime_ns=mtime * 10**9)
                 except Damaged as error:  # of the member alone: what follows is read on

@@ -32,6 +32,7 @@ from plateway.errors import Conflict, Damaged, Denied, NotFound, PlatewayError, 
 from plateway.keys import MARKER_FILE, MARKER_PREFIX
 from plateway.names import confined
 from plateway.store import Stat, filesystem
+from plateway.store.contract import check_key, is_plain
 from plateway.store.errors import translate_errors
 from plateway.store.s3 import S3
 
@@ -59,7 +60,7 @@ class Address(NamedTuple):
     @property
     def folder(self) -> str:
         """What the keys below it begin with."""
-        return f"{self.key.rstrip('/')}/" if self.key.rstrip("/") else ""
+        return self.key if self.key == "" or self.key.endswith("/") else f"{self.key}/"
 
     def below(self, name: str) -> Address:
         """Return the address of an object in this folder."""
@@ -283,8 +284,11 @@ class Buckets:
         self._may("this endpoint")
         yield from self._each(lambda pair: self._put(*pair), files)
 
-    def get(self, objects: Iterable[tuple[Stat, Address, Path]]) -> Iterator[TransferResult]:
-        """Fetch objects into files, many at a time; each is written aside, compared and then given its name."""
+    def get(self, objects: Iterable[tuple[Stat, Address, Callable[[], Path]]]) -> Iterator[TransferResult]:
+        """Fetch objects into files, many at a time; each is written aside, compared and then given its name.
+
+        The last of each is called for the path; one that raises is told with the object, and the others go on.
+        """
         yield from self._each(lambda one: self._get(*one), objects)
 
     def copy(self, objects: Iterable[tuple[Stat, Address, Address]]) -> Iterator[TransferResult]:
@@ -332,9 +336,10 @@ class Buckets:
             return TransferResult(to, 0, str(error))
         return TransferResult(to, size)
 
-    def _get(self, stat: Stat, source: Address, path: Path) -> TransferResult:
-        aside = path.with_name(f".{path.name}.part-{uuid4().hex[:8]}")
+    def _get(self, stat: Stat, source: Address, place: Callable[[], Path]) -> TransferResult:
         try:
+            path = place()
+            aside = path.with_name(f".{path.name}.part-{uuid4().hex[:8]}")
             with translate_errors(path.name):
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -354,8 +359,13 @@ class Buckets:
 
     def _copy(self, move: Callable[[str, str], None], stat: Stat, source: Address, to: Address) -> TransferResult:
         try:
+            check_key(to.key)
             with translate_errors(str(to)):
-                move(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
+                if is_plain(source.key):
+                    move(f"{source.bucket}/{source.key}", f"{to.bucket}/{to.key}")
+                else:
+                    where = {"Bucket": source.bucket, "Key": source.key}
+                    self._ask("copy_object", what=str(source), Bucket=to.bucket, Key=to.key, CopySource=where)
             made = self.store(to.bucket).stat(to.key)
             if made is None or made.size != stat.size:
                 raise Damaged(f"{to}: {made.size if made else 'no'} of {stat.size} bytes were copied")

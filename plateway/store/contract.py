@@ -124,6 +124,29 @@ class Objects(Store, Protocol):
         """
 
 
+def check_foreign_key(key: str) -> str:
+    """Return the key if S3 can have an object of that name, plain or not.
+
+    Raises:
+        Rejected: it is empty, holds NUL, is no Unicode, or has more than 1,024 bytes.
+    """
+    try:
+        fits = 0 < len(key.encode()) <= 1024 and "\0" not in key
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise Rejected(f"{key[:1024]!r} is no key of S3")
+    return key
+
+
+def is_plain(key: str) -> bool:
+    """Return whether every store can keep an object with this key."""
+    try:
+        return bool(check_key(key))
+    except Rejected:
+        return False
+
+
 def check_key(key: str) -> str:
     """Return the key if every store can keep it as it is.
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -591,7 +592,7 @@ def test_members_are_found_with_few_bytes(tmp_path: Path) -> None:
         file.seek(1 << 30, os.SEEK_CUR)
         file.write(bytes(1024))
     found = list(archive.tar.members(read, (tmp_path / "t.tar").stat().st_size))
-    assert found == [("./big.tar", 1 << 30, 512)]
+    assert found == [("./big.tar", 1 << 30, 512, "")]
     assert size == 1024
 
 
@@ -625,7 +626,26 @@ def test_what_is_no_tar_is_damaged(content: bytes, reason: str) -> None:
     assert list(archive.tar.members(lambda _, size: bytes(size), 1024)) == []
 
 
-def test_sparse_files_and_strange_members_are_left_out() -> None:
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_sparse_files_and_links_of_gnu_tar(tmp_path: Path, form: str) -> None:
+    """A hard link is the file that it names; a sparse file is listed in full, told as unsupported, never as damaged."""
+    (tmp_path / "a.tar").write_bytes(b"a" * 700)
+    (tmp_path / "b.tar").hardlink_to(tmp_path / "a.tar")
+    with (tmp_path / f"{'long' * 30}.tar").open("wb") as holes:
+        holes.write(b"x" * 4096)
+        holes.truncate(1 << 20)
+    names = [f"./{name}" for name in ("a.tar", "b.tar", f"{'long' * 30}.tar")]
+    subprocess.run(["tar", f"--format={form}", "-S", "-cf", "t.tar", *names], cwd=tmp_path, check=True)
+    content = (tmp_path / "t.tar").read_bytes()
+    first, second, holed = archive.tar.members(lambda start, size: content[start : start + size], len(content))
+    assert (first.name, first.size, second) == (names[0], 700, first._replace(name=names[1]))
+    assert content[second.offset :][:700] == b"a" * 700
+    assert (holed.name, holed.size) == (names[2], 1 << 20)
+    with pytest.raises(Rejected, match=r"stored as a sparse file \(tar -S\); not supported"):
+        holed.readable()
+
+
+def test_sparse_files_and_strange_members() -> None:
     """Bytes with holes are in more than one piece; what follows them is found all the same."""
     buffer = io.BytesIO()
     sparse = bytearray(tarfile.TarInfo("./holes.tar").tobuf(tarfile.GNU_FORMAT))
@@ -640,7 +660,8 @@ def test_sparse_files_and_strange_members_are_left_out() -> None:
     buffer.write(device.tobuf() + last.tobuf() + b"last".ljust(512, b"\0") + bytes(1024))
     content = buffer.getvalue()
     found = list(archive.tar.members(lambda start, size: content[start : start + size], len(content)))
-    assert [(one.name, content[one.offset :][: one.size]) for one in found] == [("./last.tar", b"last")]
+    assert [(one.name, content[one.offset :][: one.size]) for one in found[1:]] == [("./last.tar", b"last")]
+    assert (found[0].name, bool(found[0].unsupported)) == ("./holes.tar", True)
 
 
 # --------------------------------------------------------------------------------------------------------------- inbox

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -591,6 +592,28 @@ def test_a_member_that_differs_is_taken_back_with_the_reason(lab: Lab) -> None:
     assert parked.reason == outcome.reasons[0]
     assert [one.result for one in pipeline.settle(lab.site)] == ["parked"]
     assert pipeline.read_archive(lab.site, budget=1 << 30) == []
+
+
+def test_a_sparse_tar_is_unsupported_and_not_damaged(lab: Lab) -> None:
+    """What GNU tar -S wrote is told as what it is, and no evidence of the event is withdrawn."""
+    announced = lab.acquire(images=1)
+    with (announced.images / min(announced.files)).open("r+b") as image:
+        image.truncate(1 << 20)  # mostly a hole
+    lab.settle()
+    lab.export()
+    ref = Ref(announced.id, 1)
+    name = lab.catalog.get(ref).key.rpartition("/")[2]
+    with (lab.home / "tape" / name).open("wb") as file:
+        for chunk in lab.store.open(lab.catalog.get(ref).key):
+            file.write(chunk)
+    subprocess.run(["fallocate", "--dig-holes", name], cwd=lab.home / "tape", check=True)
+    subprocess.run(["tar", "-Scf", "a.tar", f"./{name}"], cwd=lab.home / "tape", check=True)
+    (lab.home / "tape" / name).unlink()
+    pipeline.receive(lab.site, manifest("job", ("a.tar", [full(lab, ref)])), source="test", name="m")
+    pipeline.settle(lab.site)
+    (outcome,) = pipeline.read_archive(lab.site, budget=1 << 30)
+    assert (outcome.result, lab.state(ref)) == ("failed", "archived")
+    assert "stored as a sparse file (tar -S); not supported" in outcome.reasons[0]
 
 
 def test_lesson_d10_a_cut_archive_is_taken_back_only_for_what_it_lacks(lab: Lab) -> None:

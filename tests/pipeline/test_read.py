@@ -279,6 +279,22 @@ def test_an_event_comes_back_as_it_was(anywhere: Lab) -> None:
         assert len(counting.reads) == 1
 
 
+@pytest.mark.parametrize("moment", [-1, -(10**9), 8**11 + 5], ids=["1969", "1938", "2242"])
+def test_times_that_ustar_has_no_room_for_come_back(lab: Lab, moment: int) -> None:
+    """They stand in a PAX header of their own, and are read from there; also where another file is there already."""
+    announced = lab.acquire()
+    first, second, *_ = sorted(announced.files)
+    os.utime(announced.images / second, (moment, moment))
+    lab.settle()
+    assert {one.result for one in lab.export()} == {"exported", "verified"}
+    ref, to = Ref(announced.id, 1), lab.home / "to"
+    for _ in range(2):
+        pipeline.restore(lab.site, ref, to=to)
+        assert (to / str(ref) / second).stat().st_mtime == moment
+        assert (to / str(ref) / first).stat().st_mtime == (announced.images / first).stat().st_mtime // 1
+        (to / str(ref) / second).unlink()
+
+
 def test_only_what_is_missing_is_read(lab: Lab) -> None:
     """One file of many is lost again: it alone is fetched."""
     announced, ref = lab.exported(images=12)

@@ -89,6 +89,56 @@ def test_registering_again_changes_nothing(lab: Lab) -> None:
     assert (again.new, again.sealed, again.waiting, again.settles_in) == ((), (), 0, None)
 
 
+@pytest.mark.parametrize("name", ["._1.tif", "Thumbs.db", ".DS_Store", "~$plate.tif", "Img/._2.TIF", "DESKTOP.INI"])
+def test_what_desktops_leave_is_no_image(lab: Lab, name: str) -> None:
+    """It is not counted, whatever its suffix, but goes along; where images are missing it is told apart."""
+    announced = lab.acquire("aretha")
+    left = announced.images / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"left by a desktop")
+    lab.settle()
+    assert results(lab.export()) == ["exported", "verified"]
+    with tarfile.open(fileobj=BytesIO(content(lab, lab.ledger(Ref(announced.id, 1)).event.key))) as tar:
+        assert any(member.name.endswith(left.name) for member in tar)
+    other = lab.acquire("aretha", fault="missing-image")
+    (other.images / "._1.tif").write_bytes(b"left by a desktop")
+    pipeline.register(lab.site)
+    lab.clock.turn(minutes=11)
+    (outcome,) = pipeline.register(lab.site).quarantined
+    assert "2 of 3 images present" in outcome.reasons[0]
+    assert "1 more ignored (PLATEWAY_IGNORE)" in outcome.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("EVENT.JSON", "registered"),
+        ("Event.Json", "registered"),
+        ("event.json.txt", "reported"),
+        ("event.jsonl", "reported"),
+        ("event (json)", "reported"),
+        ("event.json.tmp", "reported later"),
+        ("event.json~", "reported later"),
+        ("._event.json", "ignored"),
+        (".event.json.Xq3aZ1", "ignored"),
+        ("notes.txt", "ignored"),
+    ],
+)
+def test_event_files_of_odd_names(lab: Lab, name: str, found: str) -> None:
+    """Capitals do not matter; what is nearly called an event file is quarantined, not passed over in silence."""
+    announced = lab.acquire("aretha")
+    announced.path.rename(announced.path.with_name(name))
+    lab.clock.turn(seconds=5)  # later than the file's own time
+    first = pipeline.register(lab.site)
+    assert len(first.new) == (found == "registered")
+    assert [one.reasons for one in first.quarantined] == [("the name of an event file ends in .json",)] * (
+        found == "reported"
+    )
+    lab.clock.turn(minutes=11)
+    later = pipeline.register(lab.site)
+    assert len(later.quarantined) == (found == "reported later")
+
+
 def test_growing_images_are_waited_for(lab: Lab) -> None:
     """The count matches, but one image still grows: not complete, however old its mtime says it is."""
     announced = lab.acquire()

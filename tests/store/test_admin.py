@@ -104,7 +104,8 @@ def test_files_go_there_and_come_back(there: Buckets, bucket: str, folder: Path,
     good(there.put((path, Address(bucket, f"x/{path.name}")) for path in folder.iterdir()))
     found = list(there.find(Address(bucket, "x")))
     where = Address(bucket, "x")
-    good(there.get((stat, Address(bucket, stat.key), landing(stat.key, where, tmp_path / "back")) for stat in found))
+    back = tmp_path / "back"
+    good(there.get((stat, Address(bucket, stat.key), partial(landing, stat.key, where, back)) for stat in found))
     assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == {
         path.name: path.read_bytes() for path in folder.iterdir()
     }
@@ -236,7 +237,7 @@ ACTS: dict[str, Callable[[Buckets, str, Path], list[Any]]] = {
     "find": lambda there, bucket, folder: list(there.find(Address(bucket))),
     "level": lambda there, bucket, folder: list(there.level(Address(bucket))),
     "put": lambda there, bucket, folder: list(there.put([(next(folder.iterdir()), Address(bucket, "p"))])),
-    "get": lambda there, bucket, folder: list(there.get([(stat(), Address(bucket, "a/1"), folder / "got")])),
+    "get": lambda there, bucket, folder: list(there.get([(stat(), Address(bucket, "a/1"), lambda: folder / "got")])),
     "copy": lambda there, bucket, folder: list(there.copy([(stat(), Address(bucket, "a/1"), Address(bucket, "c"))])),
     "delete": lambda there, bucket, folder: list(there.delete(Address(bucket, "a/1"), [stat()])),
     "tags": lambda there, bucket, folder: [there.tags(Address(bucket, "a/1"))],
