@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack, get_args
 from uuid import UUID
 
 import httpx
@@ -28,7 +28,7 @@ from plateway.client.protocol import (
 )
 from plateway.client.retries import Server, Tries, path
 from plateway.client.transports import AsyncDriver, Driver
-from plateway.errors import Damaged, NotFound, Unavailable
+from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,8 @@ EVENTS = "/api/1/events"
 PAGE = 100
 DAY = timedelta(days=1)
 TIFF = (".tif", ".tiff")
+LARGEST = 4 << 30  # bytes of pixels of one array
+OnError = Literal["raise", "skip", "return"]
 
 
 class Within(TypedDict, total=False):
@@ -63,11 +65,12 @@ class Filters(Within, total=False):
 
 
 class Picture(NamedTuple):
-    """One image as an array."""
+    """One image as an array; with ``errors="return"`` the error instead, and an empty array."""
 
     event: Event
     name: str
     array: npt.NDArray[np.generic]
+    error: PlatewayError | None = None
 
 
 class Images(Mapping[str, V]):
@@ -147,9 +150,20 @@ class Plateway:
         """
         return self._driver.each(self._events.bundle(which))
 
-    def arrays(self, experiment: str, **filters: Unpack[Within]) -> Iterator[Picture]:
-        """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
-        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment, order="oldest")))
+    def arrays(
+        self, experiment: str, *, errors: OnError = "raise", largest: int = LARGEST, **filters: Unpack[Within]
+    ) -> Iterator[Picture]:
+        """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision.
+
+        One that cannot be read raises, is skipped, or is returned with its error. An image of more than ``largest``
+        bytes of pixels is not unpacked.
+
+        Raises:
+            Damaged: an image is no TIFF file, or is cut off. Misconfigured: a decoder is not installed.
+            Rejected: it has too many pixels. Unavailable: it cannot be read now.
+        """
+        asked = Filters(**filters, experiment=experiment, order="oldest")
+        return self._driver.each(self._events.arrays(asked, errors, largest))
 
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
@@ -221,9 +235,12 @@ class AsyncPlateway:
         """
         return self._driver.each(self._events.bundle(which))
 
-    def arrays(self, experiment: str, **filters: Unpack[Within]) -> AsyncIterator[Picture]:
-        """Read the TIFF images of an experiment one by one: the oldest event first, each at its newest revision."""
-        return self._driver.each(self._events.arrays(Filters(**filters, experiment=experiment, order="oldest")))
+    def arrays(
+        self, experiment: str, *, errors: OnError = "raise", largest: int = LARGEST, **filters: Unpack[Within]
+    ) -> AsyncIterator[Picture]:
+        """Read the TIFF images of an experiment one by one, as `Plateway.arrays`."""
+        asked = Filters(**filters, experiment=experiment, order="oldest")
+        return self._driver.each(self._events.arrays(asked, errors, largest))
 
     def exports(
         self, *, since: datetime | None = None, until: datetime | None = None, kind: str = "stitch"
@@ -285,13 +302,23 @@ class Events:
         ask = self._server.ask("GET", f"{path(EVENTS, key=event.ref)}/bundle")
         yield from self._server.stream(ask, sha256=event.sha256)
 
-    def arrays(self, filters: Filters) -> Stream[Picture]:
+    def arrays(self, filters: Filters, errors: OnError, largest: int) -> Stream[Picture]:
+        if errors not in get_args(OnError):
+            raise Misconfigured(f"errors={errors!r} is none of {', '.join(get_args(OnError))}")
         found = yield from collected(self.search(filters))
         newest = {event.id: event for event in sorted(found, key=attrgetter("revision")) if event.sha256 is not None}
         for event in sorted(newest.values(), key=attrgetter("timestamp", "id")):
             images = yield from self.images(event)
             for name in sorted(name for name in images if name.lower().endswith(TIFF)):
-                yield Give(Picture(event, name, _array(name, (yield from self.image(images[name])))))
+                try:
+                    array = _array(name, (yield from self.image(images[name])), largest)
+                except PlatewayError as error:
+                    if errors == "raise":
+                        raise
+                    if errors == "return":
+                        yield Give(Picture(event, name, _no_pixels(), error))
+                else:
+                    yield Give(Picture(event, name, array))
 
     def exports(self, since: datetime | None, until: datetime | None, kind: str) -> Stream[Export]:
         until = until or datetime.now(UTC)  # of all pages: new exports would shift the others
@@ -348,11 +375,30 @@ def _items(kind: type[T], told: Mapping[str, Any], name: str) -> list[T]:
     return [read(kind, item) for item in items]
 
 
-def _array(name: str, content: bytes) -> npt.NDArray[np.generic]:
-    """Read the pages of a TIFF file as one array."""
+def _array(name: str, content: bytes, largest: int) -> npt.NDArray[np.generic]:
+    """Read the pages of a TIFF file as one array.
+
+    Raises:
+        Damaged: it is no TIFF file, or is cut off. Misconfigured: a decoder is not installed.
+        Rejected: its pixels have more than ``largest`` bytes.
+    """
     import tifffile  # noqa: PLC0415  only who wants arrays needs it
 
     try:
-        return tifffile.imread(io.BytesIO(content))
-    except (tifffile.TiffFileError, ValueError, IndexError) as error:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            series = file.series[0]
+            if (size := series.size * series.dtype.itemsize) > largest:
+                raise Rejected(f"{name}: {size:,} bytes of pixels, at most {largest:,} are read (largest=…)")
+            return series.asarray()
+    except PlatewayError:
+        raise
+    except Exception as error:  # of decoders: for untrusted bytes there is no complete list
+        if "imagecodecs" in str(error):
+            raise Misconfigured(f"{name}: its compression needs the package imagecodecs: install it") from error
         raise Damaged(f"{name}: the bytes are those recorded, but not a TIFF file that can be read") from error
+
+
+def _no_pixels() -> npt.NDArray[np.generic]:
+    import numpy as np  # noqa: PLC0415  only who wants arrays needs it
+
+    return np.empty(0, np.uint8)

@@ -8,12 +8,14 @@ from copies, ``pictures`` makes thumbnails, ``thumbnail_cache`` keeps them.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -31,7 +33,7 @@ from pydantic import BaseModel
 from plateway.bundle import Member
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
 from plateway.events import Ref
-from plateway.gateway import auth, pictures
+from plateway.gateway import auth, decoders, pictures
 from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import Span, check_conditions, format_date, parse_range
@@ -56,6 +58,7 @@ ARCHIVE_SECONDS = 20.0  # for reading a manifest from the archive
 SAMPLES = 9  # images from which the levels of an event are chosen
 SPREAD = (math.sqrt(5) - 1) / 2  # distance of the samples, as a part of the event: two steps never hit the same row
 SAMPLED = 64 << 20  # bytes of samples after which no more are read
+ORDINARY = 32 << 20  # bytes of pixels; larger pictures are decoded one at a time over all workers
 DRAWN = 2  # thumbnails that one worker makes at a time
 TAR = "application/x-tar"
 PNG = "image/png"
@@ -122,6 +125,12 @@ class Contents:
     members: tuple[Member, ...]
     names: Mapping[str, Member]  # by the name on the bench, or else in the bundle
 
+    @cached_property
+    def tiles(self) -> frozenset[str]:
+        """The names of the images of one stitched view."""
+        grid = pictures.grid(original_name(one) for one in self.members)
+        return frozenset(grid.cells.values()) if grid else frozenset()
+
 
 class CachedEvent:
     """One event, shared by all requests of about a second: its ledger, and a reader with its copies."""
@@ -182,7 +191,7 @@ class Gallery:
         self._manifests: LRUCache[str, Contents] = LRUCache(MEMBERS, getsizeof=_count_members)
         self._manifests_lock = Lock()
         self._read_manifest = cached(self._manifests, _manifest_sha256, self._manifests_lock)(_read_contents)
-        levels: LRUCache[str, pictures.Levels | None] = LRUCache(EVENTS)
+        levels: LRUCache[str, pictures.KindLevels] = LRUCache(EVENTS)
         self._event_levels = cached(levels, _manifest_sha256, Lock())(self._choose_levels)
         self._suspects: set[str] = set()
         self._spool.mkdir(parents=True, exist_ok=True)
@@ -295,26 +304,44 @@ class Gallery:
         if image.member.size > LARGEST:
             raise Rejected(f"too large for a thumbnail: {image.member.size} bytes")
         whole = b"".join(image.reader.image(image.member))
-        shared = self._event_levels(image.reader) if levels == "event" else None
+        shared = self._shared_levels(image) if levels == "event" else None
         try:
-            picture = pictures.thumbnail(whole, size=size, levels=shared)
+            with self._turn(whole):
+                picture = pictures.thumbnail(whole, size=size, levels=shared)
         except Rejected as error:
             self.thumbs.keep(name, error)
             raise
         self.thumbs.keep(name, picture)
         return picture
 
-    def _choose_levels(self, reader: BundleReader) -> pictures.Levels | None:
-        """Choose levels for all images of an event from samples of them; None: no sample has levels."""
-        found: list[pictures.Levels | None] = []
-        left = SAMPLED
-        for member in samples(self.contents(reader).members):
+    @contextmanager
+    def _turn(self, content: bytes) -> Iterator[None]:
+        """Wait until no other worker decodes a large picture, if this one is large."""
+        if decoders.pixel_bytes(content) <= ORDINARY:
+            yield
+            return
+        with (self._spool / "large.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _shared_levels(self, image: RequestedImage) -> pictures.KindLevels | None:
+        """Return the levels that the tiles of one stitched view share; None: the image is not among them."""
+        name = original_name(image.member)
+        return self._event_levels(image.reader) if name in self.contents(image.reader).tiles else None
+
+    def _choose_levels(self, reader: BundleReader) -> pictures.KindLevels:
+        """Choose levels for each sample type of an event's tiles, from samples of them."""
+        found: dict[str, list[pictures.Levels]] = defaultdict(list)
+        left, contents = SAMPLED, self.contents(reader)
+        for member in samples([one for one in contents.members if original_name(one) in contents.tiles]):
             if (left := left - member.size) < 0 and found:
                 break
             with suppress(Rejected, Damaged):  # the other samples are enough
-                found.append(pictures.levels(b"".join(reader.image(member))))
-        known = [one for one in found if one is not None]
-        return (min(dark for dark, _ in known), max(bright for _, bright in known)) if known else None
+                if told := pictures.levels(b"".join(reader.image(member))):
+                    found[told[0]].append(told[1])
+        return {
+            kind: (min(dark for dark, _ in known), max(bright for _, bright in known)) for kind, known in found.items()
+        }
 
     def bundle(self, text: str, seen: str, *, link: bool) -> tuple[BundleReader, str | None]:
         """Find a bundle, and make an expiring link to it if that is wanted and the store makes links."""

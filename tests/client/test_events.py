@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import struct
 import tarfile
 from dataclasses import fields
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -327,3 +329,28 @@ def test_bytes_that_are_no_picture(plateway: Enter, scripted: Scripted, laborato
     )
     with pytest.raises(Damaged, match=r"a\.tif"):
         list(plateway(scripted.url).arrays("e"))
+
+
+@pytest.mark.parametrize("errors", ["skip", "return"])
+def test_a_bad_image_does_not_end_the_iteration(
+    plateway: Enter, scripted: Scripted, laboratory: Laboratory, errors: Any
+) -> None:
+    """It is left out, or comes with its error; what asks for terabytes is not unpacked."""
+    event = told(laboratory).model_dump(mode="json")
+    huge = io.BytesIO()
+    tifffile.imwrite(huge, np.zeros((4, 4), np.uint16), metadata=None)
+    content = huge.getvalue()
+    for tag in (256, 257):  # columns and rows
+        content = content.replace(struct.pack("<HHII", tag, 4, 1, 4), struct.pack("<HHII", tag, 4, 1, 60000))
+    big = {**IMAGE, "name": "b.tif", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    scripted.play(
+        said(200, {"events": [event], "next_cursor": None}),
+        said(200, {"images": [IMAGE, big]}),
+        said(200, PICTURE),
+        said(200, content),
+    )
+    found = list(plateway(scripted.url).arrays("e", errors=errors, largest=1 << 30))
+    assert [one.name for one in found] == ([] if errors == "skip" else ["a.tif", "b.tif"])
+    assert [type(one.error) for one in found] == ([] if errors == "skip" else [Damaged, Rejected])
+    if found:
+        assert "7,200,000,000 bytes of pixels" in str(found[1].error)

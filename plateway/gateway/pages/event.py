@@ -134,13 +134,14 @@ def around(site: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Le
 
 def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
     """Arrange the images: as stitched if all of them fit, otherwise in their order, page by page."""
-    every = [_link_image(ref, member, levels="event") for member in members]
+    every = [_link_image(ref, member) for member in members]
     found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
     grid = pictures.grid(one.name for one in found)
     if grid is not None and grid.columns <= WIDEST and grid.rows * grid.columns <= TILES:
         placed = set(grid.cells.values())
         others = [one for one in found if one.name not in placed]
-        return Sheet(len(found), 1, _rows(grid, found), tuple(others[:SHEET]), files, None, None)
+        tiles = [_link_image(ref, member, levels="event") for member in members if original_name(member) in placed]
+        return Sheet(len(found), 1, _rows(grid, tiles), tuple(others[:SHEET]), files, None, None)
     at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
     earlier = rendering.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
     later = rendering.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
