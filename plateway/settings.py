@@ -7,6 +7,7 @@ its key come from what `plateway up` left in the home. Below the edge nobody rea
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -51,6 +53,7 @@ log = logging.getLogger(__name__)
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
+OTHER_VARIABLES = (ENV_FILE, "PLATEWAY_PROJECT", "PLATEWAY_SOAK")  # that are ours and no settings
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -62,7 +65,7 @@ def duration(value: object) -> object:
         return value
     match = DURATION.fullmatch(value.strip())
     if match is None:
-        raise ValueError(f"{value!r} is not a duration like 90s, 10m, 8h or 2d")
+        raise ValueError(f"{value!r} is not a duration such as 90s, 10m, 8h or 2d")
     return timedelta(seconds=float(match[1]) * UNITS[match[2]])
 
 
@@ -464,11 +467,40 @@ def load(**flags: Any) -> Settings:
     Raises:
         Misconfigured: names each setting that is wrong, never its secret value.
     """
+    _warn_of_unknown()
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise Misconfigured(wrong) from None
+        raise Misconfigured("; ".join(map(_complaint, error.errors()))) from None
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """Tell what is wrong as the setting was typed; secrets are left out."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    field = next((field for field in Settings.model_fields if name in {field, *_names(field)}), None)
+    message = error["msg"].removeprefix("Value error, ")
+    if field is None:
+        return f"{name}: {message}" if name else message
+    spelt, value = _spelt(field), error["input"]
+    if "Secret" in str(Settings.model_fields[field].annotation) or not isinstance(value, str | int | float):
+        return f"{spelt}: {message}"
+    return f"{spelt}={message}" if message.startswith(repr(value)) else f"{spelt}={value!r}: {message}"
+
+
+def unknown_variables() -> list[str]:
+    """Tell of each variable of the environment or of .env that begins like ours and is none, with the nearest name."""
+    known = {*map(_spelt, Settings.model_fields), *OTHER_VARIABLES}
+    known |= {name for field in Settings.model_fields for name in _names(field)}
+    there = {*os.environ, *(name.upper() for name in env_file(Settings).env_vars)}
+    unknown = sorted(name for name in there if name.startswith("PLATEWAY_") and name not in known)
+    near = {name: difflib.get_close_matches(name, sorted(known), n=1) for name in unknown}
+    return [f"{name} is no setting" + (f"; did you mean {near[name][0]}?" if near[name] else "") for name in unknown]
+
+
+@cache
+def _warn_of_unknown() -> None:
+    for message in unknown_variables():
+        log.warning(message)
 
 
 def explain(**flags: Any) -> list[dict[str, Any]]:
@@ -488,11 +520,16 @@ def _explained(name: str, field: FieldInfo, found: Settings, origins: dict[str, 
     names = _names(name)
     value = getattr(found, name)
     return {
-        "setting": next((each for each in names if each != name), f"PLATEWAY_{name.upper()}"),
+        "setting": _spelt(name),
         "value": found.model_dump(mode="json")[name] if value is not None else None,
         "source": next((origin for origin, values in origins.items() if {name, *names} & set(values)), "default"),
         "meaning": field.description,
     }
+
+
+def _spelt(field: str) -> str:
+    """Return the name of a setting in the environment that the documentation uses."""
+    return next((each for each in _names(field) if each != field), f"PLATEWAY_{field.upper()}")
 
 
 def _names(field: str) -> list[str]:

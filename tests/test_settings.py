@@ -59,7 +59,7 @@ def test_no_policy_has_a_fraction_that_is_no_share(value: Any) -> None:
 @pytest.mark.parametrize("name", ["purge_fraction", "reconcile_fraction"])
 def test_settings_have_the_same_bounds(name: str, value: str) -> None:
     """They are told when they are read, not when something is deleted."""
-    with pytest.raises(Misconfigured, match=name):
+    with pytest.raises(Misconfigured, match=name.upper()):
         settings.load(**{name: value})
 
 
@@ -170,3 +170,46 @@ def test_objects_have_a_place_of_their_own(tmp_path: Path) -> None:
     known = written(tmp_path, '[dev]\nurl = "s3://dev"', objects_url="s3://dev/objects")
     with pytest.raises(Misconfigured, match="apart from the bucket dev"):
         parts(known)
+
+
+# ------------------------------------------------------------------------------------------------------------ messages
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (
+            "PLATEWAY_SETTLE_SECONDS",
+            "abc",
+            "PLATEWAY_SETTLE_SECONDS='abc' is not a duration such as 90s, 10m, 8h or 2d",
+        ),
+        ("PLATEWAY_EXPORT_WORKERS", "many", "PLATEWAY_EXPORT_WORKERS='many': Input should be a valid integer"),
+        ("PLATEWAY_EXPORT_WORKERS", "0", "PLATEWAY_EXPORT_WORKERS='0': Input should be greater than or equal to 1"),
+        ("PLATEWAY_PURGE_PROOF", "trust", "PLATEWAY_PURGE_PROOF='trust': Input should be 'read' or 'head'"),
+    ],
+)
+def test_a_wrong_setting_is_told_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    """The name of the variable, its value, and what it should be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured) as caught:
+        settings.load()
+    assert str(caught.value).startswith(told)
+
+
+def test_an_unknown_variable_is_reported_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment or in .env; values are not repeated, and what others call theirs is left alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("PLATEWAY_BUKET_URL=s3://hush\nOTHER=1\n")
+    monkeypatch.setenv("PLATEWAY_SETLE_SECONDS", "hush")
+    monkeypatch.setenv("PLATEWAY_XYZZY", "1")
+    monkeypatch.setenv("PLATEWAY_SETTLE_SECONDS", "3s")
+    found = settings.unknown_variables()
+    assert found[:2] == [
+        "PLATEWAY_BUKET_URL is no setting; did you mean PLATEWAY_BUCKET_URL?",
+        "PLATEWAY_SETLE_SECONDS is no setting; did you mean PLATEWAY_SETTLE_SECONDS?",
+    ]
+    assert found[2].startswith("PLATEWAY_XYZZY is no setting")
+    assert "hush" not in str(found)

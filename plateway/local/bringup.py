@@ -28,6 +28,7 @@ import httpx
 from pydantic import AliasChoices, SecretStr
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from plateway.catalog import Catalog
 from plateway.errors import Misconfigured, PlatewayError
@@ -233,7 +234,7 @@ def close_home(home: Path) -> None:
 
 def _print_line(console: Console, line: str) -> None:
     with suppress(OSError):  # a closed terminal must not prevent an orderly stop
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(Text.from_markup(line), soft_wrap=True)
 
 
 def _choose_ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:

@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from plateway import endpoint, settings
+from plateway.cli.console import PlainConsole
 from plateway.errors import Busy, Unavailable
 from plateway.local import bringup, seaweed
 from plateway.local.supervisor import (
@@ -347,3 +348,10 @@ def test_nothing_answers_where_nothing_is() -> None:
     assert not bringup._probe_worker(f"{nowhere}/api/work_pools/resident/workers/filter", time.time())
     with pytest.raises(httpx.TransportError):
         httpx.get(nowhere, trust_env=False)
+
+
+def test_lines_are_plain_without_a_terminal() -> None:
+    """A log file or a journal gets no markup, and nothing of a terminal's colours."""
+    file = io.StringIO()
+    bringup._print_line(PlainConsole(file=file), "[green]✓[/] catalogue      [dim]0.1 s[/]")
+    assert file.getvalue() == "✓ catalogue      0.1 s\n"
