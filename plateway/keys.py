@@ -57,14 +57,24 @@ def file_keys(key: str, image: Callable[[str], bool]) -> Callable[[str], str]:
         if name == MANIFEST:
             return key
         pictured = image(name) and not name.lower().endswith(NO_IMAGES)
-        return f"{FOLDERS[not pictured]}/{files_folder(key)}/{UNFIT.sub(_escape, name)}"
+        return f"{FOLDERS[not pictured]}/{files_folder(key)}/{escape_name(name)}"
 
     return place
 
 
 def file_name(key: str) -> str:
     """Return the name in its bundle of the file with this key; the inverse of `file_keys`."""
-    return ESCAPED.sub(_unescape, key.split("/", 2)[2])
+    return unescape_name(key.split("/", 2)[2])
+
+
+def escape_name(name: str) -> str:
+    """Write byte by byte, as ``%5C``, what a key cannot have of a file's name."""
+    return UNFIT.sub(_escape, name)
+
+
+def unescape_name(text: str) -> str:
+    """Return the name that `escape_name` wrote."""
+    return ESCAPED.sub(_unescape, text)
 
 
 def tar_name(key: str) -> str:

@@ -410,3 +410,29 @@ class KnownPlace(Record, table=True):
     identity: str  # of its marker; of a place that we may only read, its file system and root
     marked: bool  # it has a marker
     recorded_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class AccessKey(Record, table=True):
+    """A key that reads at the S3 endpoint. Its secret is nowhere: it follows from the id and a file outside of this."""
+
+    __tablename__: ClassVar[Any] = "access_key"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    access_key_id: str = Field(primary_key=True)
+    name: str = Field(sa_type=EXACTLY)
+    secret_file: str  # which file its secret follows from
+    buckets: list[str] = Field(default_factory=list, sa_type=JSON)  # that it may read; empty: all
+    prefixes: list[str] = Field(default_factory=list, sa_type=JSON)  # of the object keys that it may read; empty: all
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    disabled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Share(Record, table=True):
+    """The S3 endpoint shows the objects of this location as a bucket of this name."""
+
+    __tablename__: ClassVar[Any] = "share"
+
+    name: str = Field(primary_key=True, sa_type=EXACTLY)
+    location: str = Field(sa_type=Text)  # s3://bucket[/prefix] or file:///directory
+    created_at: datetime = Field(sa_type=UtcDateTime)

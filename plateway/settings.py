@@ -214,6 +214,12 @@ class Settings(BaseSettings):
     failed_rate: int = Field(20, ge=1, description="bad tokens a minute that one address may show")
     serve_host: str = Field("127.0.0.1", description="where the gateway listens")
     serve_port: int = Field(8000, ge=0, le=65535, description="its port; 0: any that is free")
+    s3_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the S3 endpoint for reading; 0: any that is free; default: off"
+    )
+    s3_key_file: Path | None = Field(
+        None, description="what the secrets of access keys follow from; default: gateway/s3.key in the home"
+    )
     serve_workers: int = Field(1, ge=1, le=64, description="processes that answer")
     prefect_ui_url: str | None = Field(
         None, description="Prefect's UI as browsers reach it; default: the one of `plateway up`"
@@ -317,6 +323,18 @@ class Settings(BaseSettings):
     def access_file(self) -> Path:
         """Who asked the gateway for what."""
         return (self.access_log or self.home / "gateway" / "access.log").absolute()
+
+    @property
+    def s3_secrets(self) -> Path:
+        """The file that the secrets of access keys follow from."""
+        return (self.s3_key_file or self.home / "gateway" / "s3.key").absolute()
+
+    @property
+    def s3_gateway(self) -> str | None:
+        """Where S3 clients on this machine reach the endpoint for reading; None where it is off."""
+        host = EVERYWHERE.get(self.serve_host, self.serve_host)
+        host = f"[{host}]" if ":" in host else host
+        return _left(self.home).get("s3_gateway") or (f"http://{host}:{self.s3_port}" if self.s3_port else None)
 
     @property
     def gateway(self) -> str:

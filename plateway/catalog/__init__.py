@@ -15,12 +15,15 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     inventory    accounts export_count exported_to sight_dark clear_dark adopt empty
     stats        counts figures history stuck harmed
     incidents    record_incident incidents
-    places       site take_site places place record_place
-    search       exports_page archives_page archive_members daily search overview
+    places       site site_created take_site places place record_place
+    search       exports_page archives_page archive_members daily search overview experiments readable ledgers_of
+    access_keys  add_access_key access_key access_keys disable_access_key delete_access_key
+                 shares add_share delete_share
 """
 
 from __future__ import annotations
 
+from plateway.catalog.access_keys import AccessKeys
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import ExportRecords
 from plateway.catalog.incidents import Incidents
@@ -37,7 +40,17 @@ __all__ = ["NETWORK", "Catalog", "network_file_system"]
 
 
 class Catalog(
-    Registration, Lookup, ExportRecords, Purges, Tape, Inventory, Statistics, SearchQueries, Incidents, PlaceRecords
+    Registration,
+    Lookup,
+    ExportRecords,
+    Purges,
+    Tape,
+    Inventory,
+    Statistics,
+    SearchQueries,
+    Incidents,
+    PlaceRecords,
+    AccessKeys,
 ):
     """The facts, in SQLite or PostgreSQL.
 

@@ -29,6 +29,12 @@ class PlaceRecords(Database):
                 session.add(known)
             return known.id
 
+    def site_created(self) -> datetime | None:
+        """Return when the site was first used; None: never yet."""
+        with self._reading() as session:
+            known: Site | None = session.scalar(select(Site))
+            return known.created_at if known else None
+
     def take_site(self, id: UUID, *, now: datetime) -> None:  # noqa: A002 - it is the id of the site
         """Take over the id of a site whose catalogue was lost, in an empty catalogue.
 

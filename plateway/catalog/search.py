@@ -168,6 +168,31 @@ class SearchQueries(Database):
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [found[ref] for ref in refs]
 
+    def experiments(self, *, prefix: str = "") -> list[str]:
+        """List the experiments with this prefix that have events to read, in no order."""
+        query = select(EVENT.experiment).join_from(Event, Export, tied(EXPORT, EVENT)).distinct()
+        name = EVENT.experiment.collate("C") if self._postgres else EVENT.experiment
+        with self._reading() as session:
+            return list(session.scalars(query.where(begins(name, prefix), EXPORT.damage.is_(None), ~expired(EXPORT))))
+
+    def readable(self, experiment: str, *, first: UUID, limit: int) -> list[Ref]:
+        """List the revisions of so many events whose copy in the bucket is not known to be damaged, by id.
+
+        From the id ``first`` on; all such revisions of an event are on one page.
+        """
+        good = [EVENT.experiment == experiment, EVENT.id >= first, EXPORT.damage.is_(None), ~expired(EXPORT)]
+        events = select(EVENT.id).join_from(Event, Export, tied(EXPORT, EVENT)).where(*good).distinct()
+        page = events.order_by(EVENT.id).limit(limit).subquery()
+        query = select(EVENT.id, EVENT.revision).join_from(Event, Export, tied(EXPORT, EVENT)).where(*good)
+        query = query.where(EVENT.id.in_(select(page.c.id))).order_by(EVENT.id, EVENT.revision)
+        with self._reading() as session:
+            return [Ref(*row) for row in session.execute(query)]
+
+    def ledgers_of(self, refs: Sequence[Ref]) -> dict[Ref, Ledger]:
+        """Fetch what is known of these events, few queries for many of them."""
+        with self._reading() as session:
+            return {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
+
     def overview(self, *, prefix: str = "", days: int = 30, now: datetime) -> Overview:
         """Return the figures of all systems, with events per day (UTC) up to that of ``now``.
 

@@ -1,4 +1,4 @@
-"""``plateway access``: the access log of the HTTP API."""
+"""``plateway access``: the access log of the HTTP API and of the S3 endpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from plateway.gateway import access as access_log
 def access(
     *,
     token: Annotated[str | None, typer.Option(help="Only requests with the token of this name.")] = None,
-    key: Annotated[str | None, typer.Option(metavar="PREFIX", help="Only keys that start with this.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only requests with the access key of this name, or keys that start so."),
+    ] = None,
     since: Annotated[datetime | None, typer.Option(help="At or after this time (UTC unless it has a zone).")] = None,
     until: Annotated[datetime | None, typer.Option(help="Before this time.")] = None,
     home: Home = None,
@@ -25,7 +28,7 @@ def access(
 ) -> None:
     """Print the access log of the HTTP API.
 
-    Oldest first: time, status, method, bytes received and sent, duration, token, address, path.
+    Oldest first: time, status, method, bytes received and sent, duration, token or access key, address, path.
     """
     file = settings.load(home=home).access_file
     found = access_log.read(file, token=token, key=key, since=as_utc(since), until=as_utc(until))

@@ -49,6 +49,8 @@ PANELS = {
     "Give access": {
         "serve": ("serve", "Serve the HTTP API and the web pages until Ctrl-C."),
         "token": ("token", "Create, list and revoke access tokens."),
+        "key": ("key", "Issue, list and disable access keys of the S3 endpoint."),
+        "share": ("share", "Publish a location at the S3 endpoint, for reading."),
         "access": ("access", "Print the access log of the HTTP API."),
     },
     "Administer": {

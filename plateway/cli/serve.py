@@ -22,6 +22,9 @@ def serve(
         int | None, typer.Option(help="Port to listen on; default: PLATEWAY_SERVE_PORT. 0 is any free port.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Number of processes; default: PLATEWAY_SERVE_WORKERS.")] = None,
+    s3_port: Annotated[
+        int | None, typer.Option("--s3-port", help="Port of the S3 endpoint for reading; default: PLATEWAY_S3_PORT.")
+    ] = None,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Change nothing, neither on this machine nor in S3.")
     ] = False,
@@ -32,7 +35,12 @@ def serve(
     The API answers requests for events, images and objects.
     """
     config = settings.load(
-        home=home, serve_host=host, serve_port=port, serve_workers=workers, read_only=read_only or None
+        home=home,
+        serve_host=host,
+        serve_port=port,
+        serve_workers=workers,
+        s3_port=s3_port,
+        read_only=read_only or None,
     )
     parts = opening.parts(config)
     if not parts.read_only:
@@ -41,11 +49,13 @@ def serve(
 
     clients = "from this machine" if parts.straight else "from anyone"
 
-    def print_summary(address: str) -> None:
+    def print_summary(address: str, s3: str | None = None) -> None:
         out.print(f"Gateway  {address}", soft_wrap=True)
         out.print(f"API      {address}/docs", soft_wrap=True)
         out.print(f"Events   {f'no token required {clients}' if parts.open else 'token required'}")
         out.print(f"Objects  {'off: set PLATEWAY_OBJECTS_URL' if parts.objects is None else 'token required'}")
+        if s3 is not None:
+            out.print(f"S3       {s3} (for reading, with keys of plateway key add)", soft_wrap=True)
         out.print(f"{'Read-only. ' if parts.read_only else ''}Press Ctrl-C to stop.")
 
     gateway.serve(

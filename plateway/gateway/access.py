@@ -1,9 +1,9 @@
 """The access log: one line of JSON per request, in a file that is rotated and can be searched.
 
-A line has ``time``, ``who`` (the token's name), ``address``, ``method``, ``path``, ``route``, ``key``, ``received``,
-``sent`` (bytes of bodies), ``status`` and ``milliseconds``. Headers, query strings and tokens are never in it. Each
-line is one write at the end of the file, so that several workers can share it; the first one that finds it full
-rotates it.
+A line has ``time``, ``who`` (the name of the token or access key), ``service`` (http or s3), ``address``, ``method``,
+``path``, ``route``, ``key``, ``received``, ``sent`` (bytes of bodies), ``status`` and ``milliseconds``. Headers, query
+strings, tokens and signatures are never in it. Each line is one write at the end of the file, so that several workers
+can share it; the first one that finds it full rotates it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ log = logging.getLogger(__name__)
 class RequestInfo:
     """Facts of the running request for the access log; each is set by the code that determines it."""
 
-    who: str | None = None  # name of the token
+    who: str | None = None  # name of the token, or of the access key
     address: str | None = None
     key: str | None = None
+    service: str = "http"
+    route: str | None = None  # where it is not FastAPI that knows
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Access:
     """One request."""
 
     time: str  # ISO 8601, UTC: when the request was received
-    who: str | None  # name of the token; None without a valid one
+    who: str | None  # name of the token or access key; None without a valid one
     address: str | None
     method: str
     path: str  # as sent, without the query
@@ -56,6 +58,7 @@ class Access:
     sent: int  # bytes of the response body
     status: int  # 499: the client disconnected before the response
     milliseconds: float
+    service: str = "http"  # http or s3: whether a token or an access key was shown
 
 
 @dataclass
@@ -147,7 +150,9 @@ def read(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Iterator[Access]:
-    """Read the requests of a token, of keys that begin with `key`, and between two times, oldest first.
+    """Read the requests of a token, of an access key or of keys, and between two times, oldest first.
+
+    `key` is the name of an access key, or how keys of objects begin.
 
     Truncated lines, for example after a full disk, are skipped.
     """
@@ -158,8 +163,8 @@ def read(
                 found = _parse_line(line)
                 if (
                     found is not None
-                    and (token is None or found.who == token)
-                    and (key is None or (found.key or "").startswith(key))
+                    and (token is None or (found.who, found.service) == (token, "http"))
+                    and (key is None or _concerns_key(found, key))
                     and first <= found.time < last
                 ):
                     yield found
@@ -196,6 +201,10 @@ class AccessLogging:
             self._log.write(_describe_request(scope, info, began, progress))
 
 
+def _concerns_key(access: Access, key: str) -> bool:
+    return (access.who, access.service) == (key, "s3") or (access.key or "").startswith(key)
+
+
 def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress: _RequestProgress) -> Access:
     route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
     return Access(
@@ -204,12 +213,13 @@ def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress
         address=info.address,
         method=scope["method"][:32],
         path=scope.get("raw_path", b"")[:3072].decode("ascii", "replace"),
-        route=route,
+        route=info.route or route,
         key=info.key,
         received=progress.received,
         sent=progress.sent,
         status=progress.status or (CLIENT_CLOSED if progress.disconnected else 500),
         milliseconds=round((time.perf_counter() - progress.began) * 1000, 2),
+        service=info.service,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plateway.gateway.access import request_info
@@ -68,8 +69,18 @@ class AddressLimit:
     ``/health`` and ``/ready`` have no limit. A connection that the server marked `HEALTH_ONLY` serves only these.
     """
 
-    def __init__(self, app: ASGIApp, *, rates: Rates, limits: Limits, trusted: Sequence[Network]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        rates: Rates,
+        limits: Limits,
+        trusted: Sequence[Network],
+        unlimited: frozenset[str] = UNLIMITED,
+        respond: Callable[[Problem], Response] = Problem.response,
+    ) -> None:
         self.app, self._rates, self._limits, self._trusted = app, rates, limits, trusted
+        self._unlimited, self._respond = unlimited, respond
         self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,12 +90,12 @@ class AddressLimit:
         forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")) if self._trusted else ""
         info = request_info(scope)
         info.address = address((scope.get("client") or (None,))[0], forwarded, self._trusted)
-        if scope["path"] in UNLIMITED:
+        if scope["path"] in self._unlimited:
             await self.app(scope, receive, send)
             return
         name = limit_name(info.address)
         if problem := self._check_limits(scope, name):
-            await problem.response()(scope, receive, send)
+            await self._respond(problem)(scope, receive, send)
             return
         self._running[name] += 1
         try:

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plateway import __version__
 from plateway.endpoint import Endpoint
@@ -38,12 +39,13 @@ from plateway.gateway import (
     reference,
 )
 from plateway.gateway.access import AccessLog, AccessLogging
-from plateway.gateway.address_limits import AddressLimit, networks
+from plateway.gateway.address_limits import AddressLimit, Network, networks
 from plateway.gateway.body_limits import BodyLimit
 from plateway.gateway.headers import SecurityHeaders
 from plateway.gateway.object_store import ObjectStore
 from plateway.gateway.probes import Probe, Probes, run
 from plateway.gateway.rate_limits import Limits, Rates
+from plateway.gateway.s3.app import S3, Directory, respond_limit
 from plateway.gateway.tokens import SESSIONS, Tokens
 from plateway.pipeline import Site
 from plateway.store import Objects, open_store
@@ -78,6 +80,9 @@ class Parts:
     straight: bool = False  # … but only to requests sent directly to this machine's own address
     links: timedelta = timedelta(minutes=15)  # lifetime of presigned links
     prefect_ui: str | None = None  # URL of the Prefect UI
+    s3_port: int | None = None  # of the S3 endpoint for reading; None: off
+    s3_secrets: Path | None = None  # what the secrets of access keys follow from; None: gateway/s3.key in the home
+    share: Callable[[str], Objects] = open_store  # opens what an operator shares there
 
     @property
     def place(self) -> Path:
@@ -148,7 +153,37 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_middleware(BodyLimit, limits=parts.limits)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLogging, log=access)
+    if parts.s3_port is not None:
+        app.add_middleware(ByPort, port=parts.s3_port, other=_create_s3(app, rates, access, trusted))
     return app
+
+
+class ByPort:
+    """Middleware: pass requests that arrive at a port to another application."""
+
+    def __init__(self, app: ASGIApp, *, port: int, other: ASGIApp) -> None:
+        self.app, self._port, self._other = app, port, other
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        here = scope["type"] == "http" and (scope.get("server") or (None, None))[1] == self._port
+        await (self._other if here else self.app)(scope, receive, send)
+
+
+def _create_s3(app: FastAPI, rates: Rates, access: AccessLog, trusted: Sequence[Network]) -> ASGIApp:
+    """Create the application of the S3 endpoint.
+
+    Raises:
+        Misconfigured: there is no site whose events it could show.
+    """
+    parts: Parts = app.state.parts
+    if parts.site is None:
+        raise Misconfigured("the S3 endpoint shows events, and there is no site")
+    directory = Directory(app.state.gallery, parts.s3_secrets or parts.place / "s3.key", parts.share)
+    s3: ASGIApp = S3(app.state.gallery, rates, parts.limits, directory=directory)
+    s3 = AddressLimit(
+        s3, rates=rates, limits=parts.limits, trusted=trusted, unlimited=frozenset(), respond=respond_limit
+    )
+    return AccessLogging(SecurityHeaders(s3), log=access)
 
 
 async def health() -> dict[str, str]:

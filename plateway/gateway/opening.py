@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from plateway.errors import Misconfigured
 from plateway.gateway.app import Parts, overlap
@@ -13,6 +14,7 @@ from plateway.gateway.auth import loopback
 from plateway.gateway.rate_limits import Limits, Rate
 from plateway.pipeline import Site, open_site
 from plateway.settings import MAIN, Settings
+from plateway.store import Objects, open_store
 
 
 def parts(settings: Settings) -> Parts:
@@ -44,6 +46,9 @@ def parts(settings: Settings) -> Parts:
         straight=_is_local(settings),
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui if _is_local(settings) else settings.prefect_ui_url,
+        s3_port=settings.s3_port,
+        s3_secrets=settings.s3_secrets,
+        share=partial(open_share, settings),
     )
 
 
@@ -54,6 +59,31 @@ def reader(settings: Settings) -> Site:
         name: one.model_copy(update={"endpoint": replace(one.endpoint, read_only=True)}) for name, one in known.items()
     }
     return open_site(settings, buckets=read_only)
+
+
+def open_share(settings: Settings, location: str) -> Objects:
+    """Open what an operator shares, read-only: with the key of the bucket it lies in, else with the site's own."""
+    holding = [one for one in (settings.bucket, *settings.buckets.values()) if overlap(one.url, location)]
+    endpoint = max(holding, key=lambda one: len(one.url)).endpoint if holding else settings.endpoint
+    return open_store(location, replace(endpoint, read_only=True))
+
+
+def check_share(settings: Settings, location: str) -> None:
+    """Open what is to be shared, and list its beginning.
+
+    Raises:
+        Misconfigured: it is not a location, or is or contains a place of the site where secrets and state lie.
+        Unavailable, Denied, NotFound: it cannot be read.
+    """
+    if urlsplit(location).scheme not in {"s3", "file"}:
+        raise Misconfigured(f"{location!r}: what is shared is s3://bucket[/prefix] or file:///directory")
+    home = settings.home.absolute()
+    private = {"the home": home, "the tokens": settings.tokens, "the file of secrets": settings.s3_secrets}
+    private |= {"the access log": settings.access_file}
+    for what, place in private.items():
+        if overlap(location, str(place)):
+            raise Misconfigured(f"{location} is, contains or is inside {what}: share another location")
+    open_share(settings, location).page(limit=1)
 
 
 def _is_local(settings: Settings) -> bool:

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -158,9 +159,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    parts: Parts, *, host: str, port: int, workers: int = 1, say: Callable[[str], object] = lambda _: None
+    parts: Parts, *, host: str, port: int, workers: int = 1, say: Callable[..., object] = lambda *_: None
 ) -> None:
-    """Serve until a signal ends it. Calls `say` with the URL when clients can connect. Logs to standard error.
+    """Serve until a signal ends it. Logs to standard error.
+
+    Calls `say` with the URL when clients can connect, and with that of the S3 endpoint where there is one.
 
     Raises:
         Misconfigured: a part is not valid.
@@ -169,15 +172,19 @@ def serve(
         raise Misconfigured("objects in memory are not shared between workers: use one worker, or another location")
     create_app(parts)  # report errors of the configuration once, not in each worker
     _allow_files(FILES)
-    told = config(parts, workers=workers, logs=LOGS)
-    with listen(host, port) as taken:
-        taken.listen(told.backlog)
-        say(address(host, taken.getsockname()[1]))
+    with ExitStack() as stack:
+        wanted = [port] if parts.s3_port is None else [port, parts.s3_port]
+        sockets = [stack.enter_context(listen(host, one)) for one in wanted]
+        ports = [one.getsockname()[1] for one in sockets]
+        told = config(replace(parts, s3_port=ports[1]) if ports[1:] else parts, workers=workers, logs=LOGS)
+        for one in sockets:
+            one.listen(told.backlog)
+        say(*(address(host, one) for one in ports))
         if workers > 1:
-            Multiprocess(told, sockets=[taken]).run()
+            Multiprocess(told, sockets=sockets).run()
         else:
             with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
-                uvicorn.Server(told).run(sockets=[taken])
+                uvicorn.Server(told).run(sockets=sockets)
 
 
 def _allow_files(wanted: int) -> None:
