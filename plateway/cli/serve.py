@@ -55,7 +55,7 @@ def serve(
         out.print(f"Events   {f'no token required {clients}' if parts.open else 'token required'}")
         out.print(f"Objects  {'off: set PLATEWAY_OBJECTS_URL' if parts.objects is None else 'token required'}")
         if s3 is not None:
-            out.print(f"S3       {s3} (for reading, with keys of plateway key add)", soft_wrap=True)
+            out.print(f"S3       {s3} (for reading: plateway key add)", soft_wrap=True)
         out.print(f"{'Read-only. ' if parts.read_only else ''}Press Ctrl-C to stop.")
 
     gateway.serve(

@@ -107,6 +107,7 @@ class RunningParts:
     prefect_api_url: str
     prefect_ui: str
     gateway: str  # its address on this machine
+    s3_gateway: str  # of its S3 endpoint for reading, on this machine
     endpoint: str | None  # of S3, embedded or configured; None for other kinds of bucket
     supervisor: Supervisor = field(repr=False)
 
@@ -139,6 +140,7 @@ def up(settings: Settings, console: Console) -> int:
         with bring_up(settings, console) as parts:
             console.print(f"Gateway     {parts.gateway}", soft_wrap=True)
             console.print(f"Sign in     {parts.sign_in_link()} (once, within 15 minutes)", soft_wrap=True)
+            console.print(f"S3          {parts.s3_gateway} (for reading: plateway key add)", soft_wrap=True)
             console.print(f"Prefect UI  {parts.prefect_ui}", soft_wrap=True)
             console.print(f"Clients     export PREFECT_API_URL={parts.prefect_api_url}", soft_wrap=True)
             auth = shlex.quote(str(parts.settings.home / AUTH))
@@ -201,7 +203,8 @@ def bring_up(settings: Settings, console: Console) -> Iterator[RunningParts]:
             report(f"[yellow]![/] ended {left} processes of an earlier start")
         listen = _choose_ports(home, settings)
         s3 = _prepare_storage(settings, home, listen["s3"])
-        resolved = resolve(settings, s3).model_copy(update={"serve_port": listen["gateway"]["http"]})
+        ports = {"serve_port": listen["gateway"]["http"], "s3_port": listen["gateway-s3"]["http"]}
+        resolved = resolve(settings, s3).model_copy(update=ports)
         if not (home / AUTH).exists():
             read_auth(home)
             report(f"Prefect's UI and API require a password: it is in {AUTH} in the home")
@@ -242,13 +245,15 @@ def _choose_ports(home: Path, settings: Settings) -> dict[str, dict[str, int]]:
     file = home / PORTS
     last: dict[str, dict[str, int]] = json.loads(file.read_text()) if file.exists() else {}
     chosen = {"s3": seaweed.ports(last.get("s3"))}
-    for name in ("prefect", "gateway"):
+    for name in ("prefect", "gateway", "gateway-s3"):
         http = last.get(name, {}).get("http", 0)
         taken = {port for others in chosen.values() for port in others.values()}
         drawn = (port for port in seaweed.ports().values() if port not in taken)
         chosen[name] = {"http": http if http and http not in taken and seaweed.free(http) else next(drawn)}
     if "serve_port" in settings.model_fields_set and settings.serve_port:
         chosen["gateway"] = {"http": settings.serve_port}  # explicitly configured
+    if settings.s3_port:
+        chosen["gateway-s3"] = {"http": settings.s3_port}
     replace(file, chosen)
     return chosen
 
@@ -307,7 +312,8 @@ def write_runtime(settings: Settings, s3: Embedded | None, port: int) -> dict[st
     addresses = {
         "prefect_api_url": f"http://127.0.0.1:{port}/api",
         "prefect_ui": f"http://127.0.0.1:{port}",
-        "gateway": _format_gateway_url(settings),
+        "gateway": _format_gateway_url(settings, settings.serve_port),
+        "s3_gateway": _format_gateway_url(settings, settings.s3_port or 0),
         "endpoint": settings.endpoint_url if settings.bucket_url.startswith("s3://") else None,
     }
     ours = (
@@ -325,6 +331,7 @@ def write_runtime(settings: Settings, s3: Embedded | None, port: int) -> dict[st
         "prefect_api_url": addresses["prefect_api_url"],
         "prefect_ui": addresses["prefect_ui"],
         "gateway": addresses["gateway"],
+        "s3_gateway": addresses["s3_gateway"],
         "s3_endpoint": addresses["endpoint"],
     }
     replace(settings.home / RUNTIME, {"settings": ours, **shown})
@@ -346,10 +353,10 @@ def basic(env: Mapping[str, str]) -> httpx.BasicAuth:
     return httpx.BasicAuth(user, password)
 
 
-def _format_gateway_url(settings: Settings) -> str:
-    """Return the address of the gateway on this machine."""
+def _format_gateway_url(settings: Settings, port: int) -> str:
+    """Return the address of the gateway on this machine, at one of its ports."""
     host = EVERYWHERE.get(settings.serve_host, settings.serve_host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve_port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def environment(settings: Settings, api: str) -> dict[str, str]:
@@ -518,7 +525,7 @@ def sensor(settings: Settings, env: Mapping[str, str], before: Sequence[str]) ->
 
 def gateway(settings: Settings, env: Mapping[str, str], before: Sequence[str]) -> Part:
     """Describe the gateway; it does not depend on Prefect."""
-    url = _format_gateway_url(settings)
+    url = _format_gateway_url(settings, settings.serve_port)
     return Part(
         name="gateway",
         title="Gateway",

@@ -69,6 +69,11 @@ EXCUSED = {
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
     "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
     "catalog.record_relocation": "a row of `relocate`, which goes on with the others; `test_several_buckets` does",
+    "catalog.add_access_key": "an operator issues it, and sees whether that succeeded; `test_s3` does",
+    "catalog.disable_access_key": "the same",
+    "catalog.delete_access_key": "the same",
+    "catalog.add_share": "an operator shares it, and sees whether that succeeded; `test_gateway` does",
+    "catalog.delete_share": "the same",
     "archive.write": "writes by `archive._put`, names by `archive._link`",
 }
 NUMBERS = count(1)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,18 @@ class Gateway:
 
     parts: Parts
     port: int
+    s3_port: int = 0
     secrets: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def s3_url(self) -> str:
+        """Where S3 clients read."""
+        return f"http://127.0.0.1:{self.s3_port}"
 
     def token(self, name: str, *scopes: str, prefix: str | None = None, ttl: float = 1) -> str:
         """Make a token, good for so many days."""
@@ -63,16 +69,17 @@ class Gateway:
 @contextmanager
 def running(parts: Parts) -> Iterator[Gateway]:
     """Run a gateway in a thread on a free port."""
-    taken = server.listen("127.0.0.1", 0)
-    serving = uvicorn.Server(server.config(parts))
-    thread = threading.Thread(target=serving.run, kwargs={"sockets": [taken]}, daemon=True)
+    sockets = [server.listen("127.0.0.1", 0) for _ in ([0] if parts.s3_port is None else [0, parts.s3_port])]
+    ports = [one.getsockname()[1] for one in sockets]
+    serving = uvicorn.Server(server.config(replace(parts, s3_port=ports[1]) if ports[1:] else parts))
+    thread = threading.Thread(target=serving.run, kwargs={"sockets": sockets}, daemon=True)
     thread.start()
     until = time.monotonic() + 30
     while not serving.started and thread.is_alive() and time.monotonic() < until:
         time.sleep(0.005)
     assert serving.started
     try:
-        yield Gateway(parts, taken.getsockname()[1])
+        yield Gateway(parts, *ports)
     finally:
         serving.should_exit = True
         thread.join(30)

@@ -275,7 +275,7 @@ def test_parts_see_the_settings_of_the_start(tmp_path: Path, monkeypatch: pytest
     assert json.loads(seen.stdout) == json.loads(told.model_dump_json())
     assert env["AWS_SECRET_ACCESS_KEY"] == s3.admin.secret_access_key
     assert env["NO_PROXY"].startswith("example.org,127.0.0.1")
-    assert s3.admin.secret_access_key not in repr(bringup.RunningParts(told, env, "", "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
+    assert s3.admin.secret_access_key not in repr(bringup.RunningParts(told, env, "", "", "", "", s3.url, None))  # type: ignore[arg-type]  # not needed here
 
 
 def test_archive_places_hold_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,9 @@ def test_the_gateway_runs_without_prefect(tmp_path: Path) -> None:
     assert own.objects_url == "s3://mine/x"
     elsewhere = settings.load(home=tmp_path, bucket_url="memory://", serve_host="0.0.0.0", serve_port=8123)
     assert bringup.resolve(elsewhere, None).objects_url is None
-    assert bringup.write_runtime(elsewhere, None, 4200)["gateway"] == "http://127.0.0.1:8123"
+    addresses = bringup.write_runtime(elsewhere.model_copy(update={"s3_port": 7070}), None, 4200)
+    assert (addresses["gateway"], addresses["s3_gateway"]) == ("http://127.0.0.1:8123", "http://127.0.0.1:7070")
+    assert settings.load(home=tmp_path).s3_gateway == "http://127.0.0.1:7070"
 
 
 def test_ports_are_kept(tmp_path: Path) -> None:
@@ -323,10 +325,10 @@ def test_ports_are_kept(tmp_path: Path) -> None:
     known = settings.load(home=tmp_path)
     first = bringup._choose_ports(tmp_path, known)
     assert bringup._choose_ports(tmp_path, known) == first
-    (prefect, gateway) = (first[name]["http"] for name in ("prefect", "gateway"))
-    assert len({prefect, gateway, *first["s3"].values()}) == len(first["s3"]) + 2
-    named = bringup._choose_ports(tmp_path, settings.load(home=tmp_path, serve_port=8123))
-    assert named["gateway"] == {"http": 8123}
+    drawn = {first[name]["http"] for name in ("prefect", "gateway", "gateway-s3")}
+    assert len({*drawn, *first["s3"].values()}) == len(first["s3"]) + 3
+    named = bringup._choose_ports(tmp_path, settings.load(home=tmp_path, serve_port=8123, s3_port=7070))
+    assert (named["gateway"], named["gateway-s3"]) == ({"http": 8123}, {"http": 7070})
 
 
 def test_prefect_knows_the_settings_it_is_given(tmp_path: Path) -> None:

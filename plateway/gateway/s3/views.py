@@ -88,7 +88,12 @@ class Events:
                 yield folder
                 continue
             for event in self._events(folder, prefix, after=after, fold=delimiter == "/"):
-                yield from (event,) if isinstance(event, str) else self._files(folder, event, prefix, after=after)
+                if isinstance(event, str):
+                    yield event
+                    continue
+                for one in self._files(folder, event, prefix, after=after):
+                    end = one.key.find("/", len(prefix)) if delimiter == "/" else -1
+                    yield one if end < 0 else one.key[: end + 1]
 
     def open(self, key: str, headers: Headers, *, method: str) -> Opened:
         image, event = self._find(key)
@@ -137,7 +142,7 @@ class Events:
                     yield folder + name
                 elif ref in ledgers:
                     yield ledgers[ref]
-            over = len(ids) < limit or (wanted and not _text_of(ids[-1]).startswith(wanted[:36]))
+            over = len(ids) < limit or (wanted and not str(ids[-1]).startswith(wanted[:36]))
             first = None if over or ids[-1].int + 1 == 1 << 128 else UUID(int=ids[-1].int + 1)
 
     def _files(self, folder: str, ledger: Ledger, prefix: str, *, after: str) -> Iterator[Object]:
@@ -217,7 +222,3 @@ def _lowest_id(text: str) -> UUID:
             break
         digits += letter
     return UUID(digits.ljust(32, "0"))
-
-
-def _text_of(id_: UUID) -> str:
-    return str(id_)
