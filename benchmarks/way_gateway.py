@@ -14,7 +14,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -178,8 +178,8 @@ def original(kept: Kept, tokens: Tokens) -> FastAPI:
     return app
 
 
-def ours(job: Mapping[str, Any], settings: Settings) -> uvicorn.Config:
-    """Configure our gateway; with events where the job says so."""
+def ours(job: Mapping[str, Any], settings: Settings, ports: Sequence[int]) -> uvicorn.Config:
+    """Configure our gateway; with events, and the S3 endpoint at a port of its own, where the job says so."""
     home = Path(job["home"])
     parts = gateway.Parts(
         home=home,
@@ -188,6 +188,8 @@ def ours(job: Mapping[str, Any], settings: Settings) -> uvicorn.Config:
         endpoint=settings.endpoint,
         limits=LIMITS,
         site=partial(pipeline.open_site, settings) if job.get("events") else None,
+        s3_port=ports[1] if job.get("events") else None,
+        s3_secrets=settings.s3_secrets,
     )
     return server.config(parts)
 
@@ -219,9 +221,11 @@ def main(way: str, path: str) -> None:
     if count := job.get("keys"):
         fill(job["objects"], count)
     taken = server.listen("127.0.0.1", 0)
-    config = ours(job, settings) if way == "plateway" else theirs(way, job, settings)
-    print(taken.getsockname()[1], flush=True)
-    uvicorn.Server(config).run(sockets=[taken])
+    sockets = [taken, *([server.listen("127.0.0.1", 0)] if job.get("events") else [])]
+    ports = [one.getsockname()[1] for one in sockets]
+    config = ours(job, settings, ports) if way == "plateway" else theirs(way, job, settings)
+    print(*ports, flush=True)
+    uvicorn.Server(config).run(sockets=sockets)
 
 
 if __name__ == "__main__":

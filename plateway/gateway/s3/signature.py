@@ -198,7 +198,8 @@ def _make_claim(
 
 
 def _other_kind() -> S3Error:
-    return S3Error("InvalidRequest", f"The authorization mechanism is not supported. Please use {ALGORITHM}.")
+    advice = "for links of boto3: Config(signature_version='s3v4')"
+    return S3Error("InvalidRequest", f"This kind of signature is not supported. Please use {ALGORITHM}; {advice}.")
 
 
 def _parse_stamp(text: str) -> datetime | None:

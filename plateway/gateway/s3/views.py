@@ -149,9 +149,8 @@ class Events:
         """List the files of an event; an event is left out where no copy is one that the settings name."""
         event = CachedEvent(self.gallery.site, ledger)
         with suppress(NotFound):
-            members = self.gallery.contents(event.reader).members
-            named = sorted((f"{folder}{ledger.ref}/{escape_name(original_name(one))}", one) for one in members)
-            for key, member in named:
+            members, start = self.gallery.contents(event.reader).members, f"{folder}{ledger.ref}/"
+            for key, member in sorted((f"{start}{escape_name(original_name(one))}", one) for one in members):
                 if key > after and key.startswith(prefix):
                     yield Object(key, member.size, member.sha256, _time(member, ledger.event))
 
