@@ -27,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="Issue, list and disable access key
 def add(
     name: Name,
     *,
-    ttl: Annotated[int, typer.Option("--ttl", metavar="DAYS", help="Days until the key expires.")],
+    ttl: Annotated[int, typer.Option("--ttl", metavar="DAYS", min=1, max=36500, help="Days until the key expires.")],
     bucket: Annotated[
         list[str] | None, typer.Option(help="Only this bucket; may be repeated. Default: all buckets.")
     ] = None,

@@ -17,10 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
+from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
+from botocore.session import get_session  # type: ignore[import-untyped]  # ships no types
 from typer.testing import CliRunner, Result
 
 from plateway import cli, settings
-from plateway.errors import Misconfigured
+from plateway.errors import Conflict, Misconfigured, NotFound, Rejected
 from plateway.gateway import tokens
 from plateway.gateway.tokens import Tokens
 from plateway.local.seaweed import PLAIN
@@ -262,3 +264,74 @@ def test_what_cannot_be_served(
         monkeypatch.setenv(name, value.format(home=home))
     with pytest.raises(Misconfigured, match=message):
         call("serve")
+
+
+def test_keys_and_shares(home: Path) -> None:
+    """A key is shown once, listed without its secret, disabled and deleted; a share is listed and withdrawn."""
+    made = told("key", "add", "alice", "--ttl", "30", "--bucket", "events", "--prefix", "exp/", "--json")
+    assert set(made) == {"access_key_id", "secret_access_key", "expires"}
+    assert datetime.fromisoformat(made["expires"]) > datetime.now(UTC) + timedelta(days=29)
+    shown = call("key", "add", "bob", "--ttl", "1").stdout
+    assert "AWS_ACCESS_KEY_ID=PW" in shown
+    assert "AWS_SECRET_ACCESS_KEY=" in shown
+    with pytest.raises(Conflict, match="already exists"):
+        call("key", "add", "bob", "--ttl", "1")
+    with pytest.raises(Rejected):
+        call("key", "add", "carol", "--ttl", "1", "--bucket", "a/b")
+    assert [call("key", "add", "carol", "--ttl", days).exit_code for days in ("0", "99999999999")] == [2, 2]
+    alice, bob = told("key", "list")
+    assert (alice["access_key_id"], alice["buckets"], alice["prefixes"]) == (
+        made["access_key_id"],
+        ["events"],
+        ["exp/"],
+    )
+    assert (bob["buckets"], bob["state"]) == ([], "valid")
+    assert made["secret_access_key"] not in json.dumps([alice, bob]) + call("key", "list").stdout
+    assert (home / "gateway" / "s3.key").stat().st_mode & 0o777 == 0o600
+    call("key", "disable", "bob")
+    call("key", "delete", "alice")
+    assert [(one["name"], one["state"]) for one in told("key", "list")] == [("bob", "disabled")]
+    with pytest.raises(NotFound):
+        call("key", "delete", "alice")
+    (home.parent / "scans").mkdir()
+    location = (home.parent / "scans").as_uri()
+    call("share", "Request4_CT", location)
+    assert [(one["name"], one["location"]) for one in told("share")] == [("Request4_CT", location)]
+    elsewhere = [("Request4_CT", home.parent.as_uri()), ("fine", home.as_uri()), ("fine", (home / "gateway").as_uri())]
+    for name, where in [*elsewhere, ("events", location), ("a", location), ("fine", "memory://x"), ("fine", "/x")]:
+        with pytest.raises((Misconfigured, Rejected, Conflict)):
+            call("share", name, where)
+    with pytest.raises(NotFound):
+        call("share", "fine", "file:///elsewhere-that-is-not-there")
+    assert call("share", "fine").exit_code == 2
+    call("share", "Request4_CT", "--delete")
+    assert told("share") == []
+
+
+def test_serve_has_an_s3_endpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes answer S3 clients at a port of its own, with a key that was issued meanwhile."""
+    monkeypatch.setenv("PLATEWAY_S3_PORT", "0")
+    monkeypatch.setenv("PLATEWAY_SERVE_WORKERS", "2")
+    with serving(home) as (process, url, lines):
+        s3_url = lines[4].split()[1]
+        assert s3_url != url
+        httpx.get(f"{url}/ready", timeout=60, trust_env=False, verify=PLAIN)
+        made = told("key", "add", "bob", "--ttl", "1")
+        client = get_session().create_client(
+            "s3",
+            endpoint_url=s3_url,
+            region_name="us-east-1",
+            aws_access_key_id=made["access_key_id"],
+            aws_secret_access_key=made["secret_access_key"],
+            config=Config(proxies={}),
+        )
+        assert [one["Name"] for one in client.list_buckets()["Buckets"]] == ["events"]
+        assert "KeyCount" in client.list_objects_v2(Bucket="events")
+        assert httpx.get(f"{s3_url}/health", trust_env=False, verify=PLAIN).status_code == 403
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    found = told("access", "--key", "bob")
+    assert [(one["who"], one["service"], one["route"]) for one in found] == [
+        ("bob", "s3", "s3 ListBuckets"),
+        ("bob", "s3", "s3 ListObjectsV2"),
+    ]
