@@ -214,6 +214,7 @@ class Settings(BaseSettings):
     failed_rate: int = Field(20, ge=1, description="bad tokens a minute that one address may show")
     serve_host: str = Field("127.0.0.1", description="where the gateway listens")
     serve_port: int = Field(8000, ge=0, le=65535, description="its port; 0: any that is free")
+    dlm_v1: bool = Field(False, description="/api/1/exports is the list of DLM v1, not the page of DLM v2")
     s3_port: int | None = Field(
         None, ge=0, le=65535, description="port of the S3 endpoint for reading; 0: any that is free; default: off"
     )

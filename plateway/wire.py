@@ -163,6 +163,17 @@ class Exported(BaseModel):
     uploaded_at: datetime
 
 
+class ExportedV1(BaseModel):
+    """One export, as in the API of DLM v1."""
+
+    id: UUID  # follows from its key
+    ref_id: UUID
+    experiment_id: str
+    type: str  # stitch | video | overview
+    url: str | None  # as in `Exported`
+    uploaded_at: datetime
+
+
 class Exports(BaseModel):
     """A page of exports, and how many there are in all."""
 

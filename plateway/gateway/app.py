@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plateway import __version__
@@ -80,6 +82,7 @@ class Parts:
     straight: bool = False  # … but only to requests sent directly to this machine's own address
     links: timedelta = timedelta(minutes=15)  # lifetime of presigned links
     prefect_ui: str | None = None  # URL of the Prefect UI
+    dlm_v1: bool = False  # /api/1/exports is the list of DLM v1
     s3_port: int | None = None  # of the S3 endpoint for reading; None: off
     s3_secrets: Path | None = None  # what the secrets of access keys follow from; None: gateway/s3.key in the home
     share: Callable[[str], Objects] = open_store  # opens what an operator shares there
@@ -146,6 +149,7 @@ def create_app(parts: Parts) -> FastAPI:
         for module in (dlm_api, events, images, metrics, pages):
             module.install(app, site)
     reference.install(app)
+    _answer_head(app)
     list(auth.declared(app))
     if parts.read_only:
         app.add_middleware(auth.ReadOnlyMiddleware, token_name=app.state.guard.token_name)
@@ -156,6 +160,17 @@ def create_app(parts: Parts) -> FastAPI:
     if parts.s3_port is not None:
         app.add_middleware(ByPort, port=parts.s3_port, other=_create_s3(app, rates, access, trusted))
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Answer HEAD wherever GET is answered; the server leaves out the body."""
+    routes = [one for one in app.routes if isinstance(one, APIRoute)]
+    there = {one.path for one in routes if "HEAD" in one.methods}
+    for route in routes:
+        if "GET" in route.methods and route.path not in there:
+            head = copy(route)
+            head.methods, head.include_in_schema = {"HEAD"}, False
+            app.router.routes.append(head)
 
 
 class ByPort:

@@ -1,4 +1,4 @@
-"""The API of DLM v2: exports with download links, archives, and daily counts.
+"""The API of DLM v2: exports with download links, archives, and daily counts; and the list of exports of DLM v1.
 
 Names, defaults, limits and shapes are DLM's. Differences: pages have an order, a number of rows that is not valid is
 422, and exports that were lost or have expired are not listed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import FastAPI, HTTPException, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
@@ -51,7 +51,11 @@ class ExportsAsked(BaseModel):
 def install(app: FastAPI, site: Site) -> None:
     """Add these routes to an application."""
     lifecycle = DlmRoutes(site, links=app.state.parts.links)
-    app.add_api_route("/api/1/exports", lifecycle.list_exports, tags=["lifecycle"])
+    first = app.state.parts.dlm_v1
+    app.add_api_route(
+        "/api/1/exports", lifecycle.list_exports_v1 if first else lifecycle.list_exports, tags=["lifecycle"]
+    )
+    app.add_api_route("/exports", lifecycle.list_exports_v1, tags=["lifecycle"])
     app.add_api_route("/api/1/archives", lifecycle.list_archives, tags=["lifecycle"])
     app.add_api_route("/api/1/archives/{id}", lifecycle.read_archive, tags=["lifecycle"])
     app.add_api_route("/api/1/daily-stats", lifecycle.list_daily_stats, tags=["lifecycle"])
@@ -85,6 +89,22 @@ class DlmRoutes:
             for event, export in found
         ]
         return wire.Exports(count=count, data=data)
+
+    def list_exports_v1(self, seen: Seen) -> list[wire.ExportedV1]:
+        """List the exports of the last 24 hours, by time, as DLM v1 does."""
+        now = datetime.now(UTC)
+        _, found = self._site.catalog.exports_page(since=now - DAY, until=now, prefix=seen, limit=LARGEST, offset=0)
+        return [
+            wire.ExportedV1(
+                id=uuid5(NAMESPACE_URL, export.key),
+                ref_id=event.id,
+                experiment_id=event.experiment,
+                type=event.kind,
+                url=self._link(export),
+                uploaded_at=export.uploaded_at,
+            )
+            for event, export in found
+        ]
 
     def list_archives(
         self,

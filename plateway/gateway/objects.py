@@ -121,6 +121,7 @@ class ObjectService:
 async def put_object(key: str, request: Request, token: Annotated[Token, auth.needs("write")]) -> Response:
     """Store an object atomically; an existing object of the key is replaced."""
     service, key = _service(request), _key(request, token)
+    _refuse_encoding(request.headers)
     put = partial(service.store.put, key, headers=request.headers, wanted=parse_digests(request.headers))
     size, pieces = _content_length(request.headers), request.stream()
     head, over = await read_beginning(pieces)
@@ -185,14 +186,16 @@ async def list_objects(
 ) -> Response:
     """List keys in the order of their bytes; a cursor stays valid when its key is deleted.
 
-    A page has at most 10,000 keys, whatever the limit. A negative limit omits that many keys at the end.
+    A page has at most 10,000 keys, whatever the limit. A negative limit omits that many keys at the end. A page
+    without keys is the last one.
     """
     service, request_info(request.scope).key = _service(request), prefix
     wanted, after = _narrow_prefix(token, prefix or ""), _parse_cursor(cursor) if cursor else None
     most = min(limit, MOST) if limit >= 0 else MOST
     found = await service.run(partial(service.store.page, wanted, after=after, limit=most + 1))
     keys, more = (found[:most], len(found) > most) if limit >= 0 else (found[:limit], True)
-    page = KeyPage(keys=keys, next_cursor=_format_cursor(keys[-1]) if more and keys else None, has_more=more)
+    next_cursor = _format_cursor(keys[-1]) if more and keys else None
+    page = KeyPage(keys=keys, next_cursor=next_cursor, has_more=next_cursor is not None)
     return Response(page.model_dump_json(), 200, None, JSON)
 
 
@@ -247,6 +250,18 @@ def _require(stat: Stat | None, key: str) -> Stat:
     if stat is None:
         raise _not_found(key)
     return stat
+
+
+def _refuse_encoding(headers: Headers) -> None:
+    """Refuse a body that is not the object itself: its encoding would not be kept.
+
+    Raises:
+        Problem: 415.
+    """
+    encodings = {one.strip().lower() for one in headers.get("content-encoding", "").split(",")} - {"", "identity"}
+    if encodings or headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+        names = ", ".join(sorted(encodings)) or "aws-chunked"
+        raise Problem(415, f"Content-Encoding {names[:100]} is not kept with an object: send the object as it is")
 
 
 def _not_found(key: str) -> Problem:

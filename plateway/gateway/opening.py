@@ -46,6 +46,7 @@ def parts(settings: Settings) -> Parts:
         straight=_is_local(settings),
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui if _is_local(settings) else settings.prefect_ui_url,
+        dlm_v1=settings.dlm_v1,
         s3_port=settings.s3_port,
         s3_secrets=settings.s3_secrets,
         share=partial(open_share, settings),

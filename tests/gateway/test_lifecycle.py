@@ -392,3 +392,42 @@ def test_a_token_for_a_prefix_sees_no_more(place: Site) -> None:
 def test_an_open_gateway_asks_nobody(open_place: Site) -> None:
     """As DLM did."""
     assert httpx.get(f"{open_place.gateway.url}/api/1/exports", trust_env=False, verify=PLAIN).json()["count"] > 0
+
+
+def test_the_list_of_dlm_v1(place: Site, tmp_path: Path) -> None:
+    """A list with an id for each export of the last 24 hours, of every kind; by a setting it is at v2's path, too."""
+    told = place.get("/exports")
+    wanted = [place.export(ref) for ref in place.refs[1:]]
+    assert [one["ref_id"] for one in told] == [str(event.id) for event, _ in wanted]
+    assert [one["type"] for one in told] == ["stitch", "stitch", "stitch", "video"]
+    assert set(told[0]) == {"id", "ref_id", "experiment_id", "type", "url", "uploaded_at"}
+    assert len({one["id"] for one in told}) == 4
+    assert [one["id"] for one in place.get("/exports")] == [one["id"] for one in told]
+    assert httpx.get(told[0]["url"], trust_env=False, verify=PLAIN).headers["content-length"] == str(wanted[0][1].size)
+    with site(tmp_path, Memory(), dlm_v1=True, open=True, straight=True) as other:
+        as_told = {"Host": "fastapi.localhost"}  # curl -H Host:fastapi.localhost localhost/api/1/exports
+        found = httpx.get(f"{other.gateway.url}/api/1/exports", headers=as_told, trust_env=False, verify=PLAIN).json()
+        assert [one["ref_id"] for one in found] == [str(ref.id) for ref in other.refs[1:]]
+
+
+def test_head_is_answered_where_get_is(place: Site) -> None:
+    """The same status and headers without a body, on every route without a parameter."""
+    paths = [
+        "/health",
+        "/api/1/exports",
+        "/exports",
+        "/api/1/daily-stats",
+        "/metrics",
+        "/objects",
+        "/",
+        "/docs",
+        "/nothing",
+    ]
+    for path in paths:
+        got, head = place.http.get(path), place.http.head(path)
+        assert (head.status_code, head.headers.get("content-type")) == (
+            got.status_code,
+            got.headers.get("content-type"),
+        )
+        assert head.content == b""
+    assert httpx.head(f"{place.gateway.url}/api/1/exports", trust_env=False, verify=PLAIN).status_code == 401

@@ -302,7 +302,7 @@ def test_pages(http: httpx.Client, own: str) -> None:
 
     assert page() == {"keys": keys, "next_cursor": None, "has_more": False}
     assert page(limit=7) == {"keys": keys, "next_cursor": None, "has_more": False}
-    assert page(limit=0) == {"keys": [], "next_cursor": None, "has_more": True}
+    assert page(limit=0) == {"keys": [], "next_cursor": None, "has_more": False}  # a client that goes on never ends
     assert (page(limit=-1)["keys"], page(limit=-1)["has_more"]) == (keys[:-1], True)
     first = page(limit=3)
     assert base64.b64decode(first["next_cursor"]) == b'{"last_key": "%s"}' % keys[2].encode()
@@ -629,3 +629,17 @@ def test_each_lesson_has_a_test() -> None:
     files = Path(__file__).parents[1].rglob("test_*.py")
     named = {int(number) for path in files for number in re.findall(r"def test_o(\d+)_", path.read_text())}
     assert named == set(range(1, 17))
+
+
+def test_encodings_are_refused(http: httpx.Client, own: str) -> None:
+    """A body that is not the object itself is 415 and stores nothing; identity is no encoding."""
+    for headers in (
+        {"Content-Encoding": "gzip"},
+        {"Content-Encoding": "aws-chunked"},
+        {"Content-Encoding": "identity, br"},
+        {"x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER"},
+    ):
+        refused = http.put(at(f"{own}x"), content=b"5\r\nabcde\r\n0\r\n\r\n", headers=headers)
+        assert (refused.status_code, http.get(at(f"{own}x")).status_code) == (415, 404)
+        assert "send the object as it is" in refused.json()["error"]["message"]
+    assert http.put(at(f"{own}x"), content=b"1", headers={"Content-Encoding": "identity"}).status_code == 200
