@@ -11,6 +11,7 @@ import typer
 from plateway import settings, simulator
 from plateway.cli.console import err, out, print_json
 from plateway.cli.options import Home, Json
+from plateway.errors import Misconfigured
 
 
 def simulate(
@@ -29,6 +30,10 @@ def simulate(
     ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Acquire what is posted to /timestep over HTTP, until Ctrl-C.")
+    ] = False,
+    redis: Annotated[
+        bool,
+        typer.Option("--redis", help="Announce in DLM v2's Redis stream (PLATEWAY_REDIS_URL), not by event files."),
     ] = False,
     host: Annotated[str, typer.Option(help="With --serve: address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -56,23 +61,33 @@ def simulate(
             every = timedelta(seconds=interval) if interval else None
             application = http.create_app(bench, size=size, interval=every)
             return http.serve(application, host=host, port=port, ready=lambda url: out.print(f"POST {url}"))
+    publish = None
+    if redis:
+        if fault or serve:
+            raise typer.BadParameter("neither --fault nor --serve goes with it", param_hint="--redis")
+        if config.redis_url is None:
+            raise Misconfigured("PLATEWAY_REDIS_URL is not set: redis://:password@host:6379/0")
+        from plateway.simulator.redis import publisher  # noqa: PLC0415  redis-py is optional
+
+        publish = publisher(config.redis_url.get_secret_value())
     if unknown := sorted(set(fault or ()) - set(simulator.FAULTS)):
         raise typer.BadParameter(f"no such fault: {', '.join(unknown)}", param_hint="--fault")
     instruments = [
         simulator.Simulated(
             system=name,
-            dialect="imaging event" if number % 2 else "timestep",
+            dialect="imaging event" if number % 2 or redis else "timestep",
             root=bench / name,
             images=images,
             size=size,
             seed=int(datetime.now(UTC).timestamp()),
+            publish=publish,
         )
         for number, name in enumerate(system or ["prince", "aretha"])
     ]
     announced = []
     with mode:
         for one in simulator.run(instruments, rate=rate, count=events, faults=fault or ()):
-            announced.append({"id": str(one.id), "system": one.system, "file": one.path.name})
+            announced.append({"id": str(one.id), "system": one.system, "file": None if redis else one.path.name})
             err.print(f"{one.system} announced {one.id}")
     if as_json:
         print_json({"events": announced})

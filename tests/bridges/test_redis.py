@@ -19,8 +19,9 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis as client
+from typer.testing import CliRunner
 
-from plateway import pipeline
+from plateway import cli, pipeline
 from plateway.bridges import redis as bridge
 from plateway.errors import Denied, Misconfigured
 from plateway.events import Ref
@@ -114,6 +115,26 @@ def test_an_entry_becomes_an_event(
     event = lab.catalog.get(Ref(ref_id, 1))
     assert (event.system, event.experiment, event.image_count) == ("aretha", "test-id", 1)
     assert event.plate == (7 if shape == "data" else None)
+
+
+def test_simulated_instruments_announce_in_the_stream(
+    lab: Lab, redis_server: RedisServer, streams: client.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`simulate --redis` writes images and flat entries, as mock-prince, and no event file; the bridge takes them."""
+    monkeypatch.setenv("PLATEWAY_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("PLATEWAY_SOURCE_ROOT", str(lab.bench))
+    words = ["simulate", "--redis", "--system", "prince", "--events", "2", "--rate", "99", "--size", "32", "--json"]
+    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    told = json.loads(done.stdout)["events"]
+    assert [one["file"] for one in told] == [None, None]
+    assert not list((lab.bench / "prince").glob("events/*"))
+    found: Any = streams.xrange(STREAM)
+    assert [entry[b"ref_id"].decode() for _, entry in found] == [one["id"] for one in told]
+    assert found[0][1][b"img_count"] == b"6"
+    assert json.loads(found[0][1][b"metadata"])
+    with bridged(lab, redis_server):
+        settled(streams)
+    assert {str(ref.id) for ref in lab.settle().sealed} == {one["id"] for one in told}
 
 
 def test_defaults_are_those_of_dlm(lab: Lab, redis_server: RedisServer, streams: client.Redis) -> None:

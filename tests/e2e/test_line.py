@@ -444,7 +444,7 @@ def test_a_killed_demo_is_taken_over_and_stopped_cleanly(demo: Demo) -> None:
         until(lambda: all(demo.status().get(id_, {}).get("verified_at") for id_ in known), "the take-over")
         assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         parts = psutil.Process(again.pid).children(recursive=True)
-        refused = httpx.get(load(home=demo.home).s3_gateway or "", timeout=60, trust_env=False, verify=PLAIN)
+        refused = httpx.get(settings.load(home=demo.home).s3_gateway or "", timeout=60, trust_env=False, verify=PLAIN)
         assert "<Code>AccessDenied</Code>" in refused.text  # the S3 endpoint for reading runs, too
     finally:
         code = stop(again)
