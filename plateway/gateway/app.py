@@ -165,9 +165,9 @@ def create_app(parts: Parts) -> FastAPI:
 def _answer_head(app: FastAPI) -> None:
     """Answer HEAD wherever GET is answered; the server leaves out the body."""
     routes = [one for one in app.routes if isinstance(one, APIRoute)]
-    there = {one.path for one in routes if "HEAD" in one.methods}
+    there = {one.path for one in routes if "HEAD" in (one.methods or ())}
     for route in routes:
-        if "GET" in route.methods and route.path not in there:
+        if "GET" in (route.methods or ()) and route.path not in there:
             head = copy(route)
             head.methods, head.include_in_schema = {"HEAD"}, False
             app.router.routes.append(head)

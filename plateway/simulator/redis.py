@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
-from plateway.bridges.redis import STREAMS, RedisError, connect
+from redis.exceptions import RedisError
+
+from plateway.bridges.redis import STREAMS, connect
 from plateway.errors import Unavailable
 
 
@@ -19,7 +22,9 @@ def publisher(url: str, *, stream: str = STREAMS[0]) -> Callable[[bytes], object
 
     def publish(content: bytes) -> None:
         said = json.loads(content)
-        fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
+        fields: dict[Any, Any] = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()
+        }
         try:
             client.xadd(stream, fields)
         except RedisError as error:

@@ -30,8 +30,8 @@ class Gateway:
 
     parts: Parts
     port: int
-    s3_port: int = 0
     secrets: dict[str, str] = field(default_factory=dict)
+    s3_port: int = 0
 
     @property
     def url(self) -> str:
@@ -79,7 +79,7 @@ def running(parts: Parts) -> Iterator[Gateway]:
         time.sleep(0.005)
     assert serving.started
     try:
-        yield Gateway(parts, *ports)
+        yield Gateway(parts, ports[0], s3_port=ports[-1])
     finally:
         serving.should_exit = True
         thread.join(30)
