@@ -187,8 +187,9 @@ class S3:
             response = respond_error(request, found)
         response.headers["x-amz-request-id"] = scope["s3.request-id"]
         if has_body(request):
-            with anyio.move_on_after(DRAIN_SECONDS):
-                await drain(request)
+            if "expect" not in request.headers:  # a client that waits for 100 Continue sends nothing after this answer
+                with anyio.move_on_after(DRAIN_SECONDS):
+                    await drain(request)
             response.headers["Connection"] = "close"
         await response(scope, receive, send)
 
