@@ -125,14 +125,13 @@ def test_every_route_declares_its_scopes(tmp_path: Path) -> None:
     parts = Parts(home=tmp_path, tokens=tmp_path / "tokens.json", objects="memory://declared")
     found = {(method, path): scopes for method, path, scopes in auth.declared(create_app(parts))}
     assert found == {
-        ("GET", "/health"): None,
-        ("GET", "/ready"): None,
-        ("GET", "/docs"): None,
+        **{(method, path): None for method in ("GET", "HEAD") for path in ("/health", "/ready", "/docs")},
         ("PUT", "/objects/{key:key}"): ("write",),
         ("GET", "/objects/{key:key}"): ("read",),
         ("HEAD", "/objects/{key:key}"): ("read",),
         ("DELETE", "/objects/{key:key}"): ("delete",),
         ("GET", "/objects"): ("read",),
+        ("HEAD", "/objects"): ("read",),
     }
 
 
