@@ -252,7 +252,7 @@ def test_serve_answers_until_ctrl_c(home: Path, monkeypatch: pytest.MonkeyPatch)
         ({"PLATEWAY_OBJECTS_URL": "file://{home}/gateway"}, "the access log"),
         ({"PLATEWAY_OBJECTS_URL": "file://{home}/s3"}, "s3 in the home"),
         ({"PLATEWAY_TRUSTED_PROXIES": "gate.example"}, "trusted proxies"),
-        ({"PLATEWAY_SERVE_PORT": "99999"}, "serve_port"),
+        ({"PLATEWAY_SERVE_PORT": "99999"}, "PLATEWAY_SERVE_PORT"),
         ({"PLATEWAY_SERVE_WORKERS": "2", "PLATEWAY_OBJECTS_URL": "memory://others"}, "one worker"),
     ],
 )
