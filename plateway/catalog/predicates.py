@@ -151,3 +151,10 @@ def day_of(column: Any, *, postgres: bool) -> Any:
     if postgres:
         return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD")
     return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 10)
+
+
+def hour_in(column: Any, *, postgres: bool) -> Any:
+    """Return the hour (UTC) of a time as YYYY-MM-DD HH."""
+    if postgres:
+        return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD HH24")
+    return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 13)

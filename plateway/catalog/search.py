@@ -31,6 +31,7 @@ from plateway.catalog.predicates import (
     begins,
     day_of,
     expired,
+    hour_in,
     standing,
     stands,
     tied,
@@ -64,6 +65,7 @@ from plateway.records import ArchiveLocation, ArchiveSummary, Event, Export
 
 ID = re.compile(r"([0-9a-f-]{1,36})(?:-r([1-9]\d{0,8}))?", re.IGNORECASE)
 HEX = 32  # digits of an id
+PAGE = 500  # events that are read at a time
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -214,12 +216,27 @@ class SearchQueries(Summaries):
         query = select(EVENT.id, EVENT.revision).where(begins(EVENT.key, prefix), *where)
         query = query.order_by(*(column.desc() if newest else column for column in order)).limit(limit)
         if state is not None:
+            self.refresh()
             now = self.now()
             query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), stands(state, now))
         with self._reading() as session:
+            if state is not None and state != "exporting":
+                query = query.where(self._hours_with(session, state))
             refs = [Ref(*row) for row in session.execute(query)]
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [found[ref] for ref in refs]
+
+    def each_newest(self, *, limit: int | None = None, **asked: Any) -> Iterator[Ledger]:
+        """Yield the events that ``search`` finds, the newest first, page by page."""
+        after: Cursor | None = None
+        while limit is None or limit > 0:
+            wanted = PAGE if limit is None else min(limit, PAGE)
+            page = self.search(**asked, after=after, limit=wanted)
+            yield from page
+            if len(page) < wanted:
+                return
+            after = Cursor.after(page[-1])
+            limit = limit if limit is None else limit - len(page)
 
     def overview(self, *, prefix: str = "", days: int = 30, now: datetime) -> Overview:
         """Return the figures of all systems, with events per day (UTC) up to that of ``now``.
@@ -267,6 +284,15 @@ class SearchQueries(Summaries):
                 last_success=success,
             )
         return found
+
+    def _hours_with(self, session: Session, state: str) -> Any:
+        """Narrow a query to events of the hours in which events are in a state: it need not classify the others."""
+        hours = select(HOURS.hour).where(HOURS[state] > 0)
+        first, last = session.execute(select(func.min(HOURS.hour), func.max(HOURS.hour)).where(HOURS[state] > 0)).one()
+        if first is None:
+            return sa.false()
+        span = (EVENT.timestamp >= start_of(first), EVENT.timestamp <= start_of(last) + TO_END)
+        return sa.and_(*span, hour_in(EVENT.timestamp, postgres=self._postgres).in_(hours))
 
     def _called(self, text: str) -> Any:
         """Is it the id of an event, or how its id or experiment begins?"""

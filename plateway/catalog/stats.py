@@ -41,15 +41,22 @@ from plateway.records import Event, Export
 class Statistics(Summaries):
     """How many events stand where."""
 
-    def counts(self, now: datetime) -> dict[str, int]:
-        """Count the events in each state."""
+    def counts(self, now: datetime, *, system: str | None = None) -> dict[str, int]:
+        """Count the events in each state, of all systems or of one."""
         self.refresh()
+        query = select(*(_total(HOURS[state]) for state in SETTLED))
+        query = query if system is None else query.where(HOURS.system == system)
         with self._reading() as session:
-            sums = session.execute(select(*(func.sum(HOURS[state]) for state in SETTLED))).one()
-            found = Counter({state: int(count or 0) for state, count in zip(SETTLED, sums, strict=True)})
-            for _, state, count in self._exporting(session, now):
-                found.update({"exporting": count, state: -count})
+            found = Counter(dict(zip(SETTLED, session.execute(query).one(), strict=True)))
+            for name, state, count in self._exporting(session, now):
+                if system in {None, name}:
+                    found.update({"exporting": count, state: -count})
         return {state: count for state, count in sorted(found.items()) if count}
+
+    def quarantine_count(self) -> int:
+        """Count the announcements and events that are in quarantine."""
+        with self._reading() as session:
+            return session.scalar(select(func.count()).where(QUARANTINE.released_at.is_(None))) or 0
 
     def figures(self, *, now: datetime) -> list[SystemFigures]:
         """Count what became of the events of each system, by name of the system."""

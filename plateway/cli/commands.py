@@ -41,7 +41,7 @@ PANELS = {
         "cat": ("restore", "Write one image or object to standard output."),
     },
     "Look": {
-        "status": ("status", "List events with their state."),
+        "status": ("status", "List events with their state, the newest first."),
         "show": ("status", "Show everything that is recorded about one event."),
         "report": ("report", "Summarize each instrument, problems and disk space."),
         "quarantine": ("quarantine", "List and replay events that were not accepted."),

@@ -57,6 +57,7 @@ def register(
     ]
     acts = {name: partial(_register, site, site.instrument(name), now, scan) for name in names}
     found = run_apart(f"register {site.root}", acts, patience=patience)
+    site.catalog.refresh()  # also where nobody reads the counts, so that what is marked does not grow
     passes = [_troubled(name, one) if isinstance(one, PlatewayError) else one for name, one in found.items()]
     soon = [one.settles_in for one in passes if one.settles_in is not None]
     return Registered(
