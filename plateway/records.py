@@ -58,8 +58,11 @@ class FileName(TypeDecorator[str]):
         return value and re.sub("[\udc80-\udcff]", lambda odd: f"/{ord(odd[0]) - 0xDC00:02x}", value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None or "/" not in value:
-            return value
+        return value if value is None or "/" not in value else self.decode(value)
+
+    @staticmethod
+    def decode(value: str) -> str:
+        """Convert what is stored to the name."""
         return re.sub("/([89a-f][0-9a-f])", lambda odd: chr(0xDC00 + int(odd[1], 16)), value)
 
 
@@ -243,6 +246,7 @@ class ArchiveLocation(Record, table=True):
         of_event(),
         Index("ix_archive_location_path", "path", "reported_at"),
         Index("ix_archive_location_read", "read_at"),
+        Index("ix_archive_location_reported", "reported_at"),
     )
 
     event_id: UUID = Field(primary_key=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
+from sqlmodel import col
 
 from plateway.catalog.predicates import (
     ARCHIVE,
@@ -35,7 +36,7 @@ from plateway.ledger import (
     Ledger,
     SystemFigures,
 )
-from plateway.records import Event, Export
+from plateway.records import ArchiveLocation, Event, Export
 
 
 class Statistics(Summaries):
@@ -95,8 +96,12 @@ class Statistics(Summaries):
         dates = [today - timedelta(days=number) for number in reversed(range(days))]
         since = datetime.combine(dates[0], time(), UTC)
         late = sa.case((EXPORT.uploaded_at > EVENT.first_seen, EXPORT.uploaded_at), else_=EVENT.first_seen)
-        on_tape = select(func.min(ARCHIVE.reported_at).label("at")).group_by(ARCHIVE.event_id, ARCHIVE.revision)
-        first = on_tape.subquery().c
+        other = aliased(ArchiveLocation)
+        same = sa.and_(col(other.event_id) == ARCHIVE.event_id, col(other.revision) == ARCHIVE.revision)
+        before = sa.tuple_(col(other.reported_at), col(other.path)) < sa.tuple_(ARCHIVE.reported_at, ARCHIVE.path)
+        named = select().where(ARCHIVE.reported_at >= since, ~sa.exists().where(same, before))
+        unsent_hours = select(HOURS.hour).where(HOURS.unsent > 0).distinct()
+        self.refresh()
         event, sent = self._day(EVENT.first_seen), self._day(EXPORT.uploaded_at)
         exported = select().join_from(Event, Export, tied(EXPORT, EVENT)).where(EXPORT.uploaded_at >= since)
         with self._reading() as session:
@@ -106,8 +111,12 @@ class Statistics(Summaries):
 
             events = _counter(by(select().where(EVENT.first_seen >= since), event))
             exports = _counter(by(select().where(EXPORT.uploaded_at >= since), sent))
-            archived = _counter(by(select().where(first.at >= since), self._day(first.at)))
-            unsent = by(select().select_from(Event).where(~about(EXPORT, EVENT), wanted()), event)
+            archived = _counter(by(named, self._day(ARCHIVE.reported_at)))
+            unsent = [
+                row
+                for some in within_hours(session.scalars(unsent_hours).all())
+                for row in by(select().select_from(Event).where(some, ~about(EXPORT, EVENT), wanted()), event)
+            ]
             waited = by(exported, event, self._day(late))
         spans = [(begin, None, count) for begin, count in unsent] + [tuple(row) for row in waited]
         return [

@@ -96,7 +96,8 @@ def _announced(
 ) -> tuple[list[Ref], list[Outcome], int]:
     """Read new and changed event files; return new events, refused files, and those that are too young."""
     known = site.catalog.known(instrument.name)
-    fresh = [one for one in scan(instrument, beat=beat) if known.get(one.name) != (one.size, one.mtime_ns)]
+    found = scan(instrument, known=known, beat=beat)  # names that are not UTF-8 are known by another spelling
+    fresh = [one for one in found if known.get(one.name) != (one.size, one.mtime_ns)]
     new: list[Ref] = []
     refused: list[Outcome] = []
     young = 0

@@ -67,6 +67,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_lease_expires_at", "lease", ["expires_at"])
     op.create_index("ix_event_first_seen", "event", ["first_seen"])
+    op.create_index("ix_archive_location_reported", "archive_location", ["reported_at"])
     _mark_all()
     for table, (columns, parts) in MARKED.items():
         _create_triggers(table, columns, parts)
@@ -79,6 +80,7 @@ def downgrade() -> None:
             op.execute(f"DROP TRIGGER {name} ON {table}" if _postgres() else f"DROP TRIGGER {name}")
         for row in ("new", "old") if _postgres() else ():
             op.execute(f"DROP FUNCTION mark_{table}_{row}()")
+    op.drop_index("ix_archive_location_reported", "archive_location")
     op.drop_index("ix_event_first_seen", "event")
     op.drop_index("ix_lease_expires_at", "lease")
     for table in ("stale_summary", "archive_summary", "upload_summary", "hour_summary"):
