@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from datetime import datetime
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -17,7 +16,6 @@ from plateway.cli.common import find_ref, use_site
 from plateway.cli.console import format_size, format_time, out, print_json, print_json_rows
 from plateway.cli.options import Experiment, Home, Json, Since, System, Until, as_utc
 from plateway.events import Ref
-from plateway.ledger import STATES
 
 SHOWN = 50  # events that are listed unless more are asked for
 PAGE = 500  # events in one table
@@ -31,7 +29,7 @@ COLOURS = {
     "changed": "red",
 }
 
-State = StrEnum("State", list(STATES))
+State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
 
 
 def status(
