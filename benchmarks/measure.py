@@ -66,8 +66,8 @@ def run(
         out.seek(0)
         err.seek(0)
         if any(process.returncode not in codes for process in processes):
-            codes = [process.returncode for process in processes]
-            raise SystemExit(f"{[command[0] for command in commands]} ended with {codes}:\n{err.read().decode()}")
+            ended = [process.returncode for process in processes]
+            raise SystemExit(f"{[command[0] for command in commands]} ended with {ended}:\n{err.read().decode()}")
         return Cost(took, sum(usage.ru_utime + usage.ru_stime for usage in usages), peak, out.read())
 
 
