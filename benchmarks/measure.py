@@ -54,7 +54,7 @@ def run(
         started = time.perf_counter()
         processes = list(_piped(commands, out=out, err=err, env=env, cwd=cwd))
         peaks = Peaks(process.pid for process in processes)
-        timer = threading.Timer(seconds or 0, lambda: [process.kill() for process in processes])
+        timer = threading.Timer(seconds or 0, _kill, [processes])
         if seconds is not None:
             timer.start()
         usages = [_waited(process) for process in processes]
@@ -82,6 +82,11 @@ def _piped(
             feed.close()
         feed = process.stdout
         yield process
+
+
+def _kill(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _waited(process: subprocess.Popen[bytes]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -127,14 +128,14 @@ def _compute_hours(session: Session, hours: Sequence[str]) -> None:
     session.execute(delete(HourSummary).where(HOURS.hour.in_(hours)))
     for hour in hours:
         begin = start_of(hour)
-        session.connection().execute(FILL_HOUR, {"hour": hour, "begin": begin, "end": begin + TO_END})
+        session.connection().execute(_fill_hour(), {"hour": hour, "begin": begin, "end": begin + TO_END})
 
 
 def _compute_uploads(session: Session, hours: Sequence[str]) -> None:
     session.execute(delete(UploadSummary).where(UPLOADS.hour.in_(hours)))
     for hour in hours:
         begin = start_of(hour)
-        session.connection().execute(FILL_UPLOADS, {"hour": hour, "begin": begin, "end": begin + TO_END})
+        session.connection().execute(_fill_uploads(), {"hour": hour, "begin": begin, "end": begin + TO_END})
 
 
 def _compute_archives(session: Session, paths: Sequence[str]) -> None:
@@ -156,6 +157,7 @@ PARTS: dict[str, Callable[[Session, Sequence[str]], None]] = {
 }
 
 
+@cache
 def _fill_hour() -> Any:
     """Build the statement that counts the events of one hour by system; each is classified once."""
     unproven = sa.and_(EXPORT.evidence.is_(None), EXPORT.damage.is_(None), EXPORT.event_id.is_not(None))
@@ -205,6 +207,7 @@ def _fill_hour() -> Any:
     return insert(HOURS.hour.table).from_select(["hour", "system", *counts], rows)
 
 
+@cache
 def _fill_uploads() -> Any:
     """Build the statement that counts the good uploads of one hour by kind, as far as they are not expired."""
     hour = sa.bindparam("hour", type_=UPLOADS.hour.type)
@@ -228,6 +231,3 @@ def _number(condition: Any) -> Any:
 
 def _bigint(value: Any) -> Any:
     return sa.cast(value, sa.BigInteger)
-
-
-FILL_HOUR, FILL_UPLOADS = _fill_hour(), _fill_uploads()
