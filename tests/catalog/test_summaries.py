@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def counted_anew(catalog: Catalog) -> dict[str, list[Any]]:
 def on_tape(catalog: Catalog, ref: Ref, path: str) -> None:
     """Record that an archive has an event."""
     with catalog._writing() as session:
-        facts = {"member": "a", "job_id": "1", "evidence": "name", "reported_at": NOW}
+        facts: dict[str, Any] = {"member": "a", "job_id": "1", "evidence": "name", "reported_at": NOW}
         session.add(ArchiveLocation(event_id=ref.id, revision=ref.revision, path=path, **facts))
 
 
@@ -61,12 +62,12 @@ def writes(catalog: Catalog) -> Iterator[Callable[[], Any]]:
     refs = [Ref(said(number).id, 1) for number in range(1, 5)]
     one, two, _, four = refs
     for number in range(1, 4):
-        yield lambda number=number: add(catalog, number, timestamp=NOW + number * HOUR / 2)
+        yield partial(add, catalog, number, timestamp=NOW + number * HOUR / 2)
     yield lambda: add(catalog, 4, sealed=False, system="aretha")
     yield lambda: catalog.seal([four], now=NOW)
     yield lambda: catalog.set_back(two, "export", reason="no answer", now=NOW)
     for ref in refs[:3]:
-        yield lambda ref=ref: export(catalog, ref, uploaded_at=NOW + HOUR)
+        yield partial(export, catalog, ref, uploaded_at=NOW + HOUR)
     yield lambda: prove(catalog, one)
     yield lambda: damage(catalog, two)
     yield lambda: export(catalog, two, uploaded_at=NOW + 3 * HOUR, sha256="t" * 64)
@@ -187,7 +188,7 @@ def test_no_question_reads_all_events(filled: Catalog, name: str) -> None:
 
 def test_a_deep_page_of_exports_skips_no_rows(filled: Catalog) -> None:
     """An offset becomes a position: only the uploads of one hour are passed over."""
-    whole = {"since": END - PERIOD, "until": END}
+    whole: dict[str, Any] = {"since": END - PERIOD, "until": END}
     count, everything = filled.exports_page(**whole, limit=500, offset=0)
     assert count == len(everything)
     for offset in (0, 1, count // 2, count - 1, count):
