@@ -39,23 +39,36 @@ class Cost:
     output: bytes = b""
 
 
-def run(*commands: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
-    """Run a command, or several as a pipe, and say what they cost; a failure is raised with their error output."""
+def run(
+    *commands: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    codes: Sequence[int] = (0,),
+    seconds: float | None = None,
+) -> Cost:
+    """Run a command, or several as a pipe, and say what they cost; a failure is raised with their error output.
+
+    ``codes`` are those by which they end without one. After ``seconds`` they are killed.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
         processes = list(_piped(commands, out=out, err=err, env=env, cwd=cwd))
         peaks = Peaks(process.pid for process in processes)
+        timer = threading.Timer(seconds or 0, _kill, [processes])
+        if seconds is not None:
+            timer.start()
         usages = [_waited(process) for process in processes]
-        seconds = time.perf_counter() - started
+        timer.cancel()
+        took = time.perf_counter() - started
         peak = sum(
             peaks.of(process.pid, usage.ru_maxrss * 1024) for process, usage in zip(processes, usages, strict=True)
         )
         out.seek(0)
         err.seek(0)
-        if any(process.returncode for process in processes):
-            codes = [process.returncode for process in processes]
-            raise SystemExit(f"{[command[0] for command in commands]} ended with {codes}:\n{err.read().decode()}")
-        return Cost(seconds, sum(usage.ru_utime + usage.ru_stime for usage in usages), peak, out.read())
+        if any(process.returncode not in codes for process in processes):
+            ended = [process.returncode for process in processes]
+            raise SystemExit(f"{[command[0] for command in commands]} ended with {ended}:\n{err.read().decode()}")
+        return Cost(took, sum(usage.ru_utime + usage.ru_stime for usage in usages), peak, out.read())
 
 
 def _piped(
@@ -69,6 +82,11 @@ def _piped(
             feed.close()
         feed = process.stdout
         yield process
+
+
+def _kill(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _waited(process: subprocess.Popen[bytes]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -27,6 +27,7 @@ EVENT_FILE = "event.json"  # name of the event file beside images in the trash
 UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp", "~")  # ends of such names
 RESERVE = 1 << 30  # bytes that staging, and a restore, leave free on a disk
 
+BEATS = 10  # files between two calls that show progress
 PATIENCE = timedelta(seconds=5)  # with a disk that does not answer whether it is a system's
 
 
@@ -62,22 +63,24 @@ def _entries(root: Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=attrgetter("name"))
 
 
-def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[Sighting]:
-    """List the event files of one system, by name, without reading them; ``beat`` is called for each.
+def scan(
+    instrument: Instrument, *, known: Mapping[str, tuple[int, int]] | None = None, beat: Beat | None = None
+) -> list[Sighting]:
+    """List the event files of one system, by name, without reading them; ``beat`` is called every 10 files.
 
     Names end in ``.json``, in whatever case. Links, directories and FIFOs of such a name are among them with their
     fault, and so are files whose name merely has ``json`` in it: nothing announced is passed over. What the instrument
-    ignores is left out.
+    ignores is left out, and what is the same as in ``known``: size and mtime_ns by name.
     """
     found, ignored = [], name_matcher(instrument.ignored)
     with enter(instrument.root, "events") as events, translate_errors("events"):
-        for entry in events.entries():
-            if beat is not None:
+        for number, entry in enumerate(events.entries()):
+            if beat is not None and number % BEATS == 0:
                 beat()
             name = entry.name.lower()
             if "json" not in name or ignored(name) or (name[0] == "." and not name.endswith(".json")):
                 continue
-            if (sighting := _sight(entry)) is not None:
+            if (sighting := _sight(entry, known or {})) is not None:
                 found.append(sighting)
     return sorted(found, key=attrgetter("name"))
 
@@ -130,10 +133,12 @@ def _has_events(system: Path, _beat: Beat) -> bool:
         return True
 
 
-def _sight(entry: os.DirEntry[str]) -> Sighting | None:
+def _sight(entry: os.DirEntry[str], known: Mapping[str, tuple[int, int]]) -> Sighting | None:
     try:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # gone since the directory was read
+        return None
+    if known.get(entry.name) == (status.st_size, status.st_mtime_ns):
         return None
     fault = None
     if not stat.S_ISREG(status.st_mode):

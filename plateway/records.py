@@ -58,8 +58,11 @@ class FileName(TypeDecorator[str]):
         return value and re.sub("[\udc80-\udcff]", lambda odd: f"/{ord(odd[0]) - 0xDC00:02x}", value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None or "/" not in value:
-            return value
+        return value if value is None or "/" not in value else self.decode(value)
+
+    @staticmethod
+    def decode(value: str) -> str:
+        """Convert what is stored to the name."""
         return re.sub("/([89a-f][0-9a-f])", lambda odd: chr(0xDC00 + int(odd[1], 16)), value)
 
 
@@ -111,6 +114,7 @@ class Event(Record, table=True):
         CheckConstraint("revision >= 1", name="revision"),
         Index("ix_event_order", "timestamp", "id", "revision"),
         Index("ix_event_place", "system", "path"),
+        Index("ix_event_first_seen", "first_seen"),
         Index("ix_event_unsettled", "system", **only("sealed_at IS NULL")),
         Index("ix_event_sealed", "sealed_at", "id", "revision", **only("sealed_at IS NOT NULL")),
     )
@@ -242,6 +246,7 @@ class ArchiveLocation(Record, table=True):
         of_event(),
         Index("ix_archive_location_path", "path", "reported_at"),
         Index("ix_archive_location_read", "read_at"),
+        Index("ix_archive_location_reported", "reported_at"),
     )
 
     event_id: UUID = Field(primary_key=True)
@@ -365,7 +370,7 @@ class Lease(Record, table=True):
     """This worker holds this event until then. The fence only ever grows."""
 
     __tablename__: ClassVar[Any] = "lease"
-    __table_args__ = (of_event(),)
+    __table_args__ = (of_event(), Index("ix_lease_expires_at", "expires_at"))
 
     event_id: UUID = Field(primary_key=True)
     revision: int = Field(primary_key=True)
@@ -436,3 +441,71 @@ class Share(Record, table=True):
     name: str = Field(primary_key=True, sa_type=EXACTLY)
     location: str = Field(sa_type=Text)  # s3://bucket[/prefix] or file:///directory
     created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class HourSummary(Record, table=True):
+    """Counts of a system's events whose images were taken in one hour (UTC). Computed from the facts, and again."""
+
+    __tablename__: ClassVar[Any] = "hour_summary"
+
+    hour: str = Field(primary_key=True, sa_type=SORTED)  # YYYY-MM-DD HH
+    system: str = Field(primary_key=True)
+    events: int = Field(sa_type=BigInteger)
+    exports: int = Field(sa_type=BigInteger)  # with an upload, whatever became of it
+    archives: int = Field(sa_type=BigInteger)  # on tape
+    waiting: int = Field(sa_type=BigInteger)  # by state as in `ledger.STATES`, leases left out of account
+    ready: int = Field(sa_type=BigInteger)
+    exported: int = Field(sa_type=BigInteger)
+    archived: int = Field(sa_type=BigInteger)
+    purged: int = Field(sa_type=BigInteger)
+    quarantined: int = Field(sa_type=BigInteger)
+    lost: int = Field(sa_type=BigInteger)
+    changed: int = Field(sa_type=BigInteger)
+    sound: int = Field(sa_type=BigInteger)  # exported, and not damaged
+    away: int = Field(sa_type=BigInteger)  # raw images aside or gone
+    unsent: int = Field(sa_type=BigInteger)  # to be exported; without those in quarantine
+    harmed: int = Field(sa_type=BigInteger)  # with a damaged upload
+    safe_events: int = Field(sa_type=BigInteger)  # verified, and the raw images are here
+    exported_bytes: int = Field(sa_type=BigInteger)
+    safe_bytes: int = Field(sa_type=BigInteger)
+    oldest_unsent: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when it was first seen
+    oldest_unverified: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when it was uploaded
+    oldest_stuck: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of both, when it was first seen
+    last_success: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when an upload was verified
+
+
+class UploadSummary(Record, table=True):
+    """How many good uploads of one hour (UTC) are still in the bucket. Computed from the facts, and again."""
+
+    __tablename__: ClassVar[Any] = "upload_summary"
+
+    hour: str = Field(primary_key=True, sa_type=SORTED)  # YYYY-MM-DD HH
+    kind: str = Field(primary_key=True)
+    listed: int = Field(sa_type=BigInteger)
+
+
+class ArchiveSummary(Record, table=True):
+    """One archive on tape, and how many events it has. Computed from the facts, and again."""
+
+    __tablename__: ClassVar[Any] = "archive_summary"
+    __table_args__ = (
+        Index("ix_archive_summary_id", "id"),
+        Index("ix_archive_summary_order", "reported_at", "path"),
+    )
+
+    path: str = Field(primary_key=True, sa_type=SORTED)
+    id: UUID  # follows from the path
+    kind: str  # of its events; of the first one, should they differ
+    experiment: str  # likewise
+    reported_at: datetime = Field(sa_type=UtcDateTime)  # the first time
+    members: int = Field(sa_type=BigInteger)
+
+
+class StaleSummary(Record, table=True):
+    """These counts must be computed again. Set by triggers, which `migrations` makes."""
+
+    __tablename__: ClassVar[Any] = "stale_summary"
+
+    kind: str = Field(primary_key=True)  # hour | upload | archive
+    part: str = Field(primary_key=True, sa_type=EXACTLY)  # the hour, or the path
+    writer: int = Field(primary_key=True, sa_type=BigInteger)  # its transaction on PostgreSQL, else 0

@@ -48,7 +48,9 @@ class Stuck:
     def __init__(self, system: str) -> None:
         self.system, self.gate, self.met = system, threading.Event(), 0
 
-    def __call__(self, instrument: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
+    def __call__(
+        self, instrument: Instrument, *, known: object = None, beat: Beat | None = None
+    ) -> list[bench.Sighting]:
         if instrument.name == self.system:
             self.met += 1
             assert self.gate.wait(60)
@@ -94,7 +96,7 @@ def test_all_systems_may_hang(lab: Lab) -> None:
     """They are waited for together, not one after the other."""
     gate = threading.Event()
 
-    def scan(_: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
+    def scan(_: Instrument, *, known: object = None, beat: Beat | None = None) -> list[bench.Sighting]:
         assert gate.wait(60)
         return []
 
@@ -195,7 +197,7 @@ def test_a_system_swapped_while_it_is_looked_at_keeps_its_events(lab: Lab) -> No
     pipeline.register(lab.site)
     lab.clock.turn(hours=1)
 
-    def scan(instrument: Instrument, *, beat: Beat | None = None) -> list[bench.Sighting]:
+    def scan(instrument: Instrument, *, known: object = None, beat: Beat | None = None) -> list[bench.Sighting]:
         found = bench.scan(instrument, beat=beat)
         swap(lab)
         return found

@@ -9,14 +9,17 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     register     known register unsettled look seal unseal revise rekey quarantine replay
     lookup       systems due newest get found ledger revisions ledgers · lease claim_export renew release
     exports      record_export record_evidence record_relocation record_damage set_back bytes_read sample
-    purges       candidates siblings intend record_trashed record_removing record_gone record_restored going stage tally
+    purges       candidates siblings with_siblings intend record_trashed record_removing record_gone record_restored
+                 going stage tally
     tape         receive manifests settle parked record_location record_misplaced record_tape_damage unproven
                  only_copies expired_locations archived_anywhere unarchived manifest_source record_manifest_source
     inventory    accounts export_count exported_to sight_dark clear_dark adopt empty
-    stats        counts figures history stuck harmed
+    summaries    refresh
+    stats        counts quarantine_count figures history stuck harmed
     incidents    record_incident incidents
     places       site site_created take_site places place record_place
-    search       exports_page archives_page archive_members daily search overview experiments readable ledgers_of
+    search       exports_page archives_page archive_members daily search each_newest overview
+                 experiments readable ledgers_of
     access_keys  add_access_key access_key access_keys disable_access_key delete_access_key
                  shares add_share delete_share
 """

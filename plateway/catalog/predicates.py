@@ -90,8 +90,8 @@ def beyond(event: Event) -> Any:
     return sa.or_(EVENT.timestamp > event.timestamp, sa.and_(EVENT.timestamp == event.timestamp, same_time))
 
 
-def standing(now: datetime) -> Any:
-    """``Ledger.state`` in SQL, for an event with its export joined."""
+def standing(now: datetime | None) -> Any:
+    """``Ledger.state`` in SQL, for an event with its export joined; without a time, as if there were no leases."""
     return sa.case(*((condition, state) for state, condition in _standings(now)), else_=READY)
 
 
@@ -106,7 +106,7 @@ def stands(state: str, now: datetime) -> Any:
     return sa.and_(*before) if state == READY else sa.or_(sa.false(), *ways)
 
 
-def _standings(now: datetime) -> list[tuple[str, Any]]:
+def _standings(now: datetime | None) -> list[tuple[str, Any]]:
     """List what decides where an event stands: what is true first. No condition is ever unknown."""
     exported, damaged = EXPORT.event_id.is_not(None), EXPORT.damage_kind.is_not(None)
     only_tape, sound = expired(EVENT), about(ARCHIVE, EVENT, ARCHIVE.damage_kind.is_(None))
@@ -122,7 +122,7 @@ def _standings(now: datetime) -> list[tuple[str, Any]]:
         ("purged", raw_away()),
         ("archived", sa.and_(exported, about(ARCHIVE, EVENT))),
         ("exported", exported),
-        ("exporting", about(LEASE, EVENT, LEASE.expires_at > now)),
+        *([] if now is None else [("exporting", about(LEASE, EVENT, LEASE.expires_at > now))]),
         ("waiting", sa.or_(EVENT.sealed_at.is_(None), about(SETBACK, EVENT, SETBACK.verb == "export"))),
     ]
 
@@ -151,3 +151,10 @@ def day_of(column: Any, *, postgres: bool) -> Any:
     if postgres:
         return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD")
     return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 10)
+
+
+def hour_in(column: Any, *, postgres: bool) -> Any:
+    """Return the hour (UTC) of a time as YYYY-MM-DD HH."""
+    if postgres:
+        return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD HH24")
+    return sa.func.substr(sa.type_coerce(column, sa.Text), 1, 13)

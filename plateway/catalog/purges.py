@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
+from sqlmodel import col
 
 from plateway.catalog.database import Database
 from plateway.catalog.predicates import (
@@ -19,11 +20,12 @@ from plateway.catalog.predicates import (
     PURGE,
     about,
     among,
+    beyond,
     expired,
     is_event,
     raw_away,
 )
-from plateway.catalog.rows import check_fence, chunks, fetch_ledgers, own
+from plateway.catalog.rows import CHUNK, check_fence, chunks, fetch_ledgers, own
 from plateway.errors import NotFound, Refused
 from plateway.events import Ref
 from plateway.ledger import Ledger
@@ -36,10 +38,11 @@ WHAT = {"raw": "raw images", "bucket": "bucket copy"}
 class Purges(Database):
     """Purges, from the intention to the tombstone."""
 
-    def candidates(self, system: str, place: str) -> list[Ledger]:
-        """List the events whose images at a place (``raw`` ``staging`` ``bucket``) are not going or gone.
+    def candidates(self, system: str, place: str) -> Iterator[Ledger]:
+        """Yield the events whose images at a place (``raw`` ``staging`` ``bucket``) are not going or gone, by time.
 
-        Of bucket copies only those that are verified, and that tape has with the same checksum.
+        Of bucket copies only those that are verified, and that tape has with the same checksum. Page by page, each in
+        a transaction of its own.
         """
         standing = [PURGE.place == place, PURGE.restored_at.is_(None)]
         where = [EVENT.system == system]
@@ -48,8 +51,41 @@ class Purges(Database):
             standing.append(PURGE.gone_at.is_(None))
         if place == "bucket":
             where += [about(EXPORT, EVENT, EXPORT.evidence.is_not(None)), about(ARCHIVE, EVENT, _same_bytes())]
+        where.append(~about(PURGE, EVENT, *standing))
+        after: list[Any] = []
+        while True:
+            with self._reading() as session:
+                page = fetch_ledgers(session, [*where, *after], limit=CHUNK)
+            yield from page
+            if len(page) < CHUNK:
+                return
+            after = [beyond(page[-1].event)]
+
+    def with_siblings(self, events: Sequence[Event]) -> set[Ref]:
+        """Return which of a system's events have ``siblings``, in two queries."""
+        paths = {event.path for event in events}
+        above = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+        other = aliased(Event)
+        same = sa.and_(
+            col(other.path) == EVENT.path, sa.or_(col(other.id) != EVENT.id, col(other.revision) != EVENT.revision)
+        )
+        inside = sa.and_(col(other.path) > EVENT.path + "/", col(other.path) < EVENT.path + "0")
+        found: set[Ref] = set()
         with self._reading() as session:
-            return fetch_ledgers(session, [*where, ~about(PURGE, EVENT, *standing)])
+            for some in chunks([Ref(event.id, event.revision) for event in events]):
+                near = [sa.exists().where(col(other.system) == EVENT.system, one) for one in (same, inside)]
+                query = select(EVENT.id, EVENT.revision).where(among(some), sa.or_(*near))
+                found |= {Ref(*row) for row in session.execute(query)}
+            known: set[str] = set()
+            for names in chunks(sorted(above)):
+                query = select(EVENT.path).where(EVENT.system == events[0].system, EVENT.path.in_(names))
+                known.update(session.scalars(query))
+        roots = {"", "."} & paths
+        return found | {
+            Ref(event.id, event.revision)
+            for event in events
+            if roots or not known.isdisjoint(map(str, PurePosixPath(event.path).parents))
+        }
 
     def siblings(self, event: Event) -> list[Ledger]:
         """List the other events of a system whose images are at, inside or above this one's path."""

@@ -5,13 +5,13 @@ Every question takes ``prefix``: it is about events only whose key begins with i
 
 from __future__ import annotations
 
-import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from typing import Any
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import func, select
@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
 from plateway import keys
-from plateway.catalog.database import Database
 from plateway.catalog.predicates import (
     ARCHIVE,
     EVENT,
@@ -32,12 +31,24 @@ from plateway.catalog.predicates import (
     begins,
     day_of,
     expired,
+    hour_in,
     standing,
     stands,
     tied,
     waits,
 )
 from plateway.catalog.rows import chunks, fetch_ledgers
+from plateway.catalog.summaries import (
+    ARCHIVES,
+    HOURS,
+    SETTLED,
+    TO_END,
+    UPLOADS,
+    Summaries,
+    archive_id,
+    hour_of,
+    start_of,
+)
 from plateway.events import Ref
 from plateway.ledger import (
     DAY,
@@ -50,14 +61,15 @@ from plateway.ledger import (
     SystemOverview,
     TapeMember,
 )
-from plateway.records import ArchiveLocation, Event, Export
+from plateway.records import ArchiveLocation, ArchiveSummary, Event, Export
 
 ID = re.compile(r"([0-9a-f-]{1,36})(?:-r([1-9]\d{0,8}))?", re.IGNORECASE)
 HEX = 32  # digits of an id
+PAGE = 500  # events that are read at a time
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-class SearchQueries(Database):
+class SearchQueries(Summaries):
     """Questions about many events, answered a page at a time."""
 
     def exports_page(
@@ -65,31 +77,62 @@ class SearchQueries(Database):
     ) -> tuple[int, list[tuple[Event, Export]]]:
         """List uploads that arrived between two times, both left out, and are good and not expired; count all such.
 
-        By time of arrival, id and revision.
+        By time of arrival, id and revision. Without a prefix, ``offset`` costs no more than an hour's uploads.
         """
-        where = [EXPORT.uploaded_at > since, EXPORT.uploaded_at < until, EXPORT.damage.is_(None), ~expired(EXPORT)]
-        where += [begins(EVENT.key, prefix), *([EVENT.kind == kind] if kind is not None else [])]
+        where = [EXPORT.damage.is_(None), ~expired(EXPORT), begins(EVENT.key, prefix)]
+        where += [EVENT.kind == kind] if kind is not None else []
         order = (EXPORT.uploaded_at, EXPORT.event_id, EXPORT.revision)
         fits = select().join_from(Export, Event, tied(EXPORT, EVENT)).where(*where)
+        if not prefix:
+            self.refresh()
         with self._reading() as session:
-            count = session.scalar(fits.add_columns(func.count())) or 0
-            page = fits.add_columns(Event, Export).order_by(*order).limit(limit).offset(offset)
-            return count, [(event, export) for event, export in session.execute(page)]
+
+            def count(*conditions: Any) -> int:
+                return session.scalar(fits.add_columns(func.count()).where(*conditions)) or 0
+
+            after, before = EXPORT.uploaded_at > since, EXPORT.uploaded_at < until
+            first, last = hour_of(since), hour_of(until)
+            if prefix or first >= last:
+                total, start, skip = count(after, before), after, offset
+            else:
+                hours = select(UPLOADS.hour, func.sum(UPLOADS.listed)).group_by(UPLOADS.hour).order_by(UPLOADS.hour)
+                hours = hours.where(UPLOADS.hour > first, UPLOADS.hour < last)
+                hours = hours.where(UPLOADS.kind == kind) if kind is not None else hours
+                spans = [
+                    (after, count(after, EXPORT.uploaded_at <= start_of(first) + TO_END)),
+                    *((EXPORT.uploaded_at >= start_of(hour), int(n)) for hour, n in session.execute(hours)),
+                    (EXPORT.uploaded_at >= start_of(last), count(EXPORT.uploaded_at >= start_of(last), before)),
+                ]
+                total = sum(n for _, n in spans)
+                start, skip = _position(spans, offset)
+            page = fits.add_columns(Event, Export).where(start, before).order_by(*order).limit(limit).offset(skip)
+            found = session.execute(page) if offset < total and limit else ()
+            return total, [(event, export) for event, export in found]
 
     def archives_page(
         self, *, experiment: str | None = None, prefix: str = "", limit: int, offset: int
     ) -> tuple[int, list[ArchiveRow]]:
         """List archives by the time of their first report, and path; count all such."""
+        if not prefix and experiment is None:
+            return self._all_archives(limit=limit, offset=offset)
         mine = [begins(EVENT.key, prefix), *([EVENT.experiment == experiment] if experiment is not None else [])]
         found = select(ARCHIVE.path, func.min(ARCHIVE.reported_at).label("created_at"), func.count())
-        if prefix or experiment is not None:
-            found = found.join_from(ArchiveLocation, Event, tied(ARCHIVE, EVENT)).where(*mine)
-        found = found.group_by(ARCHIVE.path)
+        found = found.join_from(ArchiveLocation, Event, tied(ARCHIVE, EVENT)).where(*mine).group_by(ARCHIVE.path)
         with self._reading() as session:
             count = session.scalar(select(func.count()).select_from(found.subquery())) or 0
             page = session.execute(found.order_by("created_at", ARCHIVE.path).limit(limit).offset(offset)).all()
             rows = {row.path: row for row in _archives(session, [path for path, *_ in page], mine)}
             return count, [rows[path] for path, *_ in page]
+
+    def _all_archives(self, *, limit: int, offset: int) -> tuple[int, list[ArchiveRow]]:
+        self.refresh()
+        query = select(ArchiveSummary).order_by(ARCHIVES.reported_at, ARCHIVES.path).limit(limit).offset(offset)
+        with self._reading() as session:
+            count = session.scalar(select(func.count()).select_from(ArchiveSummary)) or 0
+            rows = session.scalars(query)
+            return count, [
+                ArchiveRow(one.id, one.path, one.kind, one.experiment, one.reported_at, one.members) for one in rows
+            ]
 
     def archive_members(self, id: UUID, *, prefix: str = "") -> tuple[ArchiveRow, list[TapeMember]] | None:  # noqa: A002
         """Fetch one archive with its events, by their time; None where there is none."""
@@ -100,9 +143,10 @@ class SearchQueries(Database):
             .where(begins(EVENT.key, prefix))
             .order_by(EVENT.timestamp, EVENT.id, EVENT.revision)
         )
+        self.refresh()
         with self._reading() as session:
-            paths = (path for path in session.scalars(select(ARCHIVE.path).distinct()) if archive_id(path) == id)
-            for row in _archives(session, list(itertools.islice(paths, 1)), [begins(EVENT.key, prefix)]):
+            paths = session.scalars(select(ARCHIVES.path).where(ARCHIVES.id == id)).all()
+            for row in _archives(session, paths, [begins(EVENT.key, prefix)]):
                 members = session.execute(query.where(ARCHIVE.path == row.path))
                 return row, [
                     TapeMember(Ref(id_, revision), keys.tar_name(key), *facts) for id_, revision, key, *facts in members
@@ -111,6 +155,8 @@ class SearchQueries(Database):
 
     def daily(self, *, days: int = 7, prefix: str = "") -> list[DailyRow]:
         """Count what became of the events of the last days (UTC) that images are of, newest first."""
+        if not prefix:
+            return self._all_daily(days)
         mine = begins(EVENT.key, prefix)
         day = day_of(EVENT.timestamp, postgres=self._postgres)
         told = [func.count(), *(_number(about(table, EVENT)) for table in (EXPORT, ARCHIVE))]
@@ -127,6 +173,15 @@ class SearchQueries(Database):
                 key=lambda one: one.date,
                 reverse=True,
             )
+
+    def _all_daily(self, days: int) -> list[DailyRow]:
+        self.refresh()
+        day = func.substr(HOURS.hour, 1, 10).label("day")
+        query = select(day, func.sum(HOURS.events), func.sum(HOURS.exports), func.sum(HOURS.archives))
+        query = query.group_by(sa.literal_column("1")).order_by(sa.literal_column("1").desc()).limit(days)
+        with self._reading() as session:
+            rows = session.execute(query)
+            return [DailyRow(date.fromisoformat(name), *map(int, counts)) for name, *counts in rows]
 
     def search(
         self,
@@ -161,9 +216,12 @@ class SearchQueries(Database):
         query = select(EVENT.id, EVENT.revision).where(begins(EVENT.key, prefix), *where)
         query = query.order_by(*(column.desc() if newest else column for column in order)).limit(limit)
         if state is not None:
+            self.refresh()
             now = self.now()
             query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), stands(state, now))
         with self._reading() as session:
+            if state is not None and state != "exporting":
+                query = query.where(self._hours_with(session, state))
             refs = [Ref(*row) for row in session.execute(query)]
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [found[ref] for ref in refs]
@@ -193,22 +251,73 @@ class SearchQueries(Database):
         with self._reading() as session:
             return {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
 
+    def each_newest(self, *, limit: int | None = None, **asked: Any) -> Iterator[Ledger]:
+        """Yield the events that ``search`` finds, the newest first, page by page."""
+        after: Cursor | None = None
+        while limit is None or limit > 0:
+            wanted = PAGE if limit is None else min(limit, PAGE)
+            page = self.search(**asked, after=after, limit=wanted)
+            yield from page
+            if len(page) < wanted:
+                return
+            after = Cursor.after(page[-1])
+            limit = limit if limit is None else limit - len(page)
+
     def overview(self, *, prefix: str = "", days: int = 30, now: datetime) -> Overview:
         """Return the figures of all systems, with events per day (UTC) up to that of ``now``.
 
         Announcements in quarantine belong to no key: only who may see all is told of them.
         """
         today = datetime.combine(now.astimezone(UTC).date(), time(), UTC)
-        recent = [EVENT.timestamp >= today - (days - 1) * DAY, EVENT.timestamp < today + DAY]
-        day, mine = day_of(EVENT.timestamp, postgres=self._postgres), begins(EVENT.key, prefix)
-        by_day = select(day, EVENT.system, func.count()).where(mine, *recent).group_by(day, EVENT.system)
+        begin, end = today - (days - 1) * DAY, today + DAY
+        if prefix:
+            mine, day = begins(EVENT.key, prefix), day_of(EVENT.timestamp, postgres=self._postgres)
+            by_day = select(day, EVENT.system, func.count()).group_by(day, EVENT.system)
+            by_day = by_day.where(mine, EVENT.timestamp >= begin, EVENT.timestamp < end)
+        else:
+            self.refresh()
+            day = func.substr(HOURS.hour, 1, 10).label("day")
+            by_day = select(day, HOURS.system, _sum(HOURS.events)).group_by(sa.literal_column("1"), HOURS.system)
+            by_day = by_day.where(HOURS.hour >= hour_of(begin), HOURS.hour < hour_of(end))
         with self._reading() as session:
-            systems = _standings(session, mine, now)
+            systems = _standings(session, mine, now) if prefix else self._kept_standings(session, now)
             for system, count in _aside(session, prefix):
                 found = systems.get(system, SystemOverview(system))
                 systems[system] = replace(found, quarantined=count)
             counted = [(date.fromisoformat(name), system, count) for name, system, count in session.execute(by_day)]
         return Overview(tuple(systems[name] for name in sorted(systems)), tuple(sorted(counted)))
+
+    def _kept_standings(self, session: Session, now: datetime) -> dict[str, SystemOverview]:
+        """Sum the kept counts of each system; leases end by themselves, and are read."""
+        oldest, unverified = func.min(HOURS.oldest_unsent), func.min(HOURS.oldest_unverified)
+        counts = [_sum(HOURS[state]) for state in SETTLED]
+        query = select(
+            HOURS.system, _sum(HOURS.exported_bytes), oldest, unverified, func.max(HOURS.last_success), *counts
+        ).group_by(HOURS.system)
+        found = {}
+        exporting = self._exporting(session, now)
+        for system, size, waiting, unproven, success, *sums in session.execute(query):
+            states = Counter(dict(zip(SETTLED, sums, strict=True)))
+            for state, count in ((state, count) for name, state, count in exporting if name == system):
+                states.update({"exporting": count, state: -count})
+            found[system] = SystemOverview(
+                system,
+                states={state: states[state] for state in STATES if states[state]},
+                bytes_exported=size,
+                oldest_waiting=waiting,
+                oldest_unverified=unproven,
+                last_success=success,
+            )
+        return found
+
+    def _hours_with(self, session: Session, state: str) -> Any:
+        """Narrow a query to events of the hours in which events are in a state: it need not classify the others."""
+        hours = select(HOURS.hour).where(HOURS[state] > 0)
+        first, last = session.execute(select(func.min(HOURS.hour), func.max(HOURS.hour)).where(HOURS[state] > 0)).one()
+        if first is None:
+            return sa.false()
+        span = (EVENT.timestamp >= start_of(first), EVENT.timestamp <= start_of(last) + TO_END)
+        return sa.and_(*span, hour_in(EVENT.timestamp, postgres=self._postgres).in_(hours))
 
     def _called(self, text: str) -> Any:
         """Is it the id of an event, or how its id or experiment begins?"""
@@ -222,9 +331,13 @@ class SearchQueries(Database):
         return sa.or_(named, sa.and_(EVENT.id >= first, EVENT.id <= last, *revision))
 
 
-def archive_id(path: str) -> UUID:
-    """Return the id of an archive, which follows from its path."""
-    return uuid5(NAMESPACE_URL, path)
+def _position(spans: Sequence[tuple[Any, int]], offset: int) -> tuple[Any, int]:
+    """Return the condition of the span in which the row at an offset is, and how many rows of it come before."""
+    for start, count in spans:
+        if offset < count:
+            return start, offset
+        offset -= count
+    return sa.false(), 0
 
 
 def _archives(session: Session, paths: Sequence[str], mine: Sequence[Any]) -> Iterator[ArchiveRow]:
@@ -301,6 +414,10 @@ def _held_up() -> Any:
     event = aliased(Event)
     unsealed = select(col(event.id)).where(col(event.sealed_at).is_(None))
     return unsealed.union(select(SETBACK.event_id).where(SETBACK.verb == "export"))
+
+
+def _sum(column: Any) -> Any:
+    return sa.cast(func.sum(column), sa.BigInteger)
 
 
 def _number(condition: Any) -> Any:

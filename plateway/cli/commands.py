@@ -41,7 +41,7 @@ PANELS = {
         "cat": ("restore", "Write one image or object to standard output."),
     },
     "Look": {
-        "status": ("status", "List events with their state."),
+        "status": ("status", "List events with their state, the newest first."),
         "show": ("status", "Show everything that is recorded about one event."),
         "report": ("report", "Summarize each instrument, problems and disk space."),
         "quarantine": ("quarantine", "List and replay events that were not accepted."),
@@ -65,6 +65,9 @@ PANELS = {
         "relocate": ("relocate", "Record the new address of an endpoint."),
     },
 }
+
+
+WIDEST = max(len(name) for commands in PANELS.values() for name in commands)
 
 
 class LazyCommand(TyperCommand):
@@ -110,6 +113,33 @@ class LazyGroup(TyperGroup):
             for panel, commands in PANELS.items()
             for name, (file, text) in commands.items()
         }
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the commands in their panels as typer does, but without its Markdown parser and highlighter."""
+        from rich.console import Console  # noqa: PLC0415  the same holds for rich where no help is printed
+        from rich.padding import Padding  # noqa: PLC0415
+        from rich.panel import Panel  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        console = Console(highlight=False)
+
+        def panel(title: str, rows: list[tuple[str, str]]) -> Panel:
+            table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+            table.add_column(style="bold cyan", no_wrap=True, min_width=WIDEST)
+            table.add_column(ratio=1)
+            for row in rows:
+                table.add_row(*row)
+            return Panel(table, title=title, title_align="left", border_style="dim")
+
+        console.print(
+            Padding(f"[yellow]Usage:[/yellow] [bold]{ctx.command_path} [OPTIONS] COMMAND [ARGS]...[/bold]", 1)
+        )
+        console.print(Padding(self.help or "", (0, 1, 1, 1)))
+        options = [record for one in self.get_params(ctx) if (record := one.get_help_record(ctx)) is not None]
+        console.print(panel("Options", options))
+        for title, commands in PANELS.items():
+            console.print(panel(title, [(name, text) for name, (_, text) in commands.items()]))
+        console.print(Padding(self.epilog or "", 1))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was typed."""

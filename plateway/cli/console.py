@@ -79,6 +79,13 @@ def print_json_list(rows: Iterable[Any]) -> None:
     sys.stdout.write("[]\n" if lead == "[" else "\n]\n")
 
 
+def print_json_rows(name: str, rows: Iterable[Any], **rest: Any) -> None:
+    """Print one JSON object: a list of this name, row by row, without keeping the rows in memory, and the rest."""
+    sys.stdout.write(f'{{"{name}": ')
+    print_json_list(rows)
+    sys.stdout.write("".join(f', "{key}": {json.dumps(value, default=str)}' for key, value in rest.items()) + "}\n")
+
+
 def print_text(content: str | bytes) -> None:
     """Print text of several lines, without control characters; bytes that are not UTF-8 as escapes."""
     text = content.decode("utf-8", "backslashreplace") if isinstance(content, bytes) else content

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -13,6 +18,8 @@ from plateway.cli.console import description_column, err, format_size, out, prin
 from plateway.cli.exit_codes import code_of_outcomes
 from plateway.events import Ref
 from plateway.pipeline import Outcome, Site
+
+PAGE = 500  # outcomes in one table
 
 
 def run_verb(
@@ -37,6 +44,44 @@ def report_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     else:
         out.print("Nothing to do.")
     if code := code_of_outcomes(outcomes):
+        raise typer.Exit(code)
+
+
+@contextmanager
+def stream_outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come, from any thread, and exit with the code that summarizes them; none is kept.
+
+    Tables are of outcomes that came within a second.
+    """
+    turn, printed = Lock(), time.monotonic()
+    some: list[Outcome] = []
+    kinds: dict[str, Outcome] = {}  # one of each result, for the exit code
+    lead = '{"outcomes": ['
+
+    def flush() -> None:
+        nonlocal lead, printed
+        for one in some if as_json else ():
+            sys.stdout.write(f"{lead}\n  {json.dumps(pipeline.as_dict(one), default=str)}")
+            lead = ","
+        if some and not as_json:
+            print_outcomes(some)
+        some.clear()
+        printed = time.monotonic()
+
+    def take(one: Outcome) -> None:
+        with turn:
+            kinds.setdefault(one.result, one)
+            some.append(one)
+            if len(some) == PAGE or time.monotonic() > printed + 1:
+                flush()
+
+    yield take
+    flush()
+    if as_json:
+        sys.stdout.write("\n]}\n" if kinds else f"{lead}]}}\n")
+    elif not kinds:
+        out.print("Nothing to do.")
+    if code := code_of_outcomes(list(kinds.values())):
         raise typer.Exit(code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from plateway import pipeline
 from plateway.cli.common import use_site
 from plateway.cli.options import Home, Json, Systems
-from plateway.cli.outcomes import report_outcomes
+from plateway.cli.outcomes import report_outcomes, stream_outcomes
 
 
 def purge(
@@ -29,7 +31,15 @@ def purge(
     folder, and removes them after PLATEWAY_TRASH_GRACE if they and the copy are still the same. Every refusal is
     reported with its reason. Also aborts open uploads of exports that crashed.
     """
+    if dry_run:
+        return rehearse(system, fraction=fraction, home=home, as_json=as_json)
     with use_site(home) as (site, _):
-        outcomes = pipeline.purge(site, systems=system, dry_run=dry_run, fraction=fraction)
-        outcomes += [] if dry_run else pipeline.sweep(site)
-    report_outcomes(outcomes, as_json=as_json)
+        outcomes = pipeline.purge(site, systems=system, fraction=fraction)
+        outcomes += pipeline.sweep(site)
+    return report_outcomes(outcomes, as_json=as_json)
+
+
+def rehearse(systems: Sequence[str] | None, *, fraction: float | None, home: Path | None, as_json: bool) -> None:
+    """Print what a purge would do, each outcome as soon as it is known."""
+    with use_site(home) as (site, _), stream_outcomes(as_json=as_json) as each:
+        pipeline.purge(site, systems=systems, dry_run=True, fraction=fraction, each=each)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -12,10 +13,12 @@ from rich.text import Text
 
 from plateway import keys, pipeline, wire
 from plateway.cli.common import find_ref, use_site
-from plateway.cli.console import format_size, format_time, out, print_json
+from plateway.cli.console import format_size, format_time, out, print_json, print_json_rows
 from plateway.cli.options import Experiment, Home, Json, Since, System, Until, as_utc
 from plateway.events import Ref
 
+SHOWN = 50  # events that are listed unless more are asked for
+PAGE = 500  # events in one table
 TIME_WIDTH = 120  # columns of a terminal with room for the time of imaging
 COLOURS = {
     "exported": "green",
@@ -26,6 +29,8 @@ COLOURS = {
     "changed": "red",
 }
 
+State = Literal["waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed"]
+
 
 def status(
     *,
@@ -33,36 +38,57 @@ def status(
     until: Until = None,
     system: System = None,
     experiment: Experiment = None,
+    state: Annotated[State | None, typer.Option(help="Only events in this state.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"List at most so many events, the newest; default: {SHOWN}, with --json all."),
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """List events with their state.
+    """List events with their state, the newest first.
 
-    An event that waits is listed with the reason.
+    An event that waits is listed with the reason. The counts below are of all events, or of one instrument's.
     """
     with use_site(home) as (site, _):
-        ledgers = site.catalog.ledgers(system=system, experiment=experiment, since=as_utc(since), until=as_utc(until))
-        events = [pipeline.status(site, ledger) for ledger in ledgers]
-        quarantined = len(site.catalog.quarantined())
-    counts = Counter(one.state for one in events)
-    if as_json:
-        return print_json(wire.Status(events=events, counts=dict(counts), quarantine=quarantined))
-    table = Table(Column("event", no_wrap=True), "system", "state", "size", Column("key / reason", overflow="fold"))
-    if out.width >= TIME_WIDTH:
-        table.add_column("imaged", no_wrap=True)
-    for one in events:
-        cells: list[str | Text] = [
-            str(Ref(one.id, one.revision)),
-            one.system,
-            format_state(one),
-            format_size(one.size),
-            "; ".join(one.reasons) or one.key,
-            format_time(one.timestamp),
-        ]
-        table.add_row(*cells[: len(table.columns)])
-    out.print(table)
-    summary = ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no events yet"
+        found = site.catalog.each_newest(
+            system=system,
+            experiment=experiment,
+            since=as_utc(since),
+            until=as_utc(until),
+            state=state,
+            limit=limit if limit is not None or as_json else SHOWN,
+        )
+        now = site.catalog.now()
+        events = (pipeline.status(site, ledger, now=now) for ledger in found)
+        counts = site.catalog.counts(now, system=system)
+        quarantined = site.catalog.quarantine_count()
+        if as_json:
+            rows = (one.model_dump(mode="json") for one in events)
+            return print_json_rows("events", rows, counts=counts, quarantine=quarantined)
+        print_events(events)
+    summary = ", ".join(f"{number:,} {name}" for name, number in counts.items()) or "no events yet"
     return out.print(summary + (f"; {quarantined} in quarantine (plateway quarantine list)" if quarantined else ""))
+
+
+def print_events(events: Iterable[wire.EventStatus]) -> None:
+    """Print tables of events, each as soon as it is full."""
+    rest = iter(events)
+    while some := list(itertools.islice(rest, PAGE)):
+        table = Table(Column("event", no_wrap=True), "system", "state", "size", Column("key / reason", overflow="fold"))
+        if out.width >= TIME_WIDTH:
+            table.add_column("imaged", no_wrap=True)
+        for one in some:
+            cells: list[str | Text] = [
+                str(Ref(one.id, one.revision)),
+                one.system,
+                format_state(one),
+                format_size(one.size),
+                "; ".join(one.reasons) or one.key,
+                format_time(one.timestamp),
+            ]
+            table.add_row(*cells[: len(table.columns)])
+        out.print(table)
 
 
 def format_state(event: wire.EventStatus) -> Text:

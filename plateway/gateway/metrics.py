@@ -25,7 +25,7 @@ from plateway.ledger import STATES, Overview, SystemOverview
 from plateway.pipeline import Site
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-HOLDS = 15.0  # seconds for which the metrics of events are cached: they need a scan of all events
+HOLDS = 15.0  # seconds for which the metrics of events are cached: those of a prefix need a scan
 PREFIXES = 64  # of which metrics are cached
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -20,16 +21,17 @@ from plateway.instruments import Instrument, Policy
 from plateway.isolation import beating
 from plateway.ledger import Ledger
 from plateway.names import shown
-from plateway.outcome import Outcome, Restored, Result
+from plateway.outcome import Outcome, Restored, Result, log_outcome
 from plateway.pipeline import removal
 from plateway.pipeline.context import Site
 from plateway.pipeline.lease import Hold, leased
 from plateway.pipeline.places import check_aside, check_bench
 from plateway.pipeline.proof import unheld
-from plateway.pipeline.removal import Batch, Decision, Location, report
+from plateway.pipeline.removal import Batch, Decision, Location, outcome, report
 from plateway.pipeline.verify import manifest_of, proof_of
 from plateway.records import Event, Purge
 
+CHUNK = 500  # events that are read and judged at a time
 VERB = {"raw": "purge", "staging": "purge staging"}
 
 
@@ -40,18 +42,20 @@ def purge(
     dry_run: bool = False,
     fraction: float | None = None,
     now: datetime | None = None,
+    each: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Free the bench of what is proven to be safe elsewhere: judge, prove, move aside, wait, prove again, remove.
 
     Before anything is removed the copies that it goes because of are read whole. ``fraction`` (0 to 1) overrides the
-    policy's for this batch. A dry run judges and proves, and moves nothing.
+    policy's for this batch. A dry run judges and proves, and moves nothing. ``each`` receives each outcome at once,
+    from a thread of its system, and none is returned: also refusals of a batch that is stopped then.
 
     Raises:
         Misconfigured: ``fraction`` is not between 0 and 1.
     """
     now = now or site.catalog.now()
     names = systems or sorted({*bench.list_systems(site.root), *site.catalog.systems()})
-    return removal.run(site, _Bench(), names, dry_run=dry_run, fraction=fraction, now=now)
+    return removal.run(site, _Bench(each), names, dry_run=dry_run, fraction=fraction, now=now, each=each)
 
 
 class _Bench:
@@ -59,10 +63,13 @@ class _Bench:
 
     name = "purge"
 
+    def __init__(self, each: Callable[[Outcome], None] | None = None) -> None:
+        self._each = each
+
     def decide(self, site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
-        batch = _decide_raw(site, instrument, policy, now)
+        batch = _decide_raw(site, instrument, policy, now, self._each)
         if instrument.staging is not None:
-            batch.decisions = [*batch.decisions, *_decide_staging(site, instrument, policy, now)]
+            batch.decisions = itertools.chain(batch.decisions, [*_decide_staging(site, instrument, policy, now)])
         return batch
 
     def rehearse(self, site: Site, decision: Decision, policy: Policy, now: datetime) -> Outcome:
@@ -129,8 +136,13 @@ def _check_places(site: Site, instrument: Instrument, location: Location) -> Non
 # ------------------------------------------------------------------------------------------------------------ deciding
 
 
-def _decide_raw(site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Batch:
-    """Judge every event on a system's bench; the batch as a whole may be stopped as well."""
+def _decide_raw(
+    site: Site, instrument: Instrument, policy: Policy, now: datetime, each: Callable[[Outcome], None] | None
+) -> Batch:
+    """Judge every event on a system's bench; the batch as a whole may be stopped as well.
+
+    Only the ids of those that may go are kept, and they are judged again when their turn comes.
+    """
     on_bench = site.catalog.tally(instrument.name)
     if not on_bench:
         return Batch()
@@ -139,13 +151,40 @@ def _decide_raw(site: Site, instrument: Instrument, policy: Policy, now: datetim
     if not _shows_event_files(instrument):
         why = f"{instrument.name} shows no event file at all: is its disk mounted?"
         return _stopped(instrument, Result.STOPPED, why)
-    decisions = [
-        Decision(ledger, _judge(site, ledger, policy, now), Location("raw", ledger.event.path, instrument.root))
-        for ledger in site.catalog.candidates(instrument.name, "raw")
-    ]
-    leaving = sum(one.verdict.purge for one in decisions)
-    halt = retention.halt(leaving, present=on_bench, policy=policy)
-    return Batch(decisions) if halt is None else _stopped(instrument, Result.STOPPED, halt)
+    leaving: list[Ref] = []
+    refused: list[Outcome] = []
+    for ledger, verdict in _judge_all(site, site.catalog.candidates(instrument.name, "raw"), policy, now):
+        if verdict.purge:
+            leaving.append(ledger.ref)
+        elif each is not None:
+            each(report("purge", ledger, Result.REFUSED, *verdict.reasons))
+        else:
+            refused.append(outcome("purge", ledger, Result.REFUSED, *verdict.reasons))
+    halt = retention.halt(len(leaving), present=on_bench, policy=policy)
+    if halt is not None:
+        return _stopped(instrument, Result.STOPPED, halt)
+    return Batch(_decide_again(site, instrument, leaving, policy, now), [log_outcome(one) for one in refused])
+
+
+def _judge_all(
+    site: Site, ledgers: Iterable[Ledger], policy: Policy, now: datetime
+) -> Iterator[tuple[Ledger, retention.Verdict]]:
+    """Judge many events of one system; only those that share images with others cost a query each."""
+    rest = iter(ledgers)
+    while some := list(itertools.islice(rest, CHUNK)):
+        site.beat()
+        near = site.catalog.with_siblings([one.event for one in some])
+        for ledger in some:
+            yield ledger, _judge(site, ledger, policy, now, alone=ledger.ref not in near)
+
+
+def _decide_again(
+    site: Site, instrument: Instrument, refs: Sequence[Ref], policy: Policy, now: datetime
+) -> Iterator[Decision]:
+    for start in range(0, len(refs), CHUNK):
+        for ledger in site.catalog.ledgers(refs=refs[start : start + CHUNK]):
+            location = Location("raw", ledger.event.path, instrument.root)
+            yield Decision(ledger, _judge(site, ledger, policy, now), location)
 
 
 def _decide_staging(site: Site, instrument: Instrument, policy: Policy, now: datetime) -> Iterator[Decision]:
@@ -155,12 +194,14 @@ def _decide_staging(site: Site, instrument: Instrument, policy: Policy, now: dat
             yield Decision(ledger, verdict, Location("staging", str(ledger.ref), instrument.staging))
 
 
-def _judge(site: Site, ledger: Ledger, policy: Policy, now: datetime) -> retention.Verdict:
+def _judge(site: Site, ledger: Ledger, policy: Policy, now: datetime, *, alone: bool = False) -> retention.Verdict:
+    """Judge one event; ``alone``: it is known to share images with no other."""
     readable = site.archive is not None
     verdict = retention.judge(ledger, policy, now, readable=readable)
     if not verdict.purge:
         return verdict
-    return retention.judge(ledger, policy, now, siblings=site.catalog.siblings(ledger.event), readable=readable)
+    siblings = () if alone else site.catalog.siblings(ledger.event)
+    return retention.judge(ledger, policy, now, siblings=siblings, readable=readable)
 
 
 def _shows_event_files(instrument: Instrument) -> bool:

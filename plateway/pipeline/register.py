@@ -57,6 +57,7 @@ def register(
     ]
     acts = {name: partial(_register, site, site.instrument(name), now, scan) for name in names}
     found = run_apart(f"register {site.root}", acts, patience=patience)
+    site.catalog.refresh()  # also where nobody reads the counts, so that what is marked does not grow
     passes = [_troubled(name, one) if isinstance(one, PlatewayError) else one for name, one in found.items()]
     soon = [one.settles_in for one in passes if one.settles_in is not None]
     return Registered(
@@ -95,7 +96,8 @@ def _announced(
 ) -> tuple[list[Ref], list[Outcome], int]:
     """Read new and changed event files; return new events, refused files, and those that are too young."""
     known = site.catalog.known(instrument.name)
-    fresh = [one for one in scan(instrument, beat=beat) if known.get(one.name) != (one.size, one.mtime_ns)]
+    found = scan(instrument, known=known, beat=beat)  # names that are not UTF-8 are known by another spelling
+    fresh = [one for one in found if known.get(one.name) != (one.size, one.mtime_ns)]
     new: list[Ref] = []
     refused: list[Outcome] = []
     young = 0

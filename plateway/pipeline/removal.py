@@ -50,7 +50,7 @@ class Decision:
 class Batch:
     """What was decided about a system."""
 
-    decisions: Sequence[Decision] = ()
+    decisions: Iterable[Decision] = ()
     notes: list[Outcome] = field(default_factory=list)  # about the system as a whole
 
 
@@ -76,19 +76,34 @@ class Verb(Protocol):
 
 
 def run(
-    site: Site, verb: Verb, systems: Sequence[str], *, dry_run: bool, fraction: float | None, now: datetime
+    site: Site,
+    verb: Verb,
+    systems: Sequence[str],
+    *,
+    dry_run: bool,
+    fraction: float | None,
+    now: datetime,
+    each: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Delete what may go of these systems; one that fails, or whose disk hangs, holds up no other.
+
+    ``each`` receives the outcomes as they come, instead of the caller at the end.
 
     Raises:
         Misconfigured: ``fraction`` is not a share.
     """
     allowed = None if fraction is None else bounded_fraction(fraction)
     acts = {
-        name: partial(_run_system, site, verb, name, fraction=allowed, dry_run=dry_run, now=now) for name in systems
+        name: partial(_run_system, site, verb, name, fraction=allowed, dry_run=dry_run, now=now, each=each)
+        for name in systems
     }
     done = run_apart(f"{verb.name} {site.root}", acts, patience=PATIENCE)
-    return [outcome for name, found in done.items() for outcome in _outcomes(verb, name, found)]
+    outcomes = [one for name, found in done.items() for one in _outcomes(verb, name, found)]
+    if each is None:
+        return outcomes
+    for one in outcomes:  # of systems that failed
+        each(one)
+    return []
 
 
 def _outcomes(verb: Verb, system: str, found: list[Outcome] | PlatewayError) -> list[Outcome]:
@@ -108,11 +123,15 @@ def _run_system(
     fraction: float | None,
     dry_run: bool,
     now: datetime,
+    each: Callable[[Outcome], None] | None,
 ) -> list[Outcome]:
     site, instrument = replace(site, beat=beat), site.instrument(system)
     policy = instrument.policy if fraction is None else replace(instrument.policy, fraction=fraction)
     batch = verb.decide(site, instrument, policy, now)
-    outcomes = [*batch.notes]
+    outcomes: list[Outcome] = []
+    take = outcomes.append if each is None else each
+    for note in batch.notes:
+        take(note)
     act = verb.rehearse if dry_run else verb.begin
     begun: set[tuple[Ref, str]] = set()
     for decision in batch.decisions:
@@ -120,13 +139,13 @@ def _run_system(
         ledger, location = decision.ledger, decision.location
         if decision.verdict.purge:
             begun.add((ledger.ref, location.place))
-            outcomes.append(_guard(site, verb, ledger, partial(act, site, decision, policy, now)))
+            take(_guard(site, verb, ledger, partial(act, site, decision, policy, now)))
         else:
-            outcomes.append(report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons))
+            take(report(verb.name, ledger, Result.REFUSED, *decision.verdict.reasons))
     for ledger, purge in () if dry_run else verb.pending(site, system):
         site.beat()
         if not policy.grace or (ledger.ref, purge.place) not in begun:  # else its grace has just begun
-            outcomes.append(_guard(site, verb, ledger, partial(verb.finish, site, ledger, purge, policy, now)))
+            take(_guard(site, verb, ledger, partial(verb.finish, site, ledger, purge, policy, now)))
     return outcomes
 
 
@@ -150,8 +169,13 @@ def _guard(site: Site, verb: Verb, ledger: Ledger, act: Callable[[], Outcome]) -
 
 def report(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
     """Make and log the outcome of one event."""
+    return log_outcome(outcome(verb, ledger, result, *reasons))
+
+
+def outcome(verb: str, ledger: Ledger, result: Result, *reasons: str) -> Outcome:
+    """Make the outcome of one event."""
     event, size = ledger.event, ledger.export.size if ledger.export else None
-    return log_outcome(Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons))
+    return Outcome(ledger.ref, event.system, verb, result, key=event.key, size=size, reasons=reasons)
 
 
 def check_provable(site: Site, ledger: Ledger) -> None:

@@ -1053,6 +1053,19 @@ def test_siblings_share_the_images(catalog: Catalog) -> None:
     assert whole in {ledger.ref for ledger in catalog.siblings(catalog.get(refs[7]))}
 
 
+def test_which_have_siblings(catalog: Catalog) -> None:
+    """Asked of many events at once, it is the same as asked of each."""
+    paths = ["a/b", "a/b", "a/b/c/d", "x", "x/bc", "y-1", "y", "y/bc/d", "z", "Z", "v/w/x", "v"]
+    refs = [add(catalog, n, path=path) for n, path in enumerate(paths, 1)]
+    add(catalog, 99, path="z", system="aretha")
+    events = [catalog.get(ref) for ref in refs]
+    found = catalog.with_siblings(events)
+    assert found == {ref for ref, event in zip(refs, events, strict=True) if catalog.siblings(event)}
+    assert 0 < len(found) < len(refs)
+    refs.append(add(catalog, 100, path="."))
+    assert catalog.with_siblings([catalog.get(ref) for ref in refs]) == set(refs)
+
+
 def test_revisions_are_siblings(catalog: Catalog) -> None:
     """Two revisions of one event share their images."""
     ref = add(catalog)

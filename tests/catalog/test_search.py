@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from plateway.catalog import Catalog
-from plateway.catalog.search import archive_id
+from plateway.catalog.summaries import archive_id
 from plateway.errors import Rejected
 from plateway.events import Ref
 from plateway.ledger import (

@@ -127,7 +127,7 @@ def test_a_wrong_setting_is_named_and_exits_2(home: Path, monkeypatch: pytest.Mo
     command = [sys.executable, "-m", "plateway", "status"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 2
-    assert "trash_grace" in result.stderr
+    assert "PLATEWAY_TRASH_GRACE" in result.stderr
 
 
 def test_export_by_hand_with_force(home: Path) -> None:

@@ -1,7 +1,7 @@
 """The dashboard: counts of events by state, waiting events, quarantine, and free disk space.
 
-Counting takes about a second for 100,000 events, so it runs in the background: a page shows the last counts and their
-time.
+The figures are computed in the background, because those of a prefix, and the report on the disks, may take long: a
+page shows the last ones and their time.
 """
 
 from __future__ import annotations
