@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 from contextlib import chdir, suppress
 from pathlib import Path
 
 from prefect.blocks.core import Block
-from prefect.cli.deploy._config import _load_deploy_configs_and_actions
-from prefect.cli.deploy._core import _run_multi_deploy
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -25,11 +22,10 @@ from prefect.logging import get_logger
 from prefect.logging.configuration import setup_logging
 from prefect.workers.base import BaseWorker
 from pydantic import SecretStr
-from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from deployments import automations, schedules, worker  # noqa: F401  registers the type resident
+from deployments import automations, prefect_private, schedules, worker  # noqa: F401  registers the type resident
 from plateway import bench, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
@@ -201,15 +197,13 @@ async def deploy(client: PrefectClient, known: Settings, memory: ProvisionedDige
     """
     sources = [PROJECT / "prefect.yaml", *sorted((PROJECT / "flows").glob("*.py"))]
     wanted = digest(b"\0".join([known.work_pool.encode(), bytes(PROJECT), *(file.read_bytes() for file in sources)]))
-    console = Console(quiet=True)
-    configs, actions = _load_deploy_configs_and_actions(prefect_file=PROJECT / "prefect.yaml", console=console)
+    configs, actions = prefect_private.load_project(PROJECT / "prefect.yaml", pool=known.work_pool)
     if memory.holds("deployments", wanted) and await are_deployed(client):
         for name in await schedules.restore_parameters(client, configs):
             logger.info("schedule %s: parameters restored", name)
         return
-    os.environ |= {"PLATEWAY_PROJECT": str(PROJECT), "PLATEWAY_WORK_POOL": known.work_pool}
     with chdir(PROJECT):
-        await _run_multi_deploy(configs, actions, deploy_all=True, console=console, is_interactive=lambda: False)
+        await prefect_private.deploy_project(configs, actions)
     memory.record("deployments", wanted)
     logger.info("deployments: created from prefect.yaml")
 

@@ -6,6 +6,7 @@ Their names are common, so they are importable only in processes that run in the
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,3 +22,9 @@ def import_from_project(name: str) -> ModuleType:
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
     return import_module(name)
+
+
+def change_directory() -> dict[str, str]:
+    """Change into the project's directory: the pull step of each deployment, on any machine with Plateway."""
+    os.chdir(PROJECT)
+    return {"directory": str(PROJECT)}
