@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 from prefect.logging.configuration import setup_logging
@@ -46,6 +46,7 @@ QUEUES = {
     "selftest": (5, 1),
 }  # priority, runs at once
 FLOWS = tuple(QUEUES)  # each has a queue of its own
+LIMITS = {"plateway-bucket": 64, "plateway-tape": 2}  # batches or events in transfer at once, on all machines
 PATIENCE = 300.0  # seconds for the server to come up
 logger = get_logger("plateway.provision")
 
@@ -86,8 +87,9 @@ async def provision(known: Settings) -> None:
         await instruments(client, known, memory)
         await pool(client, known.work_pool)
         await deploy(client, known, memory)
-        for name in await automations.create_missing(client):
-            logger.info("automation %s: created", name)
+        for name in await automations.create_missing(client, known.notify):
+            logger.info("automation %s: created or given a notification", name)
+        await limits(client)
 
 
 async def wait_for_server(client: PrefectClient) -> None:
@@ -188,6 +190,16 @@ async def pool(client: PrefectClient, name: str) -> None:
     for queue, (priority, limit) in QUEUES.items():
         if queue not in present:
             await client.create_work_queue(queue, work_pool_name=name, priority=priority, concurrency_limit=limit)
+
+
+async def limits(client: PrefectClient) -> None:
+    """Create the global concurrency limits that are missing."""
+    for name, limit in LIMITS.items():
+        try:
+            await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=limit))
+            logger.info("concurrency limit %s: created", name)
 
 
 async def deploy(client: PrefectClient, known: Settings, memory: ProvisionedDigests) -> None:

@@ -18,7 +18,7 @@ from plateway.settings import MAIN
 from plateway.store.admin import Address
 
 
-@flow(flow_run_name=reporting.named, persist_result=False)
+@flow(flow_run_name=reporting.named, persist_result=False, timeout_seconds=3600)
 async def selftest(bucket: str = MAIN, within: str | None = None) -> State[None]:
     """Try an endpoint in a short-lived bucket, and leave a table of what it supports.
 

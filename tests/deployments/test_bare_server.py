@@ -39,6 +39,7 @@ class Bare:
 
     home: Path
     api: str
+    port: int  # of the worker's health endpoint
 
     @property
     def env(self) -> dict[str, str]:
@@ -51,7 +52,12 @@ class Bare:
             "PLATEWAY_BUCKET_URL": (self.home / "bucket").as_uri(),
             "PLATEWAY_SETTLE_SECONDS": "0",
         }
-        worker = {"PREFECT_WORKER_QUERY_SECONDS": "1", "DO_NOT_TRACK": "1", "PREFECT_API_URL": self.api}
+        worker = {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_WEBSERVER_PORT": str(self.port),
+            "DO_NOT_TRACK": "1",
+        }
         return inherited | prefect | ours | worker
 
     @property
@@ -145,12 +151,13 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     home = tmp_path_factory.mktemp("bare")
     for name in ("bench/prince/events", "bucket"):
         (home / name).mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    site = Bare(home, f"http://127.0.0.1:{port}/api")
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        port, health = (probe.getsockname()[1] for probe in (one, other))
+    site = Bare(home, f"http://127.0.0.1:{port}/api", health)
     with ExitStack() as parts:
-        parts.enter_context(site.running("server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"))
+        parts.enter_context(site.running("server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"))
         until(lambda: answers(f"{site.api}/health"))
         *before, worker = commands()
         for command in before:
