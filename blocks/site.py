@@ -19,7 +19,7 @@ from blocks.instrument import Instrument
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
 from plateway.errors import Misconfigured
-from plateway.local.project import BUNDLED, PROJECT
+from plateway.local.project import BUNDLED, ENTERED, PROJECT
 from plateway.pipeline import Site
 from plateway.settings import MAIN, Settings
 
@@ -56,11 +56,11 @@ def resolve_home(known: Settings) -> Settings:
     """Make a relative home absolute: below the project's directory, where commands that run there have it as well.
 
     Raises:
-        Misconfigured: the project is part of an installation, which an upgrade may replace.
+        Misconfigured: the project is part of an installation, which an upgrade may replace, or a clone for one run.
     """
     if known.home.is_absolute():
         return known
-    if BUNDLED.is_dir():
+    if BUNDLED.is_dir() or not ENTERED.is_set():
         raise Misconfigured(
             f"PLATEWAY_HOME is {known.home}, which is relative: "
             "set it to an absolute path in the environment of the worker, or in the job variables of the work pool"

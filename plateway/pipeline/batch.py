@@ -85,7 +85,8 @@ def carry(site: Site, claims: Sequence[Claim], *, beat: Callable[[int], None] | 
                 if isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable):
                     break
     finally:
-        site.catalog.release_claims(left)
+        if left:
+            site.catalog.release_claims(left)
     return outcomes
 
 

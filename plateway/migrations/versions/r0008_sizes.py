@@ -6,8 +6,8 @@ Of events that were complete before, the size is not known: they count as small.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
