@@ -137,7 +137,8 @@ async def create_missing(client: PrefectClient, notify: str | None = None) -> li
         if not present:
             await client.create_automation(wanted)
         elif is_idle(present[0]) and not is_idle(wanted):
-            kept = AutomationCore.model_validate(present[0].model_dump(exclude={"id"}) | {"actions": wanted.actions})
+            facts = present[0].model_dump(exclude={"id", "owner_resource", "actions"})
+            kept = AutomationCore.model_validate(facts | {"actions": wanted.actions})
             await client.update_automation(present[0].id, kept)
         else:
             continue
@@ -164,5 +165,5 @@ def add_notification(automation: AutomationCore, block: BlockDocument) -> Automa
     """Return an automation with a notification in place of nothing."""
     if not is_idle(automation):
         return automation
-    action = SendNotification(block_document_id=block.id, subject=automation.name, body=BODY)
+    action = SendNotification(type="send-notification", block_document_id=block.id, subject=automation.name, body=BODY)
     return automation.model_copy(update={"actions": [action]})
