@@ -335,6 +335,7 @@ def test_the_automations_are_those_that_are_made() -> None:
 def test_the_events_are_those_that_are_sent() -> None:
     """Each event that Plateway sends to Prefect has a line."""
     sent = {f"plateway.imaging-event.{what}" for what in importlib.import_module("flows.reporting").EVENTS.values()}
+    sent |= {importlib.import_module("deployments.sensor").HEARTBEAT}
     sent |= {"plateway.imaging-event.registered", *(event for one in TRIGGERS for event in one["expect"])}
     assert {quoted(name)[0] for name, _ in rows("prefect.md", "Events for others")} == sent
 
