@@ -10,26 +10,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 from contextlib import chdir, suppress
 from pathlib import Path
 
 from prefect.blocks.core import Block
-from prefect.cli.deploy._config import _load_deploy_configs_and_actions
-from prefect.cli.deploy._core import _run_multi_deploy
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 from prefect.logging.configuration import setup_logging
 from prefect.workers.base import BaseWorker
 from pydantic import SecretStr
-from rich.console import Console
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
-from deployments import automations, schedules, worker  # noqa: F401  registers the type resident
+from deployments import automations, prefect_private, schedules, worker  # noqa: F401  registers the type resident
 from plateway import bench, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
@@ -50,6 +46,7 @@ QUEUES = {
     "selftest": (5, 1),
 }  # priority, runs at once
 FLOWS = tuple(QUEUES)  # each has a queue of its own
+LIMITS = {"plateway-bucket": 64, "plateway-tape": 2}  # batches or events in transfer at once, on all machines
 PATIENCE = 300.0  # seconds for the server to come up
 logger = get_logger("plateway.provision")
 
@@ -90,8 +87,9 @@ async def provision(known: Settings) -> None:
         await instruments(client, known, memory)
         await pool(client, known.work_pool)
         await deploy(client, known, memory)
-        for name in await automations.create_missing(client):
-            logger.info("automation %s: created", name)
+        for name in await automations.create_missing(client, known.notify):
+            logger.info("automation %s: created or given a notification", name)
+        await limits(client)
 
 
 async def wait_for_server(client: PrefectClient) -> None:
@@ -194,6 +192,16 @@ async def pool(client: PrefectClient, name: str) -> None:
             await client.create_work_queue(queue, work_pool_name=name, priority=priority, concurrency_limit=limit)
 
 
+async def limits(client: PrefectClient) -> None:
+    """Create the global concurrency limits that are missing."""
+    for name, limit in LIMITS.items():
+        try:
+            await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=limit))
+            logger.info("concurrency limit %s: created", name)
+
+
 async def deploy(client: PrefectClient, known: Settings, memory: ProvisionedDigests) -> None:
     """Deploy prefect.yaml if it or a flow changed since the last time, or a deployment is missing.
 
@@ -201,15 +209,13 @@ async def deploy(client: PrefectClient, known: Settings, memory: ProvisionedDige
     """
     sources = [PROJECT / "prefect.yaml", *sorted((PROJECT / "flows").glob("*.py"))]
     wanted = digest(b"\0".join([known.work_pool.encode(), bytes(PROJECT), *(file.read_bytes() for file in sources)]))
-    console = Console(quiet=True)
-    configs, actions = _load_deploy_configs_and_actions(prefect_file=PROJECT / "prefect.yaml", console=console)
+    configs, actions = prefect_private.load_project(PROJECT / "prefect.yaml", pool=known.work_pool)
     if memory.holds("deployments", wanted) and await are_deployed(client):
         for name in await schedules.restore_parameters(client, configs):
             logger.info("schedule %s: parameters restored", name)
         return
-    os.environ |= {"PLATEWAY_PROJECT": str(PROJECT), "PLATEWAY_WORK_POOL": known.work_pool}
     with chdir(PROJECT):
-        await _run_multi_deploy(configs, actions, deploy_all=True, console=console, is_interactive=lambda: False)
+        await prefect_private.deploy_project(configs, actions)
     memory.record("deployments", wanted)
     logger.info("deployments: created from prefect.yaml")
 

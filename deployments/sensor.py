@@ -12,10 +12,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -34,6 +36,8 @@ from plateway.errors import Misconfigured
 
 ANNOUNCED = "plateway.event-file.announced"
 DELIVERED = "plateway.archive-manifest.announced"
+HEARTBEAT = "plateway.sensor.heartbeat"
+PULSE = 60.0  # seconds between two heartbeats
 NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "beegfs", "gpfs", "virtiofs", "vbox")
 STEP, BATCH = 50, 200  # a batch ends after so many ms without a change, or so many ms in all
 GAP = 1.0  # seconds, at least, between two hints about one directory; files seen meanwhile are in the next one
@@ -219,13 +223,22 @@ async def run(known: settings.Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with get_client() as client:
-        await sense(
-            known.root,
-            lambda event: post(client, event),
-            poll=known.poll,
-            interval=known.poll_interval,
-            inbox=find_inbox(known.archive_inbox),
-        )
+        report = partial(post, client)
+        pulse = asyncio.create_task(beat(report))
+        try:
+            inbox = find_inbox(known.archive_inbox)
+            await sense(known.root, report, poll=known.poll, interval=known.poll_interval, inbox=inbox)
+        finally:
+            pulse.cancel()
+
+
+async def beat(report: Report) -> None:
+    """Send a heartbeat now and then, so that an automation notices a sensor that ended."""
+    name = socket.gethostname()
+    about = Resource({"prefect.resource.id": f"plateway.sensor.{name}", "prefect.resource.name": name})
+    while True:
+        await report(Event(event=HEARTBEAT, resource=about))
+        await asyncio.sleep(PULSE)
 
 
 def main() -> None:

@@ -41,12 +41,13 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.steps.core import run_steps
 from prefect.exceptions import Abort, InfrastructureNotAvailable, InfrastructureNotFound, Pause
-from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_WORKER_ENABLE_CANCELLATION, temporary_settings
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
+
+from deployments import prefect_private
 
 logger = get_logger("worker.resident")
 IDENTIFIER = f"{socket.gethostname()}:{os.getpid()}"
@@ -82,19 +83,6 @@ class ResidentConfiguration(BaseJobConfiguration):
 
 class ResidentResult(BaseWorkerResult):
     """The result of a run, for the worker's log."""
-
-
-class ResidentEngine(AsyncFlowRunEngine[Any, Any]):
-    """Prefect's engine, but a run that the worker cancelled ends as Cancelled, not as Crashed."""
-
-    cancelled: threading.Event
-
-    async def handle_crash(self, exc: BaseException) -> None:
-        """Report Cancelled if cancellation was requested, else Crashed."""
-        if isinstance(exc, asyncio.CancelledError) and self.cancelled.is_set():
-            await self.handle_cancellation(exc)
-        else:
-            await super().handle_crash(exc)
 
 
 @dataclass
@@ -136,15 +124,8 @@ class Running:
 
     async def _run(self) -> None:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-        # validated by the engine: a run with wrong ones fails with their names
-        engine = ResidentEngine(flow=self.flow, flow_run=self.flow_run, parameters=dict(self.flow_run.parameters))
-        engine.cancelled = self.cancelled
-        if self.cancelled.is_set():  # cancelled before the task existed
-            return
-        async with engine.start():
-            while engine.is_running():
-                async with engine.run_context():
-                    await engine.call_flow_fn()  # type: ignore[unused-coroutine]  # it is annotated twice
+        if not self.cancelled.is_set():  # before the task existed
+            await prefect_private.run_flow(self.flow, self.flow_run, cancelled=self.cancelled)
 
 
 @dataclass(frozen=True)

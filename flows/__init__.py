@@ -2,4 +2,17 @@
 
 import logging
 
-logging.getLogger("plateway").setLevel(logging.INFO)
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler
+
+
+def forward_logs(library: logging.Logger) -> None:
+    """Send the library's records to the log of the run; the worker needs no PREFECT_LOGGING_EXTRA_LOGGERS."""
+    library.setLevel(logging.INFO)
+    if not any(isinstance(handler, APILogHandler) for handler in library.handlers):
+        handler = APILogHandler()
+        handler.addFilter(lambda _: bool(FlowRunContext.get() or TaskRunContext.get()))
+        library.addHandler(handler)
+
+
+forward_logs(logging.getLogger("plateway"))

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from blocks import site as configured
-from flows import reporting, tasks
+from flows import limits, reporting, tasks
 from plateway import pipeline
 
 write = task(name="archive", cache_policy=NO_CACHE, persist_result=False)(pipeline.archive)
@@ -30,7 +30,8 @@ async def archive(before: date | None = None, dry_run: bool = False, unattended:
             return Completed(message="there is no archive: PLATEWAY_ARCHIVE_TARGET is not set")
         if unattended and (settings.archive_inbox or settings.archive_url or settings.amqp_url):
             return Completed(message="left to the archiver whose manifests come in")
-        outcomes = await tasks.result(tasks.start(write, site, before=before, dry_run=dry_run))
+        async with limits.slot(limits.TAPE):
+            outcomes = await tasks.result(tasks.start(write, site, before=before, dry_run=dry_run))
     for outcome in outcomes:
         reporting.announce(outcome)
     return await reporting.close(outcomes)

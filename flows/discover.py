@@ -4,55 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from blocks import site as configured
-from flows import reporting, tasks
+from flows import leases, reporting, sharing, tasks
 from plateway import pipeline
 from plateway.events import Ref
+from plateway.settings import Settings
 
 SOON = timedelta(seconds=5)  # for what settles later the schedule comes round
 PAUSE = 1.0  # seconds at least between two looks at the bench while exports go on
 LONG = 300.0  # seconds after which a run takes up nothing new, so that another can show what happened
 
 
-@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
+@flow(
+    task_runner=tasks.runner,
+    flow_run_name=reporting.named,
+    persist_result=False,
+    on_crashed=[leases.release_leases],
+    on_cancellation=[leases.release_leases],
+)
 async def discover() -> State[None]:
     """Register, export and verify what is new on the bench."""
-    async with configured.opened() as (site, settings):
+    async with configured.opened(run=leases.owner_of(flow_run.id)) as (site, settings):
+        await leases.release_ended(site)
         carrier = tasks.Carrier(site, settings.export_workers)
-        looked = await drain(carrier)
+        looked = await drain(carrier, settings)
     await reporting.relieve(looked)
     return await reporting.close(carrier.outcomes, nothing="nothing new", retried=True)
 
 
-async def drain(carrier: tasks.Carrier) -> datetime:
+async def drain(carrier: tasks.Carrier, settings: Settings) -> datetime:
     """Repeat passes over the bench until nothing is due; return the time of the last pass.
 
-    What is big holds up nothing new.
+    Exports go on meanwhile: what is large holds up nothing new.
     """
     started, last = time.monotonic(), datetime.now(UTC)
     progress = reporting.Progress()
-    taken: dict[Ref, asyncio.Task[None]] = {}
+    checks: dict[Ref, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
         while (looked := time.monotonic()) - started < LONG:
             last = datetime.now(UTC)
             wait = await look(carrier)
-            for ref, act in await asyncio.to_thread(work, carrier):
-                if ref not in taken:
-                    taken[ref] = group.create_task(act(ref))
-            going = [task for task in taken.values() if not task.done()]
-            await progress.show(len(taken) - len(going), len(taken))
+            if not carrier.lanes:
+                await sharing.start_runs(carrier.site, settings)
+            carrier.open_lane(group)
+            for ref in await asyncio.to_thread(pipeline.due, carrier.site, "verify"):
+                if ref not in checks and ref not in carrier.claimed:
+                    checks[ref] = group.create_task(carrier.check(ref))
+            going = carrier.lanes | {check for check in checks.values() if not check.done()}
             if going:
                 await asyncio.wait(going, timeout=max(PAUSE, 5 * (time.monotonic() - looked)))
-            elif wait is not None and wait <= SOON:
-                await asyncio.sleep(wait.total_seconds())
-            else:
+            await progress.show(len(carrier.found), len(carrier.claimed | checks.keys()))
+            if carrier.lanes or not all(check.done() for check in checks.values()):
+                continue
+            if wait is None or wait > SOON:
                 break
+            await asyncio.sleep(wait.total_seconds())
+        carrier.closing = True
     return last
 
 
@@ -64,9 +77,3 @@ async def look(carrier: tasks.Carrier) -> timedelta | None:
         if outcome not in carrier.outcomes:
             carrier.note(outcome)
     return found.settles_in
-
-
-def work(carrier: tasks.Carrier) -> list[tuple[Ref, Callable[[Ref], Coroutine[None, None, None]]]]:
-    """List what is due, with its task."""
-    exports = [(ref, carrier.send) for ref in pipeline.due(carrier.site, "export")]
-    return exports + [(ref, carrier.check) for ref in pipeline.due(carrier.site, "verify")]

@@ -7,9 +7,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from blocks import site as configured
-from flows import reporting, tasks
+from flows import decisions, reporting, tasks
 from flows.parameters import Fraction, Systems
+from flows.reporting import describe
 from plateway import pipeline
+from plateway.outcome import Result
 
 remove = task(name="purge", cache_policy=NO_CACHE, persist_result=False)(pipeline.purge)
 sweep = task(name="sweep", cache_policy=NO_CACHE, persist_result=False)(pipeline.sweep)
@@ -26,6 +28,11 @@ async def purge(systems: Systems | None = None, dry_run: bool = False, fraction:
     """
     async with configured.opened() as (site, _):
         outcomes = await tasks.result(tasks.start(remove, site, systems=systems, dry_run=dry_run, fraction=fraction))
+        stopped = [one for one in outcomes if one.result is Result.STOPPED]
+        if stopped and not dry_run and (decision := await decisions.ask([describe(one) for one in stopped])):
+            again = sorted({one.system for one in stopped})
+            more = tasks.start(remove, site, systems=again, fraction=decision.fraction)
+            outcomes = [*(one for one in outcomes if one not in stopped), *await tasks.result(more)]
         if not dry_run:
             outcomes = [*outcomes, *await tasks.result(tasks.start(sweep, site))]
     for outcome in outcomes:

@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks import site as configured
-from flows import chart, reporting, tasks
+from flows import chart, decisions, limits, reporting, tasks
 from flows.parameters import Systems
 from plateway import pipeline
 from plateway.findings import GRAVE, Finding, Kind
-from plateway.outcome import BAD, UNFINISHED, Outcome
+from plateway.outcome import BAD, UNFINISHED, Outcome, Result
 from plateway.pipeline import Reconciled, Site
 from plateway.settings import Settings
 
@@ -42,9 +42,12 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
         came = await taken_in(site, settings)
         if quick and not any(one.result in NEW for one in came):
             return await reporting.close([one for one in came if one.result in TROUBLE], nothing="no new manifest")
-        options = {"within": settings.on_tape_within, "fraction": settings.reconcile_fraction}
+        options: dict[str, Any] = {"within": settings.on_tape_within, "fraction": settings.reconcile_fraction}
         found = await tasks.result(tasks.start(compare, site, repair=repair, systems=systems, **options))
-        proven = [] if quick else await tasks.result(tasks.start(read, site, budget=settings.read_archive_budget))
+        if found.stopped and (decision := await decisions.ask(stops(found))):
+            options["fraction"] = decision.fraction
+            found = await tasks.result(tasks.start(compare, site, repair=repair, systems=systems, **options))
+        proven = [] if quick else await recalled(site, settings)
         days = await asyncio.to_thread(pipeline.days, site)
     for outcome in (*found.outcomes, *proven):
         reporting.announce(outcome)
@@ -52,6 +55,17 @@ async def reconcile(quick: bool = False, repair: bool = False, systems: Systems 
         if finding.kind is Kind.ONLY_COPY:
             reporting.emit("damaged", finding.ref)
     return await close(found, [*came, *found.outcomes, *proven], chart.days(days))
+
+
+def stops(found: Reconciled) -> list[str]:
+    """Describe why the comparison of a bucket stopped."""
+    return [reporting.describe(one) for one in found.outcomes if one.result is Result.STOPPED]
+
+
+async def recalled(site: Site, settings: Settings) -> list[Outcome]:
+    """Read copies on tape, within the budget of bytes a day."""
+    async with limits.slot(limits.TAPE):
+        return await tasks.result(tasks.start(read, site, budget=settings.read_archive_budget))
 
 
 async def taken_in(site: Site, settings: Settings) -> list[Outcome]:

@@ -25,7 +25,9 @@ STUCK = 50  # stuck events that the report names
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|#!~])")
 
 
-@flow(task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False)
+@flow(
+    task_runner=tasks.runner, flow_run_name=reporting.named, persist_result=False, timeout_seconds=900
+)  # disks may hang
 async def report(alerts_only: bool = False) -> State[None]:
     """Report where the events of each system are, which are stuck and when disks will be full.
 

@@ -119,6 +119,11 @@ async def relieve(looked: datetime) -> None:
             await client.set_flow_run_state(run.id, spared, force=True)
 
 
+def describe(outcome: Outcome) -> str:
+    """Describe an outcome about a system in a line."""
+    return f"{outcome.system}: {'; '.join(outcome.reasons)}"
+
+
 def row(outcome: Outcome) -> dict[str, object]:
     """Format one row of the table."""
     return {

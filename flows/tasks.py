@@ -1,12 +1,14 @@
-"""Tasks around the verbs: each event through its steps, a few events at a time.
+"""Tasks around the verbs: batches of small events, and single events, through their steps, a few at a time.
 
-Only what waiting may heal is tried again here, twice and soon; the catalogue holds the longer pauses.
+What is due is claimed in batches, one task for each. Only what waiting may heal is tried again here, each event in a
+task of its own, twice and soon; the catalogue holds the longer pauses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +22,12 @@ from prefect.futures import PrefectConcurrentFuture as Future
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows import reporting
+from flows import limits, reporting
 from plateway import pipeline
+from plateway.catalog import Claim
 from plateway.errors import PlatewayError, Transient
 from plateway.events import Ref
+from plateway.outcome import Result
 from plateway.pipeline import Outcome, Site
 from plateway.pipeline.read import Where
 
@@ -48,6 +52,7 @@ patient: dict[str, Any] = {
 export = task(task_run_name="export {ref}", **patient)(pipeline.export)
 verify = task(task_run_name="verify {ref}", **patient)(pipeline.verify)
 restore = task(task_run_name="restore {ref}", **patient)(pipeline.restore)
+carry = task(name="export batch", cache_policy=NO_CACHE, persist_result=False)(pipeline.carry)
 
 
 @dataclass
@@ -58,14 +63,106 @@ class Carrier:
     workers: int
     gate: asyncio.Semaphore = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
-    outcomes: list[Outcome] = field(default_factory=list)
+    found: dict[Ref | Outcome, Outcome] = field(default_factory=dict)  # the last outcome of each event
+    claimed: set[Ref] = field(default_factory=set)
+    lanes: set[asyncio.Task[None]] = field(default_factory=set)
+    closing: bool = False  # no lane claims anything more
+    _at: Counter[str] = field(default_factory=Counter)  # lanes at each endpoint
+    _large: int = 0  # lanes with a large event
 
     def __post_init__(self) -> None:
         self.gate = asyncio.Semaphore(self.workers)
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The last outcome of each event, and those about no event."""
+        return list(self.found.values())
+
+    async def drain(self) -> None:
+        """Export what is due until nothing is left to claim."""
+        progress = reporting.Progress()
+        async with asyncio.TaskGroup() as group:
+            self.open_lane(group)
+            while self.lanes:
+                await asyncio.wait(self.lanes, timeout=reporting.PAUSE)
+                await progress.show(len(self.found), len(self.claimed))
+
+    def open_lane(self, group: asyncio.TaskGroup) -> None:
+        """Open another lane if there is room; each lane that finds work opens the next."""
+        if len(self.lanes) < self.workers:
+            lane = group.create_task(self._work_lane(group))
+            self.lanes.add(lane)
+            lane.add_done_callback(self.lanes.discard)
+
+    async def _work_lane(self, group: asyncio.TaskGroup) -> None:
+        """Claim batches and carry them until none is left; the endpoint with the fewest lanes comes first."""
+        found = True
+        while found and not self.closing:
+            groups = await asyncio.to_thread(pipeline.group_systems, self.site)
+            most = max(1, self.workers - (len(groups) > 1))  # a slow endpoint leaves a lane for the others
+            found = False
+            for endpoint in sorted(groups, key=lambda one: self._at[one]):
+                if not found and self._at[endpoint] < most:
+                    self._at[endpoint] += 1
+                    try:
+                        found = await self._carry_next(groups[endpoint], group)
+                    finally:
+                        self._at[endpoint] -= 1
+
+    async def _carry_next(self, systems: Sequence[str], group: asyncio.TaskGroup) -> bool:
+        """Carry a batch of small events, or a large one, of these systems; return whether there was any.
+
+        One lane takes large events first, and one takes small ones only: neither kind delays the other.
+        """
+        if self._large == 0 and self.workers > 1:
+            return await self._carry_large(systems, group) or await self._carry_small(systems, group)
+        return await self._carry_small(systems, group) or await self._carry_large(systems, group)
+
+    async def _carry_small(self, systems: Sequence[str], group: asyncio.TaskGroup) -> bool:
+        claims = await asyncio.to_thread(pipeline.claim_small, self.site, systems)
+        return await self._carry_batch(claims, group)
+
+    async def _carry_large(self, systems: Sequence[str], group: asyncio.TaskGroup) -> bool:
+        if self._large >= max(1, self.workers - 1):
+            return False
+        self._large += 1  # before another lane looks
+        try:
+            claims = await asyncio.to_thread(pipeline.claim_large, self.site, systems)
+            return await self._carry_batch(claims, group)
+        finally:
+            self._large -= 1
+
+    async def _carry_batch(self, claims: Sequence[Claim], group: asyncio.TaskGroup) -> bool:
+        """Carry claimed events in one task, and those that failed for now each in a task of its own."""
+        if not claims:
+            return False
+        self.open_lane(group)
+        refs = [Ref(one.event.id, one.event.revision) for one in claims]
+        self.claimed.update(refs)
+        systems = ", ".join(sorted({one.event.system for one in claims}))
+        name = f"export {refs[0]}" if len(refs) == 1 else f"export {len(refs)} events of {systems}"
+        named = carry.with_options(task_run_name=name)
+        try:
+            async with limits.slot(limits.BUCKET):
+                outcomes = await result(start(named, self.site, quote(claims), beat=self._beat))
+        except asyncio.CancelledError:
+            self.stopping.set()
+            raise
+        except Exception:  # noqa: BLE001  a bad event must not stop the others; in its own task it shows the traceback
+            for ref in refs:
+                await self.send(ref)
+            return True
+        for outcome in outcomes:
+            if outcome.result is Result.LATER and outcome.ref is not None:
+                await self.send(outcome.ref)
+            else:
+                self.note(outcome)
+        return True
+
     async def send(self, ref: Ref, *, force: bool = False) -> None:
         """Export one event and verify what arrived."""
-        await self._steps(ref, "export", [self._export(force=force), self._verify(read_back=False)])
+        async with limits.slot(limits.BUCKET):
+            await self._steps(ref, "export", [self._export(force=force), self._verify(read_back=False)])
 
     async def check(self, ref: Ref, *, read_back: bool = False) -> None:
         """Verify one event."""
@@ -74,7 +171,9 @@ class Carrier:
     async def fetch(self, ref: Ref, *, to: Path | None, to_bench: bool, source: Where | None) -> None:
         """Restore one event."""
         options = {"to": to, "to_bench": to_bench, "source": source, "beat": self._beat}
-        await self._steps(ref, "restore", [lambda one: start(restore, self.site, one, **options)])
+        limit = limits.BUCKET if source == "bucket" else limits.TAPE
+        async with limits.slot(limit):
+            await self._steps(ref, "restore", [lambda one: start(restore, self.site, one, **options)])
 
     async def all(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Run many events through their steps, with progress."""
@@ -107,7 +206,7 @@ class Carrier:
 
     def note(self, outcome: Outcome) -> None:
         """Collect an outcome for the report, and emit its event."""
-        self.outcomes.append(outcome)
+        self.found[outcome.ref or outcome] = outcome
         reporting.announce(outcome)
 
     async def _done(self, ref: Ref, future: Future[Outcome]) -> Outcome:

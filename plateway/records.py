@@ -116,6 +116,7 @@ class Event(Record, table=True):
         Index("ix_event_place", "system", "path"),
         Index("ix_event_first_seen", "first_seen"),
         Index("ix_event_unsettled", "system", **only("sealed_at IS NULL")),
+        Index("ix_event_queue", "system", "sealed_at", "id", "revision", **only("sealed_at IS NOT NULL")),
         Index("ix_event_sealed", "sealed_at", "id", "revision", **only("sealed_at IS NOT NULL")),
     )
 
@@ -138,6 +139,7 @@ class Event(Record, table=True):
     fingerprint: str | None = None  # of names, sizes, mtimes and inodes at the last look
     fingerprint_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # since when the images look like that
     present: int | None = Field(default=None, sa_type=BigInteger)  # images there at the last look
+    image_bytes: int | None = Field(default=None, sa_type=BigInteger)  # their size at the last look
     sealed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # complete and settled
     staged_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # a verified copy is in staging
 

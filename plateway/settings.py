@@ -171,6 +171,9 @@ class Settings(BaseSettings):
     staging_lifespan: Duration = Field(timedelta(days=1), description="the same for staging copies")
     trash_grace: Duration = Field(timedelta(hours=1), description="between moving aside and removing")
     export_workers: int = Field(4, ge=1, le=64, description="events exported at a time by one process")
+    export_runs: int = Field(
+        4, ge=0, le=64, description="further export runs that discover starts when much is due, one for each worker"
+    )
     read_back_budget: ByteSize = Field(ByteSize(50 * 2**30), description="the verify flow reads back so much a day")
     lease: Duration = Field(timedelta(minutes=10), description="how long a silent worker keeps an event")
     archive_inbox: str | None = Field(

@@ -8,6 +8,7 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
 
     register     known register unsettled look seal unseal revise rekey quarantine replay
     lookup       systems due newest get found ledger revisions ledgers · lease claim_export renew release
+    claims       claim_exports release_claims backlog lease_owners release_owner
     exports      record_export record_evidence record_relocation record_damage set_back bytes_read sample
     purges       candidates siblings with_siblings intend record_trashed record_removing record_gone record_restored
                  going stage tally
@@ -27,10 +28,12 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
 from __future__ import annotations
 
 from plateway.catalog.access_keys import AccessKeys
+from plateway.catalog.claims import Claims
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import ExportRecords
 from plateway.catalog.incidents import Incidents
 from plateway.catalog.inventory import Inventory
+from plateway.catalog.lookup import Claim as Claim
 from plateway.catalog.lookup import Lookup
 from plateway.catalog.places import PlaceRecords
 from plateway.catalog.purges import Purges
@@ -45,6 +48,7 @@ __all__ = ["NETWORK", "Catalog", "network_file_system"]
 class Catalog(
     Registration,
     Lookup,
+    Claims,
     ExportRecords,
     Purges,
     Tape,

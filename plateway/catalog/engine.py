@@ -135,7 +135,10 @@ def make_home(database: Path) -> None:
     try:
         make_private(database.parent)
     except OSError as error:
-        raise Misconfigured(f"the catalogue's directory cannot be made: {error.strerror}") from error
+        raise Misconfigured(
+            f"the catalogue's directory cannot be created: {error.strerror}; "
+            "set PLATEWAY_HOME to a directory that this account can write to, or PLATEWAY_DATABASE_URL to a PostgreSQL"
+        ) from error
 
 
 def pragmas(connection: Connection) -> Callable[[str], list[Any]]:

@@ -138,6 +138,17 @@ def wanted() -> Any:
     return sa.and_(~in_quarantine(), ~superseded(), ~going)
 
 
+def due_for_export(now: datetime) -> Any:
+    """Is an event complete, not exported, leased to nobody, and not waiting for its next try?"""
+    return sa.and_(
+        EVENT.sealed_at.is_not(None),
+        ~about(EXPORT, EVENT, EXPORT.damage.is_(None)),
+        wanted(),
+        ~about(SETBACK, EVENT, SETBACK.verb == "export", SETBACK.next_at > now),
+        ~about(LEASE, EVENT, LEASE.expires_at > now),
+    )
+
+
 def begins(column: Any, prefix: str) -> Any:
     """Does a text that compares by bytes begin with this one? A range, for LIKE takes no notice of case on SQLite."""
     stem = prefix.rstrip(LAST)

@@ -79,20 +79,30 @@ class Registration(Database):
             query = select(Event).where(EVENT.system == system, EVENT.sealed_at.is_(None), ~in_quarantine())
             return list(session.scalars(query.order_by(EVENT.waiting_since, EVENT.id, EVENT.revision)))
 
-    def look(self, ref: Ref, *, fingerprint: str | None, present: int | None, now: datetime) -> None:
+    def look(
+        self, ref: Ref, *, fingerprint: str | None, present: int | None, size: int | None = None, now: datetime
+    ) -> None:
         """Record the listing of an unsealed event's images; ``fingerprint_at`` changes only with it."""
-        self.look_all([(ref, fingerprint, present)], now=now)
+        self.look_all([(ref, fingerprint, present, size)], now=now)
 
-    def look_all(self, looks: Iterable[tuple[Ref, str | None, int | None]], *, now: datetime) -> None:
-        """Record the listings of many events in one transaction."""
+    def look_all(self, looks: Iterable[tuple[Ref, str | None, int | None, int | None]], *, now: datetime) -> None:
+        """Record the listings of many events in one transaction: fingerprint, images present, their bytes."""
         mark = sa.bindparam("mark", type_=EVENT.fingerprint.type)
         since = sa.case((EVENT.fingerprint.is_not_distinct_from(mark), EVENT.fingerprint_at), else_=now)
         query = (
             sa.update(EVENT.id.table)
             .where(is_event(sa.bindparam("of"), sa.bindparam("at_revision")), EVENT.sealed_at.is_(None))
-            .values(fingerprint=mark, present=sa.bindparam("there"), fingerprint_at=since)
+            .values(
+                fingerprint=mark,
+                present=sa.bindparam("there"),
+                image_bytes=sa.bindparam("bytes"),
+                fingerprint_at=since,
+            )
         )
-        rows = [{"of": ref.id, "at_revision": ref.revision, "mark": m, "there": n} for ref, m, n in sorted(looks)]
+        rows = [
+            {"of": ref.id, "at_revision": ref.revision, "mark": m, "there": n, "bytes": size}
+            for ref, m, n, size in sorted(looks, key=lambda one: one[0])
+        ]
         if rows:
             with self._writing() as session:
                 session.connection().execute(query, rows)
@@ -328,5 +338,5 @@ def _start_over(session: Session, ref: Ref, now: datetime) -> None:
     """Reset an event as if it were announced just now."""
     event = own(session, ref)
     event.waiting_since = now
-    event.fingerprint = event.fingerprint_at = event.present = event.sealed_at = None
+    event.fingerprint = event.fingerprint_at = event.present = event.image_bytes = event.sealed_at = None
     session.execute(delete(Setback).where(SETBACK.event_id == ref.id, SETBACK.revision == ref.revision))

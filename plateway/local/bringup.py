@@ -373,7 +373,6 @@ def environment(settings: Settings, api: str) -> dict[str, str]:
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),  # by default inside its package
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
-        "PLATEWAY_PROJECT": str(PROJECT),
         ENV_FILE: "",  # no .env file: all settings are here
         "PYTHONUNBUFFERED": "1",
     }

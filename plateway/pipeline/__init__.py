@@ -10,6 +10,10 @@ from plateway.outcome import Outcome as Outcome
 from plateway.outcome import as_dict as as_dict
 from plateway.outcome import log_outcome as log_outcome
 from plateway.pipeline.archive import archive as archive
+from plateway.pipeline.batch import carry as carry
+from plateway.pipeline.batch import claim_large as claim_large
+from plateway.pipeline.batch import claim_small as claim_small
+from plateway.pipeline.batch import group_systems as group_systems
 from plateway.pipeline.context import Site as Site
 from plateway.pipeline.context import open_site as open_site
 from plateway.pipeline.describe import detail as detail

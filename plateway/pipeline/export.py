@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from plateway import bench, bundle, checksums, folder, instruments
 from plateway.bench import RESERVE, read_sidecar
+from plateway.catalog import Claim
 from plateway.checksums import sha256_of
 from plateway.errors import (
     Busy,
@@ -42,16 +43,24 @@ def due(site: Site, verb: str, *, now: datetime | None = None, limit: int = 1000
     return site.catalog.due(verb, now=now or site.catalog.now(), limit=limit)
 
 
-def export(site: Site, ref: Ref, *, force: bool = False, beat: Callable[[int], None] | None = None) -> Outcome:
+def export(
+    site: Site,
+    ref: Ref,
+    *,
+    force: bool = False,
+    claim: Claim | None = None,
+    beat: Callable[[int], None] | None = None,
+) -> Outcome:
     """Stream an event's bundle into the bucket and record the upload; its evidence comes later, from ``verify``.
 
-    ``beat`` is called with the bytes sent so far. With ``force`` an undamaged export is sent again.
+    ``beat`` is called with the bytes sent so far. With ``force`` an undamaged export is sent again. ``claim``: the
+    event was leased already, in a batch.
 
     Raises:
         Transient, Permanent: why this event could not be exported; recorded as a setback.
     """
     started, began = time.monotonic(), site.catalog.now()
-    claim = site.catalog.claim_export(ref, owner=site.owner, ttl=site.lease, now=began, again=force)
+    claim = claim or site.catalog.claim_export(ref, owner=site.owner, ttl=site.lease, now=began, again=force)
     event, sent = claim.event, claim.export
     outcome = partial(Outcome, ref, event.system, "export", key=event.key)
     if claim.fence is None:

@@ -137,6 +137,7 @@ def testify(site: Site, walked: Walked, label: Label, *, key: str, etag: str, at
         fingerprint=label.fingerprint,
         fingerprint_at=label.fingerprint_at,
         present=said.image_count,
+        image_bytes=sum(member.size for member in walked.members),
         sealed_at=label.sealed_at or at,
     )
     staging = site.instrument(said.system).staging

@@ -135,7 +135,7 @@ def _settled(
     sealed: list[Ref] = []
     rejected: list[Outcome] = []
     settling: list[timedelta] = []
-    looks: list[tuple[Ref, str | None, int | None]] = []
+    looks: list[tuple[Ref, str | None, int | None, int | None]] = []
     waiting = 0
     for event in site.catalog.unsettled(instrument.name):
         ref = Ref(event.id, event.revision)
@@ -152,7 +152,7 @@ def _settled(
             rejected.append(_quarantined(ref, event.system, event.key, str(error)))
             continue
         if (look.fingerprint, look.present) != (event.fingerprint, event.present):
-            looks.append((ref, look.fingerprint, look.present))
+            looks.append((ref, look.fingerprint, look.present, look.size))
         if wait == timedelta(0):
             sealed.append(ref)
             continue
@@ -175,6 +175,7 @@ class Look:
     fingerprint: str | None  # None: there is no such directory yet
     present: int | None
     ignored: int = 0  # files that are passed over by their name
+    size: int | None = None  # bytes of all files
 
 
 def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
@@ -183,7 +184,8 @@ def _look(instrument: Instrument, event: Event, beat: Beat) -> Look:
         with folder.enter(instrument.root, event.path) as images:
             files = images.files(beat=beat)
             present = bench.count_images(files, instrument.patterns, instrument.ignored)
-            return Look(folder.fingerprint(files), present, bench.count_ignored(files, instrument.ignored))
+            ignored, size = bench.count_ignored(files, instrument.ignored), sum(file.size for file in files)
+            return Look(folder.fingerprint(files), present, ignored, size)
     except Unsettled:
         return Look(None, None)
 

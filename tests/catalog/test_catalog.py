@@ -246,13 +246,14 @@ def test_look_dates_from_the_last_change(catalog: Catalog) -> None:
 def test_many_looks_at_once(catalog: Catalog) -> None:
     """A pass over the bench notes what it saw in one transaction."""
     refs = [add(catalog, n, sealed=False) for n in range(1, 6)]
-    catalog.look_all([(ref, f"f{ref.id}", ref.id.int % 10) for ref in refs], now=NOW)
+    catalog.look_all([(ref, f"f{ref.id}", ref.id.int % 10, ref.id.int % 7) for ref in refs], now=NOW)
     catalog.look_all([], now=NOW)
     catalog.seal([], now=NOW)
     catalog.seal(refs, now=NOW)
     for ref in refs:
         row = catalog.get(ref)
         assert (row.fingerprint, row.present, row.sealed_at) == (f"f{ref.id}", ref.id.int % 10, NOW)
+        assert row.image_bytes == ref.id.int % 7
 
 
 def test_quarantined_event_can_be_replayed(catalog: Catalog) -> None:
@@ -1146,7 +1147,7 @@ def test_file_that_is_no_database(tmp_path: Path) -> None:
 def test_home_that_cannot_be(tmp_path: Path) -> None:
     """A directory that cannot be made is a wrong setting."""
     (tmp_path / "file").touch()
-    with pytest.raises(Misconfigured, match="cannot be made"):
+    with pytest.raises(Misconfigured, match=r"cannot be created: .* PLATEWAY_HOME"):
         Catalog(f"sqlite:///{tmp_path}/file/deep/c.db").upgrade()
 
 

@@ -155,7 +155,11 @@ def test_tape_goes_and_comes(catalog: Catalog, connection: sa.Connection) -> Non
         assert connection.execute(sa.select(Record.metadata.tables[name])).all() == []
     known = {**rows["export"]._mapping, "endpoint": None, "seen_modified": None, "seen_version": None}
     assert connection.execute(sa.select(Record.metadata.tables["export"])).one()._mapping == known
-    fresh: dict[str, dict[str, Any]] = {"quarantine": {"versions": 1}, "setback": {"cause": "event", "endpoint": None}}
+    fresh: dict[str, dict[str, Any]] = {
+        "event": {"image_bytes": None},
+        "quarantine": {"versions": 1},
+        "setback": {"cause": "event", "endpoint": None},
+    }
     for name in ("event", "event_file", "quarantine", "setback", "lease"):
         (row,) = connection.execute(sa.select(Record.metadata.tables[name])).all()
         assert row._mapping == {**rows[name]._mapping, **fresh.get(name, {})}

@@ -322,6 +322,13 @@ def slow(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     yield lab.export()
 
 
+def batch(lab: Site) -> Iterator[list[pipeline.Outcome]]:
+    """Claim what is due together, and carry it in one go."""
+    lab.settle()
+    yield pipeline.carry(lab.site, pipeline.claim_small(lab.site, lab.catalog.systems()))
+    yield once(lab)
+
+
 def stranger(lab: Site) -> Iterator[list[pipeline.Outcome]]:
     """Find somebody else's bytes at the event's key."""
     lab.settle()
@@ -355,6 +362,7 @@ LIVES: dict[str, Callable[[Site], Iterator[Sequence[pipeline.Outcome]]]] = {
     "restored": restored,
     "forced": forced,
     "slow": slow,
+    "batch": batch,
     "stranger": stranger,
     "troubled": troubled,
     **{name: life.live for name, life in tapes.LIVES.items()},
