@@ -25,6 +25,9 @@ def serve(
     s3_port: Annotated[
         int | None, typer.Option("--s3-port", help="Port of the S3 endpoint for reading; default: PLATEWAY_S3_PORT.")
     ] = None,
+    objects_only: Annotated[
+        bool, typer.Option("--objects-only", help="Serve the object store alone: no catalogue, no events, no pages.")
+    ] = False,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Change nothing, neither on this machine nor in S3.")
     ] = False,
@@ -42,8 +45,8 @@ def serve(
         s3_port=s3_port,
         read_only=read_only or None,
     )
-    parts = opening.parts(config)
-    if not parts.read_only:
+    parts = opening.parts(config, objects_only=objects_only)
+    if not parts.read_only and not objects_only:
         with closing(Catalog(config.catalog_url)) as catalog:
             catalog.upgrade()
 
@@ -52,6 +55,9 @@ def serve(
     def print_summary(address: str, s3: str | None = None) -> None:
         out.print(f"Gateway  {address}", soft_wrap=True)
         out.print(f"API      {address}/docs", soft_wrap=True)
+        if objects_only:
+            out.print("Objects  token required")
+            return
         out.print(f"Events   {f'no token required {clients}' if parts.open else 'token required'}")
         out.print(f"Objects  {'off: set PLATEWAY_OBJECTS_URL' if parts.objects is None else 'token required'}")
         if s3 is not None:

@@ -17,16 +17,18 @@ from plateway.settings import MAIN, Settings
 from plateway.store import Objects, open_store
 
 
-def parts(settings: Settings) -> Parts:
-    """Return the parts of the gateway.
+def parts(settings: Settings, *, objects_only: bool = False) -> Parts:
+    """Return the parts of the gateway; with ``objects_only`` it needs neither catalogue, bench nor bucket of events.
 
     Raises:
-        Misconfigured: the location of the objects overlaps with another location of the site.
+        Misconfigured: the location of the objects overlaps with another location of the site, or there is none.
     """
+    if objects_only and not settings.objects_url:
+        raise Misconfigured("PLATEWAY_OBJECTS_URL is not set: s3://bucket[/prefix], file://… or memory://name")
     for what, place in _occupied_locations(settings):
         if settings.objects_url and overlap(settings.objects_url, place):
             raise Misconfigured(f"PLATEWAY_OBJECTS_URL: objects need their own location, apart from {what}")
-    return Parts(
+    whole = Parts(
         home=settings.home.absolute(),
         tokens=settings.tokens,
         objects=settings.objects_url,
@@ -51,6 +53,7 @@ def parts(settings: Settings) -> Parts:
         s3_secrets=settings.s3_secrets,
         share=partial(open_share, settings),
     )
+    return replace(whole, site=None, bucket=None, s3_port=None) if objects_only else whole
 
 
 def reader(settings: Settings) -> Site:

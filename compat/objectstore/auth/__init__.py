@@ -1,0 +1,1 @@
+"""Tokens, where version 0.2.0 has them."""
