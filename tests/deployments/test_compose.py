@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+from typer.testing import CliRunner
 
+from plateway import cli
 from plateway.settings import Settings
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
@@ -56,3 +59,28 @@ def test_the_gateway_changes_nothing_but_its_own() -> None:
     assert mounts["/var/lib/plateway"].startswith("gateway:")
     assert "0.0.0.0" in gateway["command"]  # so that events are shown to tokens only
     assert gateway["depends_on"].keys() == {"provision"}
+
+
+DEMO = yaml.safe_load((DEPLOYMENTS.parent / "compose.yaml").read_text())["services"]
+
+
+def test_the_demo_is_in_the_open_on_loopback_only() -> None:
+    """Every port is published on loopback, and every service that is waited for is there."""
+    published = [port for service in DEMO.values() for port in service.get("ports", [])]
+    assert published and all(port.startswith("127.0.0.1:") for port in published)
+    assert {name for service in DEMO.values() for name in service.get("depends_on", {})} <= DEMO.keys()
+    assert {"state-manager", "exporter", "mock-prince"} <= DEMO.keys()  # as in DLM's compose file
+
+
+@pytest.mark.parametrize("name", [name for name, one in DEMO.items() if one.get("command", [""])[0] == "plateway"])
+def test_the_commands_of_the_demo_exist(name: str) -> None:
+    """With each of their options."""
+    _, command, *options = DEMO[name]["command"]
+    shown = CliRunner().invoke(cli.app, [command, "--help"]).stdout
+    assert all(option in shown for option in options if option.startswith("--"))
+
+
+def test_the_settings_of_the_demo_are_settings() -> None:
+    """A variable that nobody reads would be a riddle."""
+    given = {name for one in DEMO.values() for name in one.get("environment", {}) if name.startswith("PLATEWAY_")}
+    assert given <= {f"PLATEWAY_{name.upper()}" for name in Settings.model_fields}
