@@ -235,10 +235,9 @@ async def result(future: Future[T]) -> T:
 
 
 def named(site: Site, event_ids: Sequence[str]) -> list[Ref]:
-    """Resolve typed ids; one without a revision means the newest.
+    """Resolve typed ids, or their first digits; one without a revision means the newest.
 
     Raises:
-        NotFound: no event is called that.
+        NotFound: no event is called that, or several are.
     """
-    asked = [Ref.parse(text) for text in event_ids]
-    return [Ref(event, revision) if revision else site.catalog.newest(event) for event, revision in asked]
+    return [site.catalog.resolve(text) for text in event_ids]

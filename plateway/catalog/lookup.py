@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from plateway.catalog.predicates import (
     SETBACK,
     about,
     among,
+    begins,
     beyond,
     due_for_export,
     expired,
@@ -36,6 +38,10 @@ class Claim(NamedTuple):
     export: Export | None
     fence: int | None = None
     busy: str = ""  # who holds the lease
+
+SHORT = re.compile(r"([0-9a-f-]+?)(?:-r([1-9][0-9]{0,8}))?", re.ASCII)  # an id or its beginning, and a revision
+LEAST = 4  # digits of an id that select an event
+SHOWN = 5  # events in the message about an ambiguous id
 
 
 class Lookup(Database):
@@ -68,6 +74,30 @@ class Lookup(Database):
             raise ValueError(f"nobody waits for {verb!r}")
         with self._reading() as session:
             return [Ref(*row) for row in session.execute(query.limit(limit))]
+
+    def resolve(self, text: str, *, prefix: str = "") -> Ref:
+        """Find an event by its id or the first digits of it, with ``-r2`` for a revision; else its newest.
+
+        Only events whose key has the prefix count.
+
+        Raises:
+            NotFound: no event, or more than one; then the message lists some.
+        """
+        short = SHORT.fullmatch(text.strip().lower())
+        digits = short[1].replace("-", "") if short else ""
+        if not short or not LEAST <= len(digits) <= 32:
+            raise NotFound(f"{text!r} is not the id of an event, nor its first {LEAST} digits or more")
+        among_ids = EVENT.id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+        query = select(EVENT.id, func.max(EVENT.revision)).where(among_ids, begins(EVENT.key, prefix))
+        with self._reading() as session:
+            found = session.execute(query.group_by(EVENT.id).order_by(EVENT.id).limit(SHOWN + 1)).all()
+        if len(found) > 1:
+            some = ", ".join(str(id_) for id_, _ in found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
+            raise NotFound(f"{text}: several events begin so: {some}")
+        if not found:
+            raise NotFound(f"{text}: no such event")
+        id_, newest = found[0]
+        return Ref(id_, int(short[2]) if short[2] else newest)
 
     def newest(self, id: UUID) -> Ref:  # noqa: A002 - it is the id of the event
         """Resolve an id to its newest revision; NotFound when nothing announced it."""

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import typer
-
 from plateway import pipeline, settings
 from plateway.cli.options import as_utc
 from plateway.events import Ref
@@ -28,16 +26,12 @@ def use_site(home: Path | None) -> Iterator[tuple[Site, settings.Settings]]:
 
 
 def find_ref(site: Site, id: str) -> Ref:  # noqa: A002
-    """Return the revision of an event that an id names; without a revision, the newest.
+    """Return the revision of an event that an id, or its first digits, names; without a revision, the newest.
 
     Raises:
-        NotFound: no such event.
+        NotFound: no such event, or several.
     """
-    try:
-        uuid, revision = Ref.parse(id)
-    except ValueError as error:
-        raise typer.BadParameter(f"{id!r} is not an event id") from error
-    return site.catalog.newest(uuid) if revision is None else Ref(uuid, revision)
+    return site.catalog.resolve(id)
 
 
 def select_refs(

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from plateway import pipeline, wire
-from plateway.errors import NotFound, Unavailable
+from plateway.errors import Unavailable
 from plateway.events import LARGEST, Kind, Ref
 from plateway.gateway.access import request_info
 from plateway.gateway.dlm_api import Instant, Name, Seen
@@ -82,10 +82,7 @@ class EventRoutes:
         return Response(body, media_type="application/json")
 
     def _detail(self, text: str, seen: str) -> wire.EventDetail:
-        id_, revision = Ref.parse(text)
-        ledger = self._site.catalog.ledger(Ref(id_, revision) if revision else self._site.catalog.newest(id_))
-        if not ledger.event.key.startswith(seen):
-            raise NotFound(f"{Ref(id_, revision or 1)}: no such event")
+        ledger = self._site.catalog.ledger(self._site.catalog.resolve(text, prefix=seen))
         return detail(self._site, ledger, probes=self._probes)
 
 

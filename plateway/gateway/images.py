@@ -210,7 +210,10 @@ class Gallery:
         Raises:
             NotFound: there is none, or the token may not see it.
         """
-        id_, revision = Ref.parse(text)
+        try:
+            id_, revision = Ref.parse(text)
+        except NotFound:  # the first digits of one
+            id_, revision = self.site.catalog.resolve(text, prefix=seen)
         event = self._event(id_, revision)
         if not event.ledger.event.key.startswith(seen):
             raise NotFound(f"{Ref(id_, revision or 1)}: no such event")

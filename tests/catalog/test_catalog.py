@@ -1252,3 +1252,28 @@ def test_no_sqlite_on_a_network(tmp_path: Path) -> None:
 def test_busy_is_worth_waiting_for() -> None:
     """Whoever meets somebody else at work may try again."""
     assert issubclass(Busy, Transient)
+
+
+# ------------------------------------------------------------------------------------------------------------ short ids
+
+
+def test_the_first_digits_of_an_id_are_enough(catalog: Catalog) -> None:
+    """With or without a revision; several that begin alike are listed, and only events that one may see count."""
+    one, two, far = (UUID(hex=text.ljust(32, "7")) for text in ("c1266d1c", "c1267a", "d0"))
+    for number, id_ in enumerate((one, two, far), start=1):
+        add(catalog, number, id=id_, path=f"images/{number}")
+    assert catalog.resolve("c1266d1c") == catalog.resolve(str(one)) == catalog.resolve(one.hex) == Ref(one, 1)
+    assert catalog.resolve("C1266") == Ref(one, 1)
+    assert catalog.resolve(f"{one}-r2") == Ref(one, 2)
+    assert catalog.resolve("d077-r3") == Ref(far, 3)
+    with pytest.raises(NotFound, match=f"c126: several events begin so: {one}, {two}$"):
+        catalog.resolve("c126")
+    for text in ("c12", "zzzz", "", "c1266d1c-r0", "c1266d1c'", "%"):
+        with pytest.raises(NotFound, match="is not the id of an event"):
+            catalog.resolve(text)
+    with pytest.raises(NotFound, match="no such event"):
+        catalog.resolve("abcd")
+    key = catalog.get(Ref(one, 1)).key
+    assert catalog.resolve("c1266", prefix=key) == Ref(one, 1)
+    with pytest.raises(NotFound, match="no such event"):
+        catalog.resolve("c1266", prefix="videos/")
