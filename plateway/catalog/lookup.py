@@ -39,6 +39,7 @@ class Claim(NamedTuple):
     fence: int | None = None
     busy: str = ""  # who holds the lease
 
+
 SHORT = re.compile(r"([0-9a-f-]+?)(?:-r([1-9][0-9]{0,8}))?", re.ASCII)  # an id or its beginning, and a revision
 LEAST = 4  # digits of an id that select an event
 SHOWN = 5  # events in the message about an ambiguous id

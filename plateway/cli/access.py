@@ -10,7 +10,7 @@ import typer
 
 from plateway import settings
 from plateway.cli.console import out, print_json_list
-from plateway.cli.options import Home, Json, as_utc
+from plateway.cli.options import TIMES, Home, Json, parse_time
 from plateway.gateway import access as access_log
 
 
@@ -21,8 +21,10 @@ def access(
         str | None,
         typer.Option(metavar="NAME", help="Only requests with the access key of this name, or keys that start so."),
     ] = None,
-    since: Annotated[datetime | None, typer.Option(help="At or after this time (UTC unless it has a zone).")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Before this time.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(parser=parse_time, metavar="TIME", help=f"At or after this time: {TIMES}.")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="Before this time.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +33,7 @@ def access(
     Oldest first: time, status, method, bytes received and sent, duration, token or access key, address, path.
     """
     file = settings.load(home=home).access_file
-    found = access_log.read(file, token=token, key=key, since=as_utc(since), until=as_utc(until))
+    found = access_log.read(file, token=token, key=key, since=since, until=until)
     if as_json:
         return print_json_list(asdict(one) for one in found)
     for one in found:

@@ -88,7 +88,7 @@ class LazyCommand(TyperCommand):
             single = typer.Typer(add_completion=False, rich_markup_mode="rich")
             single.command(self.name)(getattr(module, str(self.name)))
             command = get_command(single)
-        join_help_lines(command)
+        tidy_help(command)
         return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -96,11 +96,15 @@ class LazyCommand(TyperCommand):
         return self.loaded.make_context(info_name, args, parent=parent, **extra)
 
 
-def join_help_lines(command: Any) -> None:
-    """Join the lines of each paragraph of a command's help, which rich would not wrap to the width of the terminal."""
+def tidy_help(command: Any) -> None:
+    """Join the lines of each paragraph of a command's help, for rich to wrap, and print no type after flags."""
     command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
+    flags = [one for one in command.params if getattr(one, "is_flag", False)]
+    for flag in [*flags, command.get_help_option(typer.Context(command))]:
+        if flag is not None and flag.metavar is None:
+            flag.metavar = ""
     for one in getattr(command, "commands", {}).values():
-        join_help_lines(one)
+        tidy_help(one)
 
 
 class LazyGroup(TyperGroup):

@@ -8,16 +8,15 @@ from datetime import datetime
 from pathlib import Path
 
 from plateway import pipeline, settings
-from plateway.cli.options import as_utc
 from plateway.events import Ref
 from plateway.pipeline import Site
 
 
 @contextmanager
-def use_site(home: Path | None) -> Iterator[tuple[Site, settings.Settings]]:
-    """Open the site of the settings, and upgrade its catalogue if need be."""
+def use_site(home: Path | None, *, lenient: bool = False) -> Iterator[tuple[Site, settings.Settings]]:
+    """Open the site of the settings, and upgrade its catalogue if need be; ``lenient`` as `pipeline.open_site`."""
     config = settings.load(home=home)
-    site = pipeline.open_site(config)
+    site = pipeline.open_site(config, lenient=lenient)
     try:
         site.catalog.upgrade()
         yield site, config
@@ -51,6 +50,6 @@ def select_refs(
     if ids:
         return [find_ref(site, one) for one in ids]
     if since or until or system or experiment:
-        found = site.catalog.ledgers(system=system, experiment=experiment, since=as_utc(since), until=as_utc(until))
+        found = site.catalog.ledgers(system=system, experiment=experiment, since=since, until=until)
         return [one.ref for one in found if one.event.sealed_at is not None]
     return None

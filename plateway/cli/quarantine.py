@@ -26,7 +26,7 @@ def list_entries(
     as_json: Json = False,
 ) -> None:
     """List event files that were not accepted, with the reason."""
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         entries = [make_entry(row) for row in site.catalog.quarantined(include_released=include_all)]
     if as_json:
         return print_json(TypeAdapter(list[wire.QuarantineEntry]).dump_python(entries, mode="json"))
@@ -43,7 +43,7 @@ def show_entry(
     as_json: Json = False,
 ) -> None:
     """Show one entry with the content of its event file."""
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         row = next((row for row in site.catalog.quarantined(include_released=True) if row.id == id), None)
     if row is None:
         raise NotFound(f"no quarantine entry {id}")
@@ -62,7 +62,7 @@ def replay_entries(
     home: Home = None,
 ) -> None:
     """Release entries, so that the next discovery reads their event files again."""
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         for one in ids:
             row = site.catalog.replay(one, now=site.catalog.now())
             out.print(f"{row.system}/{row.name} released: the next discovery reads it again")

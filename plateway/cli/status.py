@@ -14,7 +14,7 @@ from rich.text import Text
 from plateway import keys, pipeline, wire
 from plateway.cli.common import find_ref, use_site
 from plateway.cli.console import format_size, format_time, out, print_json, print_json_rows
-from plateway.cli.options import Experiment, Home, Json, Since, System, Until, as_utc
+from plateway.cli.options import Experiment, Home, Json, Since, System, Until
 from plateway.events import Ref
 
 SHOWN = 50  # events that are listed unless more are asked for
@@ -50,12 +50,12 @@ def status(
 
     An event that waits is listed with the reason. The counts below are of all events, or of one instrument's.
     """
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         found = site.catalog.each_newest(
             system=system,
             experiment=experiment,
-            since=as_utc(since),
-            until=as_utc(until),
+            since=since,
+            until=until,
             state=state,
             limit=limit if limit is not None or as_json else SHOWN,
         )
@@ -106,7 +106,7 @@ def show(
 
     Its images and where each one is, its copies and the evidence for them, and its history.
     """
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         event = pipeline.detail(site, site.catalog.ledger(find_ref(site, id)))
     if as_json:
         return print_json(event)

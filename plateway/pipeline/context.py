@@ -9,7 +9,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from plateway.archive import Archive, open_archive
 from plateway.catalog import Catalog
@@ -184,8 +185,11 @@ def open_site(
     *,
     buckets: Mapping[str, Bucket] | None = None,
     instruments: Mapping[str, Instrument] | None = None,
+    lenient: bool = False,
 ) -> Site:
     """Open a site; ``buckets`` (by name) and ``instruments`` take precedence over the settings.
+
+    With ``lenient``, a bucket that cannot be opened raises only when it is used: for commands that list.
 
     Raises:
         Misconfigured: two buckets that exports go to are one, or two places are or lie in each other.
@@ -197,7 +201,8 @@ def open_site(
     tape = where[MAIN].endpoint  # is reached as the site's own bucket is
     refuse_overlaps(_directories(settings, where, named), home=settings.home)
     _refuse_inside_bucket(settings, where[MAIN].url)
-    own, others = _open(where.pop(MAIN)), {name: _open(one) for name, one in where.items()}
+    own = _open(where.pop(MAIN), lenient=lenient)
+    others = {name: _open(one, lenient=lenient) for name, one in where.items()}
     return Site(
         catalog=Catalog(settings.catalog_url),
         store=own.store,
@@ -248,9 +253,25 @@ def _refuse_inside_bucket(settings: Settings, url: str) -> None:
             raise Misconfigured(f"PLATEWAY_{name.upper()} and the bucket lie in each other: each needs its own prefix")
 
 
-def _open(bucket: Bucket) -> BucketRef:
+def _open(bucket: Bucket, *, lenient: bool) -> BucketRef:
     where, who = bucket.url, bucket.endpoint
-    return BucketRef(PerFile(open_store(where, who)), endpoint_identity(where, who), who.read_only)
+    try:
+        store: Any = PerFile(open_store(where, who))
+    except Misconfigured as error:
+        if not lenient:
+            raise
+        store = _Unopened(urlsplit(where).netloc, error)
+    return BucketRef(store, endpoint_identity(where, who), who.read_only)
+
+
+class _Unopened:
+    """A bucket that could not be opened: it has a name, and every use of it raises."""
+
+    def __init__(self, name: str, error: Misconfigured) -> None:
+        self.name, self._error = name, error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
 
 
 def _apart(own: BucketRef, others: Mapping[str, BucketRef], receiving: Container[str | None]) -> dict[str, BucketRef]:

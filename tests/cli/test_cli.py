@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from plateway import cli, settings
+from plateway import cli, settings, simulator
 from plateway.cli.commands import PANELS
 from plateway.cli.exit_codes import code_of_error, code_of_outcomes
 from plateway.errors import Damaged, Misconfigured, NotFound, PlatewayError, Unavailable
@@ -266,3 +267,28 @@ def test_exit_codes_sum_up_many_outcomes(results: list[str], code: int) -> None:
 def test_exit_codes_of_errors(error: PlatewayError, code: int) -> None:
     """Each kind of error has its own."""
     assert code_of_error(error) == code
+
+
+def test_listing_needs_the_catalogue_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without credentials for S3 `status`, `show` and `quarantine list` work; what moves bytes refuses at once."""
+    simulator.acquire(
+        simulator.Simulated("prince", "timestep", home / "bench" / "prince", images=1, size=16),
+        now=datetime(2026, 5, 4, 12, tzinfo=UTC),
+    )
+    assert call("discover").exit_code == 0
+    monkeypatch.setenv("PLATEWAY_BUCKET_URL", "s3://plateway-raw")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (event,) = told("status")["events"]
+    assert told("status", "--since", "yesterday", "--until", "2200-01-01T00:00+01:00")["events"] == []
+    shown = told("show", event["id"][:8])
+    assert (shown["id"], shown["manifest"]) == (event["id"], None)
+    assert call("quarantine", "list").exit_code == 0
+    with pytest.raises(Misconfigured, match="no S3 credentials"):
+        call("export")
+
+
+@pytest.mark.parametrize("text", ["soon", "7", "7y", "2026-13-01", ""])
+def test_a_wrong_time_is_told(home: Path, text: str) -> None:
+    """With what it may look like."""
+    assert "is not a time such as 7d" in " ".join(call("status", "--since", text).output.replace("│", " ").split())
