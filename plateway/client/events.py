@@ -65,12 +65,22 @@ class Filters(Within, total=False):
 
 
 class Picture(NamedTuple):
-    """One image as an array; with ``errors="return"`` the error instead, and an empty array."""
+    """One image as an array."""
 
     event: Event
     name: str
     array: npt.NDArray[np.generic]
-    error: PlatewayError | None = None
+
+    @property
+    def error(self) -> PlatewayError | None:
+        """Why the image could not be read, with ``errors="return"``; its array is empty then."""
+        return getattr(self, "problem", None)
+
+
+class UnreadPicture(Picture):
+    """An image that could not be read."""
+
+    problem: PlatewayError
 
 
 class Images(Mapping[str, V]):
@@ -316,7 +326,9 @@ class Events:
                     if errors == "raise":
                         raise
                     if errors == "return":
-                        yield Give(Picture(event, name, _no_pixels(), error))
+                        failed = UnreadPicture(event, name, _no_pixels())
+                        failed.problem = error
+                        yield Give(failed)
                 else:
                     yield Give(Picture(event, name, array))
 
