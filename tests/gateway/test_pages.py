@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import re
 import time
@@ -15,7 +16,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from plateway import pipeline, simulator
@@ -46,6 +50,7 @@ ODD = """<b>'"#?%41&amp; é 菌.tif"""  # the name of an image
 BYTES = "caf\udce9.tif"  # one that is not UTF-8
 PREFECT = "http://127.0.0.1:4200"
 TODAY = date(2026, 11, 21)  # a Saturday
+BACKGROUND = 0x12  # green of the viewer's
 LOADED = "img => img.complete && img.naturalWidth > 0"
 
 
@@ -421,7 +426,8 @@ def test_pages_may_load_little(client: httpx.Client, world: World) -> None:
 def test_what_pages_load_is_kept(client: httpx.Client) -> None:
     """Style, script and icon are named by their content, and kept for ever."""
     loaded = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', client.get("/").text))
-    assert len(loaded) == 3
+    loaded.add("/static/viewer.js")
+    assert len(loaded) == 4
     for path in loaded:
         answer = client.get(path)
         assert answer.status_code == 200
@@ -654,9 +660,11 @@ def visit(browser: Browser, world: World) -> Iterator[Visiting]:
 
 def shown(page: Page) -> None:
     """Scroll through a page until every picture on it was really decoded."""
-    for image in page.locator("main img").all():
+    for image in page.locator("main img").filter(visible=True).all():
         image.scroll_into_view_if_needed()
         page.wait_for_function(LOADED, arg=image.element_handle())
+    for viewer in page.locator("[data-viewer]").all():
+        expect(viewer).to_have_attribute("data-whole", "")
 
 
 def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> None:
@@ -670,6 +678,7 @@ def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> Non
     shown(one.page)
     one.page.locator("a.event").click()
     expect(one.page.get_by_role("heading", level=1)).to_contain_text(event.experiment)
+    one.page.get_by_role("button", name="List tiles").click()
     shown(one.page)
     tiles = one.page.locator(".stitched td")
     boxes = [tile.bounding_box() for tile in tiles.all()]
@@ -678,7 +687,7 @@ def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> Non
     one.page.locator(".stitched a").nth(4).click()
     shown(one.page)
     with one.page.expect_download() as download:
-        one.page.get_by_role("link", name="Download").click()
+        one.page.get_by_role("link", name="Download", exact=False).first.click()
     name = sorted(world.stitch.files)[4]
     assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.stitch.files[name]
     assert download.value.suggested_filename == name.rpartition("/")[2]
@@ -694,7 +703,7 @@ def test_odd_names_are_pictures_too(visit: Visiting, world: World) -> None:
     expect(one.page.get_by_role("heading", level=1)).to_have_text(ODD)
     shown(one.page)
     with one.page.expect_download() as download:
-        one.page.get_by_role("link", name="Download").click()
+        one.page.get_by_role("link", name="Download", exact=False).first.click()
     assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.evil.files[ODD]
 
 
@@ -713,6 +722,9 @@ def test_a_keyboard_is_enough(visit: Visiting, world: World) -> None:
     expect(one.page.locator("a.event")).to_have_count(1)
     reach(one.page, "a.event")
     assert focus.evaluate("link => getComputedStyle(link).outlineStyle") == "solid"
+    press("Enter")
+    expect(one.page.locator("[data-viewer] canvas")).to_be_visible()
+    reach(one.page, "[data-do=tiles]")
     press("Enter")
     expect(one.page.locator(".stitched")).to_be_visible()
     reach(one.page, ".stitched a")
@@ -742,6 +754,118 @@ def reach(page: Page, wanted: str) -> None:
         if page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
             return
     raise AssertionError(f"{wanted} is not reached")
+
+
+VIEW = "() => { const { x, y, scale } = document.querySelector('[data-viewer]').viewer; return [x, y, scale]; }"
+PIXELS = """() => {
+  const { canvas } = document.querySelector("[data-viewer]").viewer;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  return { width: canvas.width, height: canvas.height, grey: [...data].filter((_, i) => i % 4 === 1) };
+}"""
+
+
+def painted(page: Page) -> Any:
+    """Read the brightness of every pixel of the viewer, once it is whole."""
+    expect(page.locator("[data-viewer]")).to_have_attribute("data-whole", "")
+    found = page.evaluate(PIXELS)
+    return np.array(found["grey"]).reshape(found["height"], found["width"])
+
+
+def test_a_stitched_view_has_no_seams(visit: Visiting, world: World) -> None:
+    """Neighbours meet in the same pixel of the screen at any zoom: no column or row of background lies between them."""
+    one: Visit = visit(size=(1283, 907))
+    one.go(f"/events/{world.stitch.id}")
+    for factor in (1, 1.07, 1.31):
+        one.page.wait_for_selector("[data-viewer][data-ready]")
+        one.page.evaluate(
+            "by => { const { viewer } = document.querySelector('[data-viewer]'); viewer.zoom(by); }", factor
+        )
+        grey = painted(one.page)
+        drawn = np.argwhere(grey != BACKGROUND)
+        (top, left), (bottom, right) = drawn.min(axis=0), drawn.max(axis=0)
+        inside = grey[top : bottom + 1, left : right + 1] == BACKGROUND
+        assert not inside.all(axis=0).any()
+        assert not inside.all(axis=1).any()
+
+
+def test_a_viewer_shows_the_pixels_of_files(visit: Visiting, world: World) -> None:
+    """At 1:1 each pixel of the screen is one of the file, stretched as the thumbnails are; the address keeps the view."""
+    one: Visit = visit()
+    name = min(world.stitch.files)
+    one.go(f"/events/{world.stitch.id}/images/{name}")
+    one.page.locator("[data-viewer][data-ready] canvas").focus()
+    one.page.keyboard.press("1")
+    grey = painted(one.page)
+    with httpx.Client(base_url=one.base, trust_env=False, verify=PLAIN) as client:
+        url = f"/api/1/events/{world.stitch.id}/images/{name}"
+        picture = np.asarray(Image.open(io.BytesIO(client.get(f"{url}/picture").content)))
+        about = client.get(f"{url}/info").json()
+    assert (about["width"], about["height"], about["bits"]) == (picture.shape[1], picture.shape[0], 16)
+    assert sum(about["histogram"]["counts"]) == picture.size
+    top, left = (grey.shape[0] - picture.shape[0]) // 2, (grey.shape[1] - picture.shape[1]) // 2
+    assert np.array_equal(grey[top : top + picture.shape[0], left : left + picture.shape[1]], picture)
+    for key in ("+", "+", "ArrowRight", "ArrowDown"):
+        one.page.keyboard.press(key)
+    one.page.wait_for_function("() => location.hash.startsWith('#at=')")
+    one.page.wait_for_timeout(400)
+    before = one.page.evaluate(VIEW)
+    one.page.reload()
+    one.page.wait_for_selector("[data-viewer][data-ready]")
+    assert one.page.evaluate(VIEW) == pytest.approx(before, abs=1, rel=0.01)
+
+
+def test_a_viewer_is_moved_by_hand(visit: Visiting, world: World) -> None:
+    """The wheel zooms where the pointer is once the viewer has the focus; two fingers zoom, one moves."""
+    one: Visit = visit()
+    one.go(f"/events/{world.stitch.id}")
+    canvas = one.page.locator("[data-viewer][data-ready] canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box
+    x, y = box["x"] + 300, box["y"] + 200
+    start = one.page.evaluate(VIEW)
+    one.page.mouse.move(x, y)
+    one.page.mouse.wheel(0, -10)
+    assert one.page.evaluate(VIEW) == start
+    one.page.mouse.click(x, y)
+    one.page.mouse.wheel(0, -300)
+    one.page.wait_for_function("before => document.querySelector('[data-viewer]').viewer.scale > before", arg=start[2])
+    zoomed = one.page.evaluate(VIEW)
+    one.page.mouse.down()
+    one.page.mouse.move(x + 50, y + 20)
+    one.page.mouse.up()
+    moved = one.page.evaluate(VIEW)
+    assert moved[0] == pytest.approx(max(0, zoomed[0] - 50 / zoomed[2]), abs=0.5)
+    fingers = one.page.context.new_cdp_session(one.page)
+    for kind, apart in (("touchStart", 20), ("touchMove", 40), ("touchMove", 80), ("touchEnd", 0)):
+        points = [{"x": x + side * apart, "y": y, "id": side + 1} for side in (-1, 1)] if apart else []
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert one.page.evaluate(VIEW)[2] > 2 * moved[2]
+
+
+def test_contrast_is_in_the_address(visit: Visiting, world: World) -> None:
+    """What the sliders set is drawn, kept in the address, downloaded as PNG, and the same without scripts."""
+    one: Visit = visit()
+    name = min(world.stitch.files)
+    one.go(f"/events/{world.stitch.id}/images/{name}")
+    plain = painted(one.page)
+    one.page.get_by_label("Invert").check()
+    one.page.wait_for_function("() => location.search === '?invert=true'")
+    middle = plain.shape[0] // 2, plain.shape[1] // 2
+    assert painted(one.page)[middle] == 255 - plain[middle]
+    one.page.get_by_role("button", name="Reset").click()
+    one.page.wait_for_function("() => location.search === ''")
+    one.go(f"/events/{world.stitch.id}/images/{name}?low=0&high=65535&gamma=2")
+    assert one.page.locator("[name=gamma]").input_value() == "2"
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="PNG").click()
+    assert download.value.suggested_filename.endswith(".tif.png")
+    rendered = np.asarray(Image.open(download.value.path()))
+    with httpx.Client(base_url=one.base, trust_env=False, verify=PLAIN) as client:
+        raw = tifffile.imread(io.BytesIO(client.get(f"/api/1/events/{world.stitch.id}/images/{name}").content))
+    assert np.array_equal(rendered, (255 * (raw / 65535) ** 0.5).astype(np.uint8))
 
 
 def every(world: World) -> list[str]:

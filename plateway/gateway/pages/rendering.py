@@ -31,6 +31,7 @@ ASSETS = {
     for name, kind in {
         "plateway.css": "text/css; charset=utf-8",
         "plateway.js": "text/javascript; charset=utf-8",
+        "viewer.js": "text/javascript; charset=utf-8",
         "plateway.svg": "image/svg+xml",
     }.items()
 }
@@ -38,8 +39,8 @@ VERSION = hashlib.sha256(b"".join(content for _, content in ASSETS.values())).he
 PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown without a token: they name no other server
 KEPT = "public, max-age=31536000, immutable"
 HEADERS = {
-    POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "private, no-cache",
     "Referrer-Policy": "same-origin",  # without a referrer, browsers send no Origin with a form
     "Vary": "Cookie, Authorization",
@@ -178,4 +179,6 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.globals.update(release=__version__, version=VERSION, address=address)
-TEMPLATES.filters.update(when=_when, size=spoken_size, quoted=quoted, number=lambda value: f"{value:,}")
+TEMPLATES.filters.update(
+    value=lambda value: f"{value:.5g}", when=_when, size=spoken_size, quoted=quoted, number=lambda value: f"{value:,}"
+)
