@@ -121,7 +121,8 @@ def tile(
     Raises:
         Rejected: the level has no such tile.
     """
-    left, top, side = x * TILE << level, y * TILE << level, TILE << level
+    side = TILE << min(max(level, 0), MOST_LEVELS)
+    left, top = x * side, y * side
     if not (0 <= level < MOST_LEVELS and 0 <= left < image.width and 0 <= top < image.height):
         raise Rejected(f"level {level} has no tile in column {x} and row {y}")
     rows, columns = slice(top, top + side), slice(left, left + side)

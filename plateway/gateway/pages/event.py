@@ -7,10 +7,12 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes, urlencode
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 
 from plateway.bundle import Member
 from plateway.errors import NotFound, PlatewayError, Rejected
@@ -26,6 +28,7 @@ from plateway.ledger import Cursor, Ledger
 from plateway.pipeline import Site
 from plateway.pipeline.read import original_name
 
+TIMES = 200  # of them on the slider
 AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
 WIDEST, TILES = 40, 2000  # columns, and cells, of a stitched grid
@@ -51,9 +54,9 @@ class ImageLinks:
 class Sheet:
     """The images of an event, or those of them that fit on a page."""
 
-    total: int  # pictures
+    total: int  # files outside of the stitched view
     first: int  # number of the first one, from 1
-    rows: tuple[tuple[ImageLinks | None, ...], ...]  # as stitched; empty: unknown
+    rows: tuple[tuple[ImageLinks | None, ...], ...]  # as stitched; empty: unknown, or a further page
     others: tuple[ImageLinks, ...]  # pictures in no row
     files: tuple[ImageLinks, ...]  # other files
     info: str | None  # dimensions of the tiles of the stitched view
@@ -130,6 +133,21 @@ def install(app: FastAPI, site: Site) -> None:
             later=found[at + 1] if at + 1 < len(found) else None,
         )
 
+    def times(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
+        gallery: Gallery = request.app.state.gallery
+        ledger = gallery.event(id, seen).ledger
+        found = [one for one in time_points(site, ledger, seen) if one.export is not None]
+        start = min((one.event.timestamp for one in found), default=ledger.event.timestamp)
+        told = [
+            {
+                "ref": str(one.ref),
+                "at": f"{one.event.timestamp:%-d %b %Y %H:%M}",
+                "since": _format_age(one.event.timestamp - start),
+            }
+            for one in found
+        ]
+        return JSONResponse(told, headers={"Cache-Control": "private, no-cache"})
+
     def cover(id: str, request: Request, seen: Annotated[str, auth.READER]) -> Response:  # noqa: A002
         gallery: Gallery = request.app.state.gallery
         event = gallery.event(id, seen)
@@ -142,33 +160,59 @@ def install(app: FastAPI, site: Site) -> None:
 
     rendering.add(app, "/events/{id}/images/{name:key}", image)
     rendering.add(app, "/events/{id}/cover", cover)
+    rendering.add(app, "/events/{id}/times", times)
     rendering.add(app, "/events/{id}", event)
 
 
 def around(site: Site, ledger: Ledger, seen: str) -> tuple[list[Ledger], list[Ledger]]:
     """Find the previous and next events of the same plate, kind and experiment, both in the order of time."""
+    return _search_around(site, ledger, seen, limit=AROUND)
+
+
+def time_points(site: Site, ledger: Ledger, seen: str) -> list[Ledger]:
+    """Find the events of the same plate, kind and experiment, in the order of time: `TIMES` before and after."""
+    earlier, later = _search_around(site, ledger, seen, limit=TIMES)
+    return [*earlier, ledger, *later]
+
+
+def _search_around(site: Site, ledger: Ledger, seen: str, *, limit: int) -> tuple[list[Ledger], list[Ledger]]:
     event, here = ledger.event, Cursor.after(ledger)
     alike = {"system": event.system, "kind": event.kind, "experiment": event.experiment, "plate": event.plate}
-    asked: dict[str, Any] = {**alike, "prefix": seen, "limit": AROUND}
+    asked: dict[str, Any] = {**alike, "prefix": seen, "limit": limit}
     earlier = site.catalog.search(after=here, newest=True, **asked)
     later = site.catalog.search(after=here, newest=False, **asked)
     return earlier[::-1], later
 
 
+def _format_age(age: timedelta) -> str:
+    """Format the time since the first image of a plate."""
+    return f"day {age.days}, {age.seconds // 3600} h"
+
+
 def sheet(ref: Ref, members: Sequence[Member], *, first: int = 1) -> Sheet:
-    """Arrange the images: as stitched if all of them fit, otherwise in their order, page by page."""
+    """Arrange the files: as stitched if all tiles fit; the others in their order, pictures first, page by page."""
     every = [_link_image(ref, member) for member in members]
-    found, files = [one for one in every if one.thumbnail], tuple(one for one in every if not one.thumbnail)[:SHEET]
-    grid = pictures.grid(one.name for one in found)
+    found, files = [one for one in every if one.thumbnail], [one for one in every if not one.thumbnail]
+    grid, info = pictures.grid(one.name for one in found), None
+    rows: tuple[tuple[ImageLinks | None, ...], ...] = ()
     if grid is not None and grid.columns <= WIDEST and grid.rows * grid.columns <= TILES:
         placed = set(grid.cells.values())
-        others = [one for one in found if one.name not in placed]
+        found = [one for one in found if one.name not in placed]
         tiles = [_link_image(ref, member, levels="event") for member in members if original_name(member) in placed]
-        return Sheet(len(found), 1, _rows(grid, tiles), tuple(others[:SHEET]), files, _info_url(ref, tiles), None, None)
-    at = (min(max(first, 1), max(len(found), 1)) - 1) // SHEET * SHEET
-    earlier = rendering.address(f"/events/{ref}", first=at - SHEET + 1) if at else None
-    later = rendering.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(found) else None
-    return Sheet(len(found), at + 1, (), tuple(found[at : at + SHEET]), files, None, earlier, later)
+        rows, info = _rows(grid, tiles), images.info_url(ref, tiles[len(tiles) // 2].name)
+    listed = found + files
+    at = (min(max(first, 1), max(len(listed), 1)) - 1) // SHEET * SHEET
+    page = listed[at : at + SHEET]
+    return Sheet(
+        total=len(listed),
+        first=at + 1,
+        rows=rows if not at else (),
+        others=tuple(one for one in page if one.thumbnail),
+        files=tuple(one for one in page if not one.thumbnail),
+        info=info,
+        earlier=rendering.address(f"/events/{ref}", first=at - SHEET + 1) if at else None,
+        later=rendering.address(f"/events/{ref}", first=at + SHEET + 1) if at + SHEET < len(listed) else None,
+    )
 
 
 def middle(found: list[ImageLinks]) -> ImageLinks | None:
@@ -257,10 +301,6 @@ def _link_image(ref: Ref, member: Member, *, levels: images.Levels = "own") -> I
         image=images.image_url(ref, name),
         picture=images.picture_url(ref, name),
     )
-
-
-def _info_url(ref: Ref, tiles: Sequence[ImageLinks]) -> str:
-    return images.info_url(ref, tiles[len(tiles) // 2].name)
 
 
 def _within(ledger: Ledger, seen: str) -> bool:

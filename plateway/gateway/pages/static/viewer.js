@@ -4,9 +4,16 @@
 "use strict";
 
 const TILE = 512; // as the gateway makes them
-const KEPT = 600; // tiles in memory
+const KEPT = 600; // tiles in memory, unless more of them are seen at once
 const BUSY = 6; // requests at a time
 const FARTHEST = 16; // screen pixels of one pixel of a file
+
+function cells(within) {
+  return [...within.querySelectorAll("[data-picture]")].map((one) => ({
+    row: Number(one.dataset.row), column: Number(one.dataset.column), picture: one.dataset.picture,
+    page: one.getAttribute("href"),
+  }));
+}
 
 class Viewer {
   constructor(element) {
@@ -14,10 +21,8 @@ class Viewer {
     this.canvas = element.querySelector("canvas");
     this.pen = this.canvas.getContext("2d", { alpha: false });
     this.where = element.querySelector("[data-where]");
-    this.cells = [...element.querySelectorAll("[data-picture]")].map((one) => ({
-      row: Number(one.dataset.row), column: Number(one.dataset.column), picture: one.dataset.picture,
-      name: one.title, page: one.href,
-    }));
+    this.cells = cells(element);
+    this.before = []; // what the difference is taken from
     this.suffix = element.dataset.query ? `&${element.dataset.query}` : "";
     this.tiles = new Map(); // by address: the image, or null while it is loaded, or an error
     this.waiting = [];
@@ -120,11 +125,12 @@ class Viewer {
     pen.imageSmoothingEnabled = this.scale * this.ratio < 2;
     const level = Math.min(Math.max(Math.floor(Math.log2(1 / (this.scale * this.ratio))), 0), this.levels);
     this.waiting = [];
-    for (const cell of this.cells) {
-      const [left, top] = [cell.column * this.cell.width, cell.row * this.cell.height];
-      if (!this.seen(left, top, left + this.cell.width, top + this.cell.height)) continue;
-      for (let above = this.levels; above >= level; above--) this.paintLevel(cell, left, top, above, above === level);
-    }
+    this.used = 0;
+    const differs = this.before.length > 0;
+    this.paintCells(this.before, level, level);
+    pen.globalCompositeOperation = differs ? "difference" : "source-over";
+    this.paintCells(this.cells, level, differs ? level : this.levels);
+    pen.globalCompositeOperation = "source-over";
     const far = ({ x, y }) => Math.hypot(x - this.x, y - this.y);
     this.waiting.sort((one, other) => far(one) - far(other));
     this.load();
@@ -133,6 +139,14 @@ class Viewer {
     if (this.waiting.length || this.loading) delete this.element.dataset.whole;
     else this.element.dataset.whole = "";
     if (this.where) this.where.textContent = `${Math.round(this.scale * this.ratio * 1000) / 10} %`;
+  }
+
+  paintCells(cells, level, coarsest) {
+    for (const cell of cells) {
+      const [left, top] = [cell.column * this.cell.width, cell.row * this.cell.height];
+      if (!this.seen(left, top, left + this.cell.width, top + this.cell.height)) continue;
+      for (let above = coarsest; above >= level; above--) this.paintLevel(cell, left, top, above, above === level);
+    }
   }
 
   seen(left, top, right, bottom) {
@@ -152,6 +166,7 @@ class Viewer {
         if (!this.seen(left + x * side, top + y * side, right, bottom)) continue;
         const address = this.address(cell, level, x, y);
         const tile = this.tiles.get(address);
+        this.used += 1;
         if (wanted && tile === undefined) {
           this.waiting.push({ address, x: (left + x * side + right) / 2, y: (top + y * side + bottom) / 2 });
         }
@@ -201,7 +216,7 @@ class Viewer {
 
   forget() {
     for (const [address, tile] of this.tiles) {
-      if (this.tiles.size <= KEPT) return;
+      if (this.tiles.size <= Math.max(KEPT, this.used)) return;
       if (tile) this.tiles.delete(address);
     }
   }
@@ -291,6 +306,69 @@ class Viewer {
 }
 
 for (const element of document.querySelectorAll("[data-viewer]")) element.viewer = new Viewer(element);
+
+// Time: the same plate at other times, in the same view; played, or as the difference to the time before.
+class Times {
+  constructor(element, viewer) {
+    this.element = element;
+    this.viewer = viewer;
+    this.slider = element.querySelector("input[type=range]");
+    this.told = element.querySelector("[data-when]");
+    this.play = element.querySelector("[data-play]");
+    this.difference = element.querySelector("[data-difference]");
+    this.read = new Map([[element.dataset.here, Promise.resolve(viewer.cells)]]);
+    this.start();
+  }
+
+  async start() {
+    this.times = await fetch(this.element.dataset.times).then((one) => one.json()).catch(() => []);
+    if (!Array.isArray(this.times) || this.times.length < 2) return;
+    this.slider.max = this.times.length - 1;
+    this.slider.value = this.times.findIndex((one) => one.ref === this.element.dataset.here);
+    this.slider.addEventListener("input", () => this.show());
+    this.difference.addEventListener("change", () => this.show());
+    this.play.addEventListener("click", () => this.run(!this.running));
+    this.element.hidden = false;
+    this.show();
+  }
+
+  tiles(ref) {
+    if (!this.read.has(ref)) {
+      const page = fetch(`/events/${ref}`).then((one) => one.text());
+      this.read.set(ref, page.then((text) => cells(new DOMParser().parseFromString(text, "text/html"))).catch(() => []));
+    }
+    return this.read.get(ref);
+  }
+
+  async show() {
+    const at = Number(this.slider.value);
+    const [before, now] = [this.times[at - 1], this.times[at]];
+    this.told.href = `/events/${now.ref}`;
+    this.told.textContent = `${at + 1} of ${this.times.length} · ${now.at} · ${now.since}`;
+    delete this.viewer.element.dataset.whole;
+    const wanted = await Promise.all([this.tiles(now.ref), this.difference.checked && before ? this.tiles(before.ref) : []]);
+    if (at !== Number(this.slider.value)) return;
+    [this.viewer.cells, this.viewer.before] = wanted;
+    this.viewer.draw();
+  }
+
+  // The next time follows when the picture is whole.
+  run(on) {
+    this.running = on;
+    this.play.textContent = on ? "Pause" : "Play";
+    clearInterval(this.clock);
+    if (!on) return;
+    this.clock = setInterval(() => {
+      if (!("whole" in this.viewer.element.dataset)) return;
+      this.slider.value = (Number(this.slider.value) + 1) % this.times.length;
+      this.show();
+    }, 400);
+  }
+}
+
+for (const element of document.querySelectorAll("[data-times]")) {
+  element.times = new Times(element, document.querySelector("[data-viewer]").viewer);
+}
 
 // Contrast: what is set in the form goes into the address and into the tiles at once.
 for (const form of document.querySelectorAll("form[data-contrast]")) {
