@@ -804,7 +804,7 @@ def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> Non
     event = world.lab.catalog.get(Ref(world.stitch.id, 1))
     one.page.get_by_label("Find by words").fill(f"plate {event.plate} purged {event.timestamp:%Y-%m-%d}")
     one.page.get_by_role("button", name="Find").click()
-    expect(one.page.get_by_label("Plate")).to_have_value(str(event.plate))
+    expect(one.page.get_by_label("Plate", exact=True)).to_have_value(str(event.plate))
     shown(one.page)
     one.page.locator("a.event").click()
     expect(one.page.get_by_role("heading", level=1)).to_contain_text(event.experiment)
