@@ -32,6 +32,7 @@ from plateway.errors import Misconfigured, NotFound, PlatewayError, Rejected, Un
 from plateway.gateway import (
     auth,
     dlm_api,
+    downloads,
     errors,
     events,
     images,
@@ -146,7 +147,7 @@ def create_app(parts: Parts) -> FastAPI:
     if site is not None:
         app.state.readiness.checks["catalogue"] = partial(_check_catalogue, site)
         app.state.readiness.checks["bucket"] = partial(_check_bucket, site)
-        for module in (dlm_api, events, images, metrics, pages):
+        for module in (dlm_api, downloads, events, images, metrics, pages):
             module.install(app, site)
     reference.install(app)
     _answer_head(app)

@@ -38,6 +38,14 @@ MOST_PIXELS = 1 << 26  # of an image that is decoded
 MOST_BYTES = 1 << 27  # of its pixels
 MOST_SEGMENTS = 1 << 16  # strips or tiles of a TIFF
 MOST_LEVELS = 16  # of a pyramid
+PHOTOMETRIC = {  # of Pillow's modes
+    **dict.fromkeys(("1", "L", "LA", "I", "F"), "grey"),
+    **dict.fromkeys(("P", "PA"), "palette"),
+    **dict.fromkeys(("RGB", "RGBA", "RGBX"), "RGB"),
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+}
+GREY = {"minisblack": "grey, 0 is black", "miniswhite": "grey, 0 is white", "rgb": "RGB", "separated": "CMYK"}
 WINDOWED = "windowed"  # kind of DICOM pixels whose file says what is black and white
 
 
@@ -67,6 +75,32 @@ def decode(content: bytes, size: int) -> Decoded:
         if content.startswith(NPY):
             return _npy(content)
         return _pillow(content, size)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a picture says of its pixels; None: it does not."""
+
+    format: str | None = None
+    bits: int | None = None  # of a sample
+    photometric: str | None = None
+    compression: str | None = None
+
+
+def read_header(content: bytes) -> Header:
+    """Read the header of the first page; nothing is decompressed."""
+    with suppress(Exception):
+        if content[:4] in TIFF:
+            return _read_tiff_header(content)
+        if content[DICM] == b"DICM":
+            return _read_dicom_header(content)
+        if content.startswith(NPY):
+            dtype = np.load(io.BytesIO(content), allow_pickle=False).dtype
+            return Header("NumPy", dtype.itemsize * 8, str(dtype))
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if ";16" in image.mode else 8)
+        return Header(image.format, bits, PHOTOMETRIC.get(image.mode.partition(";")[0]), image.info.get("compression"))
+    return Header()
 
 
 def pixel_bytes(content: bytes) -> int:
@@ -154,6 +188,16 @@ def _check_directory(content: bytes) -> None:
     (offset,) = struct.unpack_from(form, content, start)
     if offset + 2 > len(content):
         raise Rejected(f"cut off after {len(content):,} of {offset + 2:,} bytes, or more")
+
+
+def _read_tiff_header(content: bytes) -> Header:
+    _check_directory(content)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages.first
+        named = tifffile.PHOTOMETRIC(page.photometric).name.lower()
+        compression = tifffile.COMPRESSION(page.compression).name.lower()
+        form = "BigTIFF" if file.is_bigtiff else "TIFF"
+        return Header(form, int(page.bitspersample), GREY.get(named, named), compression)
 
 
 def _level(file: tifffile.TiffFile, size: int) -> Any:
@@ -302,6 +346,13 @@ def _dicom(content: bytes) -> Decoded:
     centre, width = (_first(file.get(name)) for name in ("WindowCenter", "WindowWidth"))
     levels = None if centre is None or not width or width < 1 else (centre - width / 2, centre + width / 2)
     return Decoded(values, WINDOWED if levels else str(pixels.dtype), stretch=True, white=white, levels=levels)
+
+
+def _read_dicom_header(content: bytes) -> Header:
+    import pydicom  # noqa: PLC0415  an extra
+
+    file = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    return Header("DICOM", int(file.BitsStored), str(file.PhotometricInterpretation))
 
 
 def _first(value: Any) -> float | None:

@@ -20,26 +20,27 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlencode
 from uuid import UUID
 
 from anyio import CapacityLimiter, to_thread
 from cachetools import LRUCache, TTLCache, cached
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
 from plateway.bundle import Member
 from plateway.errors import Damaged, NotFound, Refused, Rejected, Unavailable
 from plateway.events import Ref
-from plateway.gateway import auth, decoders, pictures
+from plateway.gateway import auth, decoders, pictures, tiles
 from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import Span, check_conditions, format_date, parse_range
 from plateway.gateway.probes import SECONDS, Probes
 from plateway.gateway.streaming import MEDIA, SMALL, Rest, describe, respond
 from plateway.gateway.thumbnail_cache import Thumbs
+from plateway.gateway.tiles import OpenedImage, Rendering
 from plateway.keys import tar_name
 from plateway.ledger import Ledger
 from plateway.pipeline import Site
@@ -59,6 +60,8 @@ SAMPLES = 9  # images from which the levels of an event are chosen
 SPREAD = (math.sqrt(5) - 1) / 2  # distance of the samples, as a part of the event: two steps never hit the same row
 SAMPLED = 64 << 20  # bytes of samples after which no more are read
 ORDINARY = 32 << 20  # bytes of pixels; larger pictures are decoded one at a time over all workers
+OPENED = 64 << 20  # bytes of decoded pixels that one worker keeps; a larger image is kept alone
+DESCRIBED = 1000  # images whose description is cached
 DRAWN = 2  # thumbnails that one worker makes at a time
 TAR = "application/x-tar"
 PNG = "image/png"
@@ -88,6 +91,31 @@ class Image(BaseModel):
     thumbnail: str | None  # None: its name is not that of a picture
 
 
+class HistogramReport(BaseModel):
+    """Counts of pixel values in bins of equal width, from a sample of the pixels."""
+
+    first: float
+    last: float
+    counts: list[int]
+
+
+class ImageReport(BaseModel):
+    """The pixels of one file."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+    width: int  # pixels, upright
+    height: int
+    format: str | None
+    bits: int | None  # of a sample
+    kind: str  # sample type, as NumPy calls it
+    photometric: str | None
+    compression: str | None
+    levels: tuple[float, float]  # values that become black and white
+    histogram: HistogramReport
+
+
 class Images(BaseModel):
     """The files of an event, in the order of their names' bytes."""
 
@@ -106,6 +134,28 @@ def thumbnail_url(ref: Ref, name: str, *, size: int = SIZE, levels: Levels = "ow
     query = {"size": size} if size != SIZE else {}
     encoded = urlencode(query | ({"levels": levels} if levels != "own" else {}))
     return f"{image_url(ref, name)}/thumbnail{f'?{encoded}' if encoded else ''}"
+
+
+def picture_url(ref: Ref, name: str, **query: Any) -> str:
+    """Return the path of a rendered picture on the gateway."""
+    told = {key: value for key, value in query.items() if value is not None}
+    return f"{image_url(ref, name)}/picture{f'?{urlencode(told)}' if told else ''}"
+
+
+def info_url(ref: Ref, name: str) -> str:
+    """Return the path of an image's description on the gateway."""
+    return f"{image_url(ref, name)}/info"
+
+
+def rendering(
+    low: Annotated[float | None, Query(allow_inf_nan=False, description="value that becomes black")] = None,
+    high: Annotated[float | None, Query(allow_inf_nan=False, description="value that becomes white")] = None,
+    gamma: Annotated[float, Query(ge=tiles.GAMMA[0], le=tiles.GAMMA[1])] = 1.0,
+    *,
+    invert: bool = False,
+) -> Rendering:
+    """Parse how an image is rendered."""
+    return Rendering(low, high, gamma, invert)
 
 
 def format_bucket(export: Export) -> str:
@@ -176,6 +226,22 @@ class RequestedImage:
         return Representation(self.member.size, self.member.sha256, self.reader.export.uploaded_at)
 
 
+class PictureRequest(NamedTuple):
+    """One tile of an image, or the whole of it, and how it is rendered."""
+
+    format: tiles.Format = "png"
+    level: int | None = None  # None: the whole image
+    x: int = 0
+    y: int = 0
+    levels: Levels = "own"
+    rendering: Rendering = Rendering()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is cached on disk."""
+        return self.level is not None and self.rendering.is_default
+
+
 class Gallery:
     """The images of all events; its blocking methods run in a limited number of threads.
 
@@ -185,7 +251,7 @@ class Gallery:
     def __init__(self, site: Site, home: Path, *, links: timedelta, probes: Probes) -> None:
         self.site, self.thumbs = site, Thumbs(home / "thumbs")
         self._links, self._spool, self._probes = links, home / "spool", probes
-        self._reads, self._drawing, self._lookups = map(CapacityLimiter, (READS, DRAWN, READS))
+        self._reads, self.drawing, self._lookups = map(CapacityLimiter, (READS, DRAWN, READS))
         events: TTLCache[Any, CachedEvent] = TTLCache(EVENTS, HOLDS, timer=time.monotonic)
         self._event = cached(events, lock=Lock())(self._read_event)
         self._manifests: LRUCache[str, Contents] = LRUCache(MEMBERS, getsizeof=_count_members)
@@ -193,6 +259,10 @@ class Gallery:
         self._read_manifest = cached(self._manifests, _manifest_sha256, self._manifests_lock)(_read_contents)
         levels: LRUCache[str, pictures.KindLevels] = LRUCache(EVENTS)
         self._event_levels = cached(levels, _manifest_sha256, Lock())(self._choose_levels)
+        self._opened: LRUCache[str, OpenedImage] = LRUCache(OPENED, getsizeof=_count_pixels)
+        self._described: LRUCache[str, ImageReport] = LRUCache(DESCRIBED)
+        self._opened_lock, self._opening = Lock(), [Lock() for _ in range(READS)]
+        self._decoders = BoundedSemaphore(DRAWN)
         self._suspects: set[str] = set()
         self._spool.mkdir(parents=True, exist_ok=True)
 
@@ -301,12 +371,10 @@ class Gallery:
         kept = await self.look_up(partial(self.thumbs.find, name))
         if kept is not None:
             return kept
-        return await to_thread.run_sync(partial(self._make_thumbnail, image, size, levels, name), limiter=self._drawing)
+        return await to_thread.run_sync(partial(self._make_thumbnail, image, size, levels, name), limiter=self.drawing)
 
     def _make_thumbnail(self, image: RequestedImage, size: int, levels: Levels, name: str) -> bytes:
-        if image.member.size > LARGEST:
-            raise Rejected(f"too large for a thumbnail: {image.member.size} bytes")
-        whole = b"".join(image.reader.image(image.member))
+        whole = self._read_picture(image)
         shared = self._shared_levels(image) if levels == "event" else None
         try:
             with self._turn(whole):
@@ -315,6 +383,96 @@ class Gallery:
             self.thumbs.keep(name, error)
             raise
         self.thumbs.keep(name, picture)
+        return picture
+
+    def open_image(self, image: RequestedImage) -> OpenedImage:
+        """Decode an image at its full resolution; the last ones are kept in memory.
+
+        Raises:
+            Rejected: it is not a picture that can be decoded.
+        """
+        sha256 = image.member.sha256
+        with self._opening[int(sha256[:8], 16) % READS]:  # requests for tiles of one image wait for one decoder
+            with self._opened_lock:
+                known = self._opened.get(sha256)
+            if known is not None:
+                return known
+            whole = self._read_picture(image)
+            with self._decoders, self._turn(whole):
+                opened = tiles.open_image(whole)
+            with self._opened_lock:
+                self._opened[sha256] = opened
+            return opened
+
+    def _read_picture(self, image: RequestedImage) -> bytes:
+        if image.member.size > LARGEST:
+            raise Rejected(f"too large for a preview: {image.member.size:,} of at most {LARGEST:,} bytes")
+        return b"".join(image.reader.image(image.member))
+
+    def describe_image(self, image: RequestedImage) -> ImageReport:
+        """Return dimensions, sample type and histogram of an image.
+
+        Raises:
+            Rejected: it is not a picture that can be decoded.
+        """
+        member = image.member
+        with self._opened_lock:
+            known = self._described.get(member.sha256)
+        if known is None:
+            opened = self.open_image(image)
+            counted = opened.histogram
+            known = ImageReport(
+                name=image.name.encode("utf-8", "backslashreplace").decode(),
+                size=member.size,
+                sha256=member.sha256,
+                width=opened.width,
+                height=opened.height,
+                format=opened.header.format,
+                bits=opened.header.bits,
+                kind=opened.decoded.kind,
+                photometric=opened.header.photometric,
+                compression=opened.header.compression,
+                levels=opened.levels,
+                histogram=HistogramReport(first=counted.first, last=counted.last, counts=list(counted.counts)),
+            )
+            with self._opened_lock:
+                self._described[member.sha256] = known
+        return known.model_copy(update={"name": image.name.encode("utf-8", "backslashreplace").decode()})
+
+    def describe_soon(self, image: RequestedImage) -> ImageReport | None:
+        """Describe an image if that takes no longer than `probes.SECONDS`; otherwise it is there for a later request.
+
+        Raises:
+            Rejected: it is not a picture that can be decoded.
+        """
+        try:
+            return self._probes.read("picture", partial(self.describe_image, image))
+        except Unavailable:
+            return None
+
+    async def render(self, image: RequestedImage, wanted: PictureRequest) -> bytes:
+        """Return a rendered tile or whole picture; tiles of the default rendering are cached with the thumbnails.
+
+        Raises:
+            Rejected: it is not a picture, or there is no such tile.
+        """
+        name = _name_picture(image, wanted)
+        kept = await self.look_up(partial(self.thumbs.find, name)) if wanted.is_kept else None
+        if kept is not None:
+            return kept
+        return await to_thread.run_sync(partial(self._render, image, wanted, name), limiter=self.drawing)
+
+    def _render(self, image: RequestedImage, wanted: PictureRequest, name: str) -> bytes:
+        opened = self.open_image(image)
+        if wanted.level is None:
+            return tiles.whole(opened, rendering=wanted.rendering, format_=wanted.format)
+        shared = self._shared_levels(image) if wanted.levels == "event" else None
+        of_kind = (shared or {}).get(opened.decoded.kind)
+        picture = tiles.tile(
+            opened, level=wanted.level, x=wanted.x, y=wanted.y, rendering=wanted.rendering, shared=of_kind
+        )
+        if wanted.is_kept:
+            self.thumbs.keep(name, picture)
         return picture
 
     @contextmanager
@@ -397,6 +555,54 @@ async def get_thumbnail(
     return Response(picture, 200, headers, PNG)
 
 
+async def get_picture(
+    id: str,  # noqa: A002
+    name: str,
+    request: Request,
+    seen: Seen,
+    *,
+    format: Annotated[tiles.Format, Query(description="of the whole picture; tiles are PNG")] = "png",  # noqa: A002
+    level: Annotated[
+        int | None, Query(ge=0, lt=tiles.MOST_LEVELS, description="of a tile: 0 is native, each next one half of it")
+    ] = None,
+    x: Annotated[int, Query(ge=0, le=1 << 20, description="column of the tile")] = 0,
+    y: Annotated[int, Query(ge=0, le=1 << 20, description="row of the tile")] = 0,
+    levels: Annotated[Levels, Query(description="event: all tiles of the event get the same levels")] = "own",
+    how: Annotated[Rendering, Depends(rendering)],
+) -> Response:
+    """Render an image with 8 bits at its native resolution, as PNG or JPEG, or one tile of 512 x 512 pixels."""
+    gallery, asked = _gallery(request), _name(request)
+    image = await gallery.look_up(partial(gallery.find, id, seen, asked, asked.removesuffix("/picture")))
+    if image.requested_name == asked:  # a file whose name ends with /picture
+        return await _send_image(gallery, request, image)
+    wanted = PictureRequest(format, level, x, y, levels, how)
+    expected = image.representation._replace(etag=_name_picture(image, wanted))
+    check_conditions(request.headers, expected, method=request.method)
+    try:
+        picture = await gallery.render(image, wanted)
+    except Rejected as error:
+        raise Problem(415, str(error)) from error
+    told = describe(f"{image.name}.{'jpg' if format == 'jpeg' else 'png'}", expected)
+    headers = {name: told[name] for name in ("ETag", "Last-Modified")} | {"Cache-Control": DAY}
+    if level is None:
+        headers["Content-Disposition"] = told["Content-Disposition"]
+        return Response(picture, 200, headers, f"image/{format}")
+    return Response(picture, 200, headers, PNG)
+
+
+async def get_info(id: str, name: str, request: Request, seen: Seen) -> Response:  # noqa: A002
+    """Report dimensions, sample type, contrast levels and histogram of an image."""
+    gallery, asked = _gallery(request), _name(request)
+    image = await gallery.look_up(partial(gallery.find, id, seen, asked, asked.removesuffix("/info")))
+    if image.requested_name == asked:  # a file whose name ends with /info
+        return await _send_image(gallery, request, image)
+    try:
+        found = await to_thread.run_sync(partial(gallery.describe_image, image), limiter=gallery.drawing)
+    except Rejected as error:
+        raise Problem(415, str(error)) from error
+    return Response(found.model_dump_json(), 200, {"Cache-Control": DAY}, "application/json")
+
+
 async def get_bundle(id: str, request: Request, seen: Seen) -> Response:  # noqa: A002
     """Read the whole bundle: by redirect to an expiring link into the bucket where possible, else from the gateway."""
     gallery = _gallery(request)
@@ -432,6 +638,11 @@ def install(app: FastAPI, site: Site) -> None:
         read = _describe_responses(206, 304, 404, 412, 416, 503)
         app.add_api_route(f"{event}/images", list_images, **options, response_model=Images, responses=listed)
         app.add_api_route(f"{event}/images/{{name:key}}/thumbnail", get_thumbnail, **options, responses=drawn)
+        app.add_api_route(f"{event}/images/{{name:key}}/picture", get_picture, **options, responses=drawn)
+        described = _describe_responses(404, 415, 503)
+        app.add_api_route(
+            f"{event}/images/{{name:key}}/info", get_info, **options, response_model=ImageReport, responses=described
+        )
         app.add_api_route(f"{event}/images/{{name:key}}", get_image, **options, responses=read)
         app.add_api_route(f"{event}/bundle", get_bundle, **options, responses=read | _describe_responses(307))
 
@@ -486,6 +697,19 @@ def _name_thumbnail(image: RequestedImage, size: int, levels: Levels) -> str:
     """Name a thumbnail by everything that determines its bytes."""
     event = f"-{_manifest_sha256(image.reader)}" if levels == "event" else ""
     return f"{image.member.sha256}-{size}-{pictures.STYLE}{event}"
+
+
+def _name_picture(image: RequestedImage, wanted: PictureRequest) -> str:
+    """Name a rendered picture by everything that determines its bytes."""
+    event = f"-{_manifest_sha256(image.reader)}" if wanted.levels == "event" else ""
+    tile = f"{wanted.level}-{wanted.x}-{wanted.y}" if wanted.level is not None else wanted.format
+    how = wanted.rendering
+    values = "" if how.is_default else f"-{how.low}-{how.high}-{how.gamma}-{how.invert:d}"
+    return f"{image.member.sha256}-tile-{tile}-{pictures.STYLE}{event}{values}"
+
+
+def _count_pixels(image: OpenedImage) -> int:
+    return min(image.occupied, OPENED)
 
 
 def _read_contents(reader: BundleReader) -> Contents:

@@ -90,7 +90,7 @@ def levels(content: bytes) -> tuple[str, Levels] | None:
         Rejected: as `thumbnail`.
     """
     found = decoders.decode(content, LEAST)
-    between = _choose_levels(_averaged(found.pixels, LEAST)) if found.stretch and found.levels is None else None
+    between = choose_levels(averaged(found.pixels, LEAST)) if found.stretch and found.levels is None else None
     return between and (found.kind, between)
 
 
@@ -129,8 +129,8 @@ def _place(name: str) -> tuple[str, int, int] | None:
 def _drawn(found: Decoded, size: int, shared: Levels | None) -> Image.Image:
     """Turn decoded pixels into 8 bits, with their alpha channel."""
     if found.stretch:
-        values = _averaged(found.pixels, max(size, LEAST))
-        pixels = _stretched(values, found.levels or shared or _choose_levels(values))
+        values = averaged(found.pixels, max(size, LEAST))
+        pixels = _stretched(values, found.levels or shared or choose_levels(values))
     else:
         pixels = found.pixels
     image = Image.fromarray(np.ascontiguousarray(255 - pixels if found.white else pixels))
@@ -141,7 +141,7 @@ def _drawn(found: Decoded, size: int, shared: Levels | None) -> Image.Image:
     return image
 
 
-def _choose_levels(values: npt.NDArray[np.float64]) -> Levels | None:
+def choose_levels(values: npt.NDArray[np.float64]) -> Levels | None:
     """Choose the values for black and white; None: no value is finite."""
     step = math.isqrt(values.size // SAMPLED) + 1
     finite = values[::step, ::step]
@@ -153,7 +153,7 @@ def _choose_levels(values: npt.NDArray[np.float64]) -> Levels | None:
     return (finite.min(), finite.max()) if finite.size else None
 
 
-def _averaged(pixels: Pixels, size: int) -> npt.NDArray[np.float64]:
+def averaged(pixels: Pixels, size: int) -> npt.NDArray[np.float64]:
     """Average neighbouring pixels while the longer side keeps at least `size`."""
     height, width, *colours = pixels.shape
     many = max(1, max(height, width) // size)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import re
+import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +18,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from plateway import pipeline, simulator
@@ -43,9 +49,11 @@ ARGS = (
 DESK, PHONE = (1280, 900), (390, 844)
 EVIL = """'"><img src=x onerror=alert(1)><script>alert(1)<!-- & Ünï 真菌"""
 ODD = """<b>'"#?%41&amp; é 菌.tif"""  # the name of an image
+CUT, NEWLINE = "cut off.tif", "two\nlines.tif"
 BYTES = "caf\udce9.tif"  # one that is not UTF-8
 PREFECT = "http://127.0.0.1:4200"
 TODAY = date(2026, 11, 21)  # a Saturday
+BACKGROUND = 0x12  # green of the viewer's
 LOADED = "img => img.complete && img.naturalWidth > 0"
 
 
@@ -61,6 +69,9 @@ class World:
     stitch: simulator.Announced  # prince, plate 2: purged, archived
     video: simulator.Announced  # aretha
     evil: simulator.Announced  # its experiment is called as bad as can be
+    broken: simulator.Announced  # one image was cut off, the name of another has two lines
+    early: simulator.Announced  # aretha, one plate at two times
+    later: simulator.Announced
     waiting: simulator.Announced
 
     @property
@@ -74,14 +85,15 @@ class World:
         return self.site.lab
 
 
-def take(lab: Lab, number: int, *, kind: str = "stitch", **said: Any) -> simulator.Announced:
+def take(
+    lab: Lab, number: int, *, kind: str = "stitch", files: tuple[str, ...] = (), **said: Any
+) -> simulator.Announced:
     """Let aretha take an event of which something is said."""
     instrument = Simulated("aretha", "imaging event", lab.bench / "aretha", kinds=(kind,), images=4, size=64)
     shot = Shot(instrument, number, lab.clock, started=lab.clock())
     shot.expose()
-    if kind == "overview":
-        for name in (ODD, BYTES):
-            shot.write(name, simulator.tiff(shot.picture(0)))
+    for name in files:
+        shot.write(name, simulator.tiff(shot.picture(0))[: -1000 if name == CUT else None])
     return shot.announce(shot.event(**said))
 
 
@@ -101,7 +113,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         assert {outcome.result for outcome in pipeline.archive(lab.site)} == {"written", "archived"}
         with_policy(lab)
         assert "trashed" in {outcome.result for outcome in pipeline.purge(lab.site, fraction=1.0)}
-        video, evil = take(lab, 1, kind="video"), take(lab, 2, kind="overview", experiment_id=EVIL, img_count=3)
+        video, evil = (
+            take(lab, 1, kind="video"),
+            take(lab, 2, kind="overview", files=(ODD, BYTES), experiment_id=EVIL, img_count=3),
+        )
+        broken = take(lab, 4, kind="overview", files=(CUT, NEWLINE), img_count=3)
+        early = take(lab, 6)
+        lab.clock.turn(hours=8)
+        later = take(lab, 6 + Simulated.plates)
         take(lab, 3, experiment_id="<script>alert(1)</script>")
         lab.settle()
         lab.export()
@@ -111,7 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         line, tokens = one.gateway.parts.site, home / "tokens.json"
         guarded = Parts(home=home / "guarded", tokens=tokens, limits=GENEROUS, site=line, prefect_ui=PREFECT)
         with running(guarded) as gateway:
-            yield World(one, gateway, stitch, video, evil, waiting)
+            yield World(one, gateway, stitch, video, evil, broken, early, later, waiting)
 
 
 @pytest.fixture
@@ -165,6 +184,16 @@ def links(page: str) -> list[str]:
         ("waiting 2026-05-04", find.SearchQuery(state="waiting", day=date(2026, 5, 4))),
         ("2025 plate 7 archived", find.SearchQuery(text="2025", plate=7, state="archived")),
         ("the last of them", find.SearchQuery(text="the last of them")),
+        ("30 november", find.SearchQuery(day=date(2025, 11, 30))),
+        ("prince nov 1 to nov 15", find.SearchQuery(system="prince", day=date(2026, 11, 1), until=date(2026, 11, 15))),
+        ("dec 20 until 5 january 2026", find.SearchQuery(day=date(2025, 12, 20), until=date(2026, 1, 5))),
+        (
+            "video from 2026-05-01 to 2026-05-04",
+            find.SearchQuery(kind="video", day=date(2026, 5, 1), until=date(2026, 5, 4)),
+        ),
+        ("last week plate 3", find.SearchQuery(plate=3, day=date(2026, 11, 9), until=date(2026, 11, 15))),
+        ("last 7 days", find.SearchQuery(day=date(2026, 11, 15), until=TODAY)),
+        ("mayfly nov", find.SearchQuery(text="mayfly nov")),
         ("9b2d7f0a", find.SearchQuery(text="9b2d7f0a")),
         ("stitch video", find.SearchQuery(kind="stitch", text="video")),
     ],
@@ -198,6 +227,35 @@ def test_nonsense_gets_a_page(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 400
     assert "Request failed" in answer.text
+
+
+def test_an_experiment_shows_its_plates_and_gaps(client: httpx.Client, world: World) -> None:
+    """A row for each plate, a column for each day from the first to the last, and gaps where nothing was imaged."""
+    event = world.lab.catalog.get(Ref(world.early.id, 1))
+    page = client.get("/experiment", params={"name": event.experiment}).text
+    every = world.lab.catalog.search(experiment=event.experiment, limit=100)
+    days = {one.event.timestamp.date() for one in every}
+    assert page.count('scope="col"') == 1 + (max(days) - min(days)).days + 1
+    assert page.count('scope="row"') == len({(one.event.plate, one.event.kind, one.event.system) for one in every})
+    shown = set(re.findall(r'href="/events/([^"]+)" title', page))
+    assert str(world.later.id) in shown
+    assert 'class="gap"' in page
+    assert client.get("/experiment?name=nobody").status_code == 404
+
+
+def test_a_link_means_the_same_tomorrow(client: httpx.Client, world: World) -> None:
+    """Words for days that move become dates in the address, with everything else that was asked."""
+    answer = client.get("/?q=prince+last+week&plate=2")
+    assert answer.status_code == 303
+    where = httpx.URL(answer.headers["location"]).params
+    assert (where["system"], where["plate"], "q" in where) == ("prince", "2", False)
+    assert date.fromisoformat(where["until"]) - date.fromisoformat(where["day"]) == timedelta(days=6)
+    assert client.get(answer.headers["location"]).status_code == 200
+    event = world.lab.catalog.get(Ref(world.stitch.id, 1))
+    day = event.timestamp.date()
+    around = f"/?system=prince&state=purged&day={day - timedelta(days=3)}&until={day}"
+    assert links(client.get(around).text) == [str(world.stitch.id)]
+    assert client.get("/?until=2026-01-01").status_code == 400
 
 
 def test_events_are_found(world: World, client: httpx.Client) -> None:
@@ -421,7 +479,8 @@ def test_pages_may_load_little(client: httpx.Client, world: World) -> None:
 def test_what_pages_load_is_kept(client: httpx.Client) -> None:
     """Style, script and icon are named by their content, and kept for ever."""
     loaded = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', client.get("/").text))
-    assert len(loaded) == 3
+    loaded.add("/static/viewer.js")
+    assert len(loaded) == 4
     for path in loaded:
         answer = client.get(path)
         assert answer.status_code == 200
@@ -579,6 +638,83 @@ def test_what_is_not_there_is_told(client: httpx.Client, world: World, path: str
     assert "Not found" in answer.text
 
 
+def chosen(world: World) -> list[tuple[str, str | int | float | bool | None]]:
+    """Two events and one whose names are odd, as a form sends them."""
+    return [("id", str(one.id)) for one in (world.stitch, world.evil, world.broken)]
+
+
+def test_chosen_events_are_one_zip(client: httpx.Client, world: World) -> None:
+    """It has every file of each event, byte for byte, below readable names, and any program can read it."""
+    answer = client.get("/api/1/download", params=chosen(world))
+    assert answer.headers["content-disposition"] == 'attachment; filename="plateway.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        found = {one: hashlib.sha256(archive.read(one)).hexdigest() for one in archive.namelist()}
+    assert sorted(found.values()) == sorted(
+        sha256 for one in (world.stitch, world.evil, world.broken) for sha256 in one.files.values()
+    )
+    event = world.lab.catalog.get(Ref(world.stitch.id, 1))
+    folder = f"{event.experiment}_plate{event.plate}_{event.timestamp:%Y-%m-%dT%H%MZ}"
+    assert f"{folder}/{min(world.stitch.files)}" in found
+    assert not [name for name in found if ".." in name.split("/") or name.startswith("/")]
+
+
+def test_a_script_downloads_and_verifies(client: httpx.Client, world: World, tmp_path: Path) -> None:
+    """The script fetches each bundle and compares its checksum; names of the lab do nothing in it."""
+    asked = [*chosen(world), ("form", "script")]
+    told = client.get("/api/1/download", params=asked).text
+    (tmp_path / "get.sh").write_text(told)
+    for _ in range(2):  # what is there is not fetched again
+        done = subprocess.run(["sh", "get.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(": OK") == 3
+    (some,) = sorted(tmp_path.glob("*.tar"))[:1]
+    some.write_bytes(some.read_bytes()[:-1] + b"x")
+    assert subprocess.run(["sh", "get.sh"], cwd=tmp_path, capture_output=True, timeout=60, check=False).returncode
+    sums = client.get("/api/1/download", params=[*chosen(world), ("form", "checksums")]).text
+    assert sums.strip() in told
+
+
+def test_what_cannot_be_downloaded_is_refused(client: httpx.Client, people: httpx.Client, world: World) -> None:
+    """None, too many, unknown ones, and those that a token may not see."""
+    none = client.get("/api/1/download")
+    many = client.get("/api/1/download", params=[("id", f"{world.stitch.id}-r{one}") for one in range(1, 300)])
+    assert (none.status_code, many.status_code) == (400, 400)
+    assert "1 to 200" in many.text
+    assert client.get("/api/1/download", params={"id": str(world.waiting.id)}).status_code == 404
+    assert people.get("/api/1/download", params=chosen(world)).status_code == 401
+    videos = {"Authorization": f"Bearer {world.gateway.token('zips', 'read', prefix='videos/')}"}
+    assert people.get("/api/1/download", params=chosen(world), headers=videos).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/nope", "/dashboard/", "/events/", "/api/1/nope"])
+def test_errors_are_pages_for_browsers(client: httpx.Client, people: httpx.Client, path: str) -> None:
+    """An unknown address is a page where a browser asks, and JSON for programs and below /api; nobody has to log in."""
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for one in (client, people):
+        answer = one.get(path, headers=browser)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"].startswith("application/json" if "/api/" in path else "text/html")
+        assert "/api/" in path or "Not found" in answer.text
+        assert one.get(path).json() == {"detail": "Not Found"}
+
+
+def test_every_file_of_a_long_event_is_listed() -> None:
+    """Beside a stitched view and without pictures, more files than fit on a page have further pages."""
+    from plateway.bundle import Member
+    from plateway.gateway.pages import event
+
+    ref = Ref(simulator.NAMESPACE, 1)
+    tiles = [f"Img_r{row:02d}_c{column:02d}.tif" for row in (1, 2) for column in (1, 2)]
+    others = [f"scan_{number:05d}.bin" for number in range(event.SHEET + 106)]
+    members = [Member(name, 1, "0" * 64, 0) for name in (*tiles, *others)]
+    first, second = (event.sheet(ref, members, first=number) for number in (1, event.SHEET + 1))
+    assert [len(row) for row in first.rows] == [2, 2]
+    assert second.rows == ()
+    assert [one.name for one in (*first.files, *second.files)] == others
+    assert (second.later, first.total) == (None, len(others))
+
+
 # --------------------------------------------------------------------------------------------------------- in a browser
 
 
@@ -654,9 +790,11 @@ def visit(browser: Browser, world: World) -> Iterator[Visiting]:
 
 def shown(page: Page) -> None:
     """Scroll through a page until every picture on it was really decoded."""
-    for image in page.locator("main img").all():
+    for image in page.locator("main img").filter(visible=True).all():
         image.scroll_into_view_if_needed()
         page.wait_for_function(LOADED, arg=image.element_handle())
+    for viewer in page.locator("[data-viewer]").all():
+        expect(viewer).to_have_attribute("data-whole", "")
 
 
 def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> None:
@@ -666,10 +804,11 @@ def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> Non
     event = world.lab.catalog.get(Ref(world.stitch.id, 1))
     one.page.get_by_label("Find by words").fill(f"plate {event.plate} purged {event.timestamp:%Y-%m-%d}")
     one.page.get_by_role("button", name="Find").click()
-    expect(one.page.get_by_label("Plate")).to_have_value(str(event.plate))
+    expect(one.page.get_by_label("Plate", exact=True)).to_have_value(str(event.plate))
     shown(one.page)
     one.page.locator("a.event").click()
     expect(one.page.get_by_role("heading", level=1)).to_contain_text(event.experiment)
+    one.page.get_by_role("button", name="List tiles").click()
     shown(one.page)
     tiles = one.page.locator(".stitched td")
     boxes = [tile.bounding_box() for tile in tiles.all()]
@@ -678,7 +817,7 @@ def test_somebody_finds_and_opens_an_event(visit: Visiting, world: World) -> Non
     one.page.locator(".stitched a").nth(4).click()
     shown(one.page)
     with one.page.expect_download() as download:
-        one.page.get_by_role("link", name="Download").click()
+        one.page.get_by_role("link", name="Download", exact=False).first.click()
     name = sorted(world.stitch.files)[4]
     assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.stitch.files[name]
     assert download.value.suggested_filename == name.rpartition("/")[2]
@@ -694,8 +833,28 @@ def test_odd_names_are_pictures_too(visit: Visiting, world: World) -> None:
     expect(one.page.get_by_role("heading", level=1)).to_have_text(ODD)
     shown(one.page)
     with one.page.expect_download() as download:
-        one.page.get_by_role("link", name="Download").click()
+        one.page.get_by_role("link", name="Download", exact=False).first.click()
     assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.evil.files[ODD]
+
+
+def test_a_picture_that_cannot_be_made_says_why(visit: Visiting, client: httpx.Client, world: World) -> None:
+    """The reason is in the list of images, on the page of the image, and by the original, which is as it was."""
+    assert "cut off after" in text(client.get(f"/events/{world.broken.id}/images/{CUT}").text)
+    one: Visit = visit()
+    one.go(f"/events/{world.broken.id}")
+    expect(one.page.locator(".reason")).to_contain_text("cut off after")
+    assert [fault for fault in one.faults if "415" not in fault] == []
+    one.faults.clear()  # the browser reports every failed request
+
+
+def test_a_name_of_two_lines_has_a_page(visit: Visiting, world: World) -> None:
+    """It is shown and downloaded like any other."""
+    one: Visit = visit()
+    one.go(f"/events/{world.broken.id}/images/two%0Alines.tif")
+    shown(one.page)
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="Download").click()
+    assert hashlib.sha256(download.value.path().read_bytes()).hexdigest() == world.broken.files[NEWLINE]
 
 
 def test_a_keyboard_is_enough(visit: Visiting, world: World) -> None:
@@ -713,6 +872,9 @@ def test_a_keyboard_is_enough(visit: Visiting, world: World) -> None:
     expect(one.page.locator("a.event")).to_have_count(1)
     reach(one.page, "a.event")
     assert focus.evaluate("link => getComputedStyle(link).outlineStyle") == "solid"
+    press("Enter")
+    expect(one.page.locator("[data-viewer] canvas")).to_be_visible()
+    reach(one.page, "[data-do=tiles]")
     press("Enter")
     expect(one.page.locator(".stitched")).to_be_visible()
     reach(one.page, ".stitched a")
@@ -744,11 +906,164 @@ def reach(page: Page, wanted: str) -> None:
     raise AssertionError(f"{wanted} is not reached")
 
 
+VIEW = "() => { const { x, y, scale } = document.querySelector('[data-viewer]').viewer; return [x, y, scale]; }"
+PIXELS = """() => {
+  const { canvas } = document.querySelector("[data-viewer]").viewer;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  return { width: canvas.width, height: canvas.height, grey: [...data].filter((_, i) => i % 4 === 1) };
+}"""
+
+
+def painted(page: Page) -> Any:
+    """Read the brightness of every pixel of the viewer, once it is whole."""
+    expect(page.locator("[data-viewer]")).to_have_attribute("data-whole", "")
+    found = page.evaluate(PIXELS)
+    return np.array(found["grey"]).reshape(found["height"], found["width"])
+
+
+def test_a_stitched_view_has_no_seams(visit: Visiting, world: World) -> None:
+    """Neighbours meet in the same pixel of the screen at any zoom: no column or row of background lies between them."""
+    one: Visit = visit(size=(1283, 907))
+    one.go(f"/events/{world.stitch.id}")
+    for factor in (1, 1.07, 1.31):
+        one.page.wait_for_selector("[data-viewer][data-ready]")
+        one.page.evaluate(
+            "by => { const { viewer } = document.querySelector('[data-viewer]'); viewer.zoom(by); }", factor
+        )
+        grey = painted(one.page)
+        drawn = np.argwhere(grey != BACKGROUND)
+        (top, left), (bottom, right) = drawn.min(axis=0), drawn.max(axis=0)
+        inside = grey[top : bottom + 1, left : right + 1] == BACKGROUND
+        assert not inside.all(axis=0).any()
+        assert not inside.all(axis=1).any()
+
+
+def test_a_viewer_shows_the_pixels_of_files(visit: Visiting, world: World) -> None:
+    """At 1:1 each pixel of the screen is one of the file, and the address keeps the view."""
+    one: Visit = visit()
+    name = min(world.stitch.files)
+    one.go(f"/events/{world.stitch.id}/images/{name}")
+    one.page.locator("[data-viewer][data-ready] canvas").focus()
+    one.page.keyboard.press("1")
+    grey = painted(one.page)
+    with httpx.Client(base_url=one.base, trust_env=False, verify=PLAIN) as client:
+        url = f"/api/1/events/{world.stitch.id}/images/{name}"
+        picture = np.asarray(Image.open(io.BytesIO(client.get(f"{url}/picture").content)))
+        about = client.get(f"{url}/info").json()
+    assert (about["width"], about["height"], about["bits"]) == (picture.shape[1], picture.shape[0], 16)
+    assert sum(about["histogram"]["counts"]) == picture.size
+    top, left = (grey.shape[0] - picture.shape[0]) // 2, (grey.shape[1] - picture.shape[1]) // 2
+    assert np.array_equal(grey[top : top + picture.shape[0], left : left + picture.shape[1]], picture)
+    for key in ("+", "+", "ArrowRight", "ArrowDown"):
+        one.page.keyboard.press(key)
+    one.page.wait_for_function("() => location.hash.startsWith('#at=')")
+    one.page.wait_for_timeout(400)
+    before = one.page.evaluate(VIEW)
+    one.page.reload()
+    one.page.wait_for_selector("[data-viewer][data-ready]")
+    assert one.page.evaluate(VIEW) == pytest.approx(before, abs=1, rel=0.01)
+
+
+def test_a_viewer_is_moved_by_hand(visit: Visiting, world: World) -> None:
+    """The wheel zooms where the pointer is once the viewer has the focus; two fingers zoom, one moves."""
+    one: Visit = visit()
+    one.go(f"/events/{world.stitch.id}")
+    canvas = one.page.locator("[data-viewer][data-ready] canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box
+    x, y = box["x"] + 300, box["y"] + 200
+    start = one.page.evaluate(VIEW)
+    one.page.mouse.move(x, y)
+    one.page.mouse.wheel(0, -10)
+    assert one.page.evaluate(VIEW) == start
+    one.page.mouse.click(x, y)
+    one.page.mouse.wheel(0, -300)
+    one.page.wait_for_function("before => document.querySelector('[data-viewer]').viewer.scale > before", arg=start[2])
+    zoomed = one.page.evaluate(VIEW)
+    one.page.mouse.down()
+    one.page.mouse.move(x + 50, y + 20)
+    one.page.mouse.up()
+    moved = one.page.evaluate(VIEW)
+    assert moved[0] == pytest.approx(max(0, zoomed[0] - 50 / zoomed[2]), abs=0.5)
+    fingers = one.page.context.new_cdp_session(one.page)
+    for kind, apart in (("touchStart", 20), ("touchMove", 40), ("touchMove", 80), ("touchEnd", 0)):
+        points = [{"x": x + side * apart, "y": y, "id": side + 1} for side in (-1, 1)] if apart else []
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert one.page.evaluate(VIEW)[2] > 2 * moved[2]
+
+
+def test_a_plate_is_seen_over_time(visit: Visiting, world: World) -> None:
+    """The slider goes to the other times in the same view; the difference of a time to itself would be black."""
+    one: Visit = visit()
+    one.go(f"/events/{world.later.id}")
+    slider = one.page.get_by_label("Time point")
+    expect(slider).to_be_visible()
+    now = painted(one.page)
+    slider.press("Home")
+    told = one.page.locator("[data-when]")
+    expect(told).to_have_attribute("href", re.compile(str(world.early.id)))
+    expect(told).to_contain_text("day 0, 0 h")
+    before = painted(one.page)
+    assert not np.array_equal(now, before)
+    slider.press("End")
+    one.page.get_by_label("Difference").check()
+    changed = painted(one.page).astype(int)
+    inside = now != BACKGROUND
+    assert np.abs(changed - np.abs(now.astype(int) - before))[inside & (before != BACKGROUND)].max() <= 1
+    one.page.get_by_role("button", name="Play").click()
+    expect(told).to_have_attribute("href", re.compile(str(world.early.id)))
+    one.page.get_by_role("button", name="Pause").click()
+
+
+def test_events_are_chosen_and_downloaded(visit: Visiting, world: World) -> None:
+    """Boxes beside the events, a button below them."""
+    one: Visit = visit()
+    one.go(f"/?q={world.video.id}")
+    one.page.get_by_role("checkbox", name="Choose").check()
+    with one.page.expect_download() as download:
+        one.page.get_by_role("button", name="ZIP of all files").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert len(archive.namelist()) == len(world.video.files)
+
+
+def test_contrast_is_in_the_address(visit: Visiting, world: World) -> None:
+    """What the sliders set is drawn, kept in the address, downloaded as PNG, and the same without scripts."""
+    one: Visit = visit()
+    name = min(world.stitch.files)
+    one.go(f"/events/{world.stitch.id}/images/{name}")
+    plain = painted(one.page)
+    one.page.get_by_label("Invert").check()
+    one.page.wait_for_function("() => location.search === '?invert=true'")
+    middle = plain.shape[0] // 2, plain.shape[1] // 2
+    assert painted(one.page)[middle] == 255 - plain[middle]
+    one.page.get_by_role("button", name="Reset").click()
+    one.page.wait_for_function("() => location.search === ''")
+    one.go(f"/events/{world.stitch.id}/images/{name}?low=0&high=65535&gamma=2")
+    assert one.page.locator("[name=gamma]").input_value() == "2"
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="PNG").click()
+    assert download.value.suggested_filename.endswith(".tif.png")
+    rendered = np.asarray(Image.open(download.value.path()))
+    with httpx.Client(base_url=one.base, trust_env=False, verify=PLAIN) as client:
+        raw = tifffile.imread(io.BytesIO(client.get(f"/api/1/events/{world.stitch.id}/images/{name}").content))
+    assert np.array_equal(rendered, (255 * (raw / 65535) ** 0.5).astype(np.uint8))
+
+
 def every(world: World) -> list[str]:
     """One page of each kind."""
     image = min(world.stitch.files)
     events = [f"/events/{one.id}" for one in (world.stitch, world.video, world.evil, world.waiting)]
-    return ["/", "/?q=nothing+fits&plate=1", *events, f"{events[0]}/images/{image}", "/dashboard"]
+    return [
+        "/",
+        "/?q=nothing+fits&plate=1",
+        *events,
+        f"{events[0]}/images/{image}",
+        "/dashboard",
+        "/experiment?name=20250106_001",
+    ]
 
 
 def test_pages_fit_a_phone(visit: Visiting, world: World) -> None:

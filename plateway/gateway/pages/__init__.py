@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from plateway.gateway.pages import (
     dashboard,
     event,
+    experiment,
     find,
     login,
     rendering,
@@ -23,4 +24,5 @@ def install(app: FastAPI, site: Site) -> None:
     login.install(app)
     find.install(app, site)
     event.install(app, site)
+    experiment.install(app, site)
     dashboard.install(app, site)

@@ -137,7 +137,7 @@ def install(app: FastAPI, site: Site) -> None:
                 for what, colour, counts in became
             ],
             systems=[(one, shares(one)) for one in figures.overview.systems],
-            states=(*WAITING, *DONE, *BAD),
+            states=(*BAD, *WAITING, *DONE),
             now=figures.at,
             shown=SHOWN,
             prefect_runs=list(links(request.app.state.parts.prefect_ui)),

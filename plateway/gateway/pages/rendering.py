@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from starlette.exceptions import HTTPException
 
 from plateway import __version__
 from plateway.errors import NotFound, PlatewayError
@@ -31,15 +33,17 @@ ASSETS = {
     for name, kind in {
         "plateway.css": "text/css; charset=utf-8",
         "plateway.js": "text/javascript; charset=utf-8",
+        "viewer.js": "text/javascript; charset=utf-8",
         "plateway.svg": "image/svg+xml",
     }.items()
 }
 VERSION = hashlib.sha256(b"".join(content for _, content in ASSETS.values())).hexdigest()[:12]
 PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown without a token: they name no other server
+PROGRAMS = ("/api/", "/openapi.json", "/metrics", "/health", "/ready")  # errors there are JSON for everybody
 KEPT = "public, max-age=31536000, immutable"
 HEADERS = {
-    POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    POLICY: "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "private, no-cache",
     "Referrer-Policy": "same-origin",  # without a referrer, browsers send no Origin with a form
     "Vary": "Cookie, Authorization",
@@ -107,6 +111,15 @@ def render_problem(request: Request, problem: Problem) -> Response:
     return response
 
 
+async def _handle_http_error(request: Request, error: Exception) -> Response:
+    """Answer an unknown address, or a method that it does not have: a page for browsers, JSON for programs."""
+    assert isinstance(error, HTTPException)
+    if request.scope["path"].startswith(PROGRAMS) or "text/html" not in request.headers.get("accept", ""):
+        return await http_exception_handler(request, error)
+    message = "There is no page at this address" if error.status_code == 404 else error.detail
+    return render_problem(request, Problem(error.status_code, message, headers=error.headers))
+
+
 def to_login(request: Request, **more: Any) -> str:
     """Return the address of the login, which leads back to this request."""
     query = f"?{request.url.query}" if request.url.query else ""
@@ -125,7 +138,8 @@ def quoted(name: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Add the static files of pages to an application."""
+    """Add the static files of pages, and pages for errors, to an application."""
+    app.add_exception_handler(HTTPException, _handle_http_error)
     app.add_api_route(
         "/static/{name}",
         static,
@@ -178,4 +192,6 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.globals.update(release=__version__, version=VERSION, address=address)
-TEMPLATES.filters.update(when=_when, size=spoken_size, quoted=quoted, number=lambda value: f"{value:,}")
+TEMPLATES.filters.update(
+    value=lambda value: f"{value:.5g}", when=_when, size=spoken_size, quoted=quoted, number=lambda value: f"{value:,}"
+)

@@ -48,10 +48,17 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// What cannot be drawn says its name instead.
+// What cannot be drawn says why.
 for (const image of within(document, "[data-sheet] img")) {
-  const broken = () => { image.classList.add("broken"); };
-  image.addEventListener("error", broken);
+  const broken = async () => {
+    image.classList.add("broken");
+    const told = await fetch(image.currentSrc || image.src).then((answer) => answer.json()).catch(() => null);
+    const reason = document.createElement("small");
+    reason.className = "reason";
+    reason.textContent = (told && told.error && told.error.message) || "no picture";
+    image.after(reason);
+  };
+  image.addEventListener("error", broken, { once: true });
   if (image.complete && image.currentSrc && !image.naturalWidth) broken();
 }
 
@@ -70,4 +77,17 @@ if (navigator.clipboard) {
     });
     code.after(" ", button);
   }
+}
+
+// Figures are renewed while they are looked at, unless something is opened or has the focus.
+const fresh = document.querySelector("[data-refresh]");
+if (fresh) {
+  const main = document.getElementById("main");
+  setInterval(async () => {
+    const busy = main.querySelector("details[open]") || (main !== document.activeElement && main.contains(document.activeElement));
+    if (document.hidden || busy) return;
+    const page = await fetch(location.href).then((answer) => (answer.ok && !answer.redirected ? answer.text() : "")).catch(() => "");
+    const renewed = page && new DOMParser().parseFromString(page, "text/html").getElementById("main");
+    if (renewed) main.replaceChildren(...renewed.childNodes);
+  }, 1000 * Number(fresh.dataset.refresh));
 }
