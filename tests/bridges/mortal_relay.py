@@ -16,6 +16,7 @@ from plateway.catalog import Catalog
 from plateway.catalog.outbox import Message
 from plateway.outbox.redis import open_streams
 from plateway.outbox.relay import Relay, Send, Target
+from tests.lab import Clock
 
 POINTS = ("before", "after", "recorded")
 
@@ -51,4 +52,4 @@ def streams() -> Iterator[Send]:
 
 
 if __name__ == "__main__":
-    Relay(Mortal(sys.argv[1]), Target("redis", streams), "mortal").relay()
+    Relay(Mortal(sys.argv[1], clock=Clock()), Target("redis", streams), "mortal").relay()

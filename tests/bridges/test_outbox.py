@@ -36,7 +36,7 @@ from plateway.outbox.relay import Relay, Send, Target
 from plateway.outbox.webhook import open_webhook, sign
 from plateway.settings import load
 from tests.bridges import mortal_relay
-from tests.bridges.servers import Rabbit, RedisServer, wait_until
+from tests.bridges.servers import Rabbit, RedisServer, Server, wait_until
 from tests.factories import NOW, add, export, prove
 from tests.lab import Lab
 
@@ -207,7 +207,7 @@ def test_rabbitmq_stopped_and_started(catalog: Catalog, rabbit: Rabbit) -> None:
         there.queue_declare(name, durable=True)
         there.queue_bind(name, name)
     assert one.relay() == 3
-    rabbit.kill()
+    Server.stop(rabbit)  # its epmd goes on
     told += tell(catalog, "amqp", events=[2])
     with pytest.raises(Unavailable, match=r"127.0.0.1"):
         one.relay()
