@@ -377,7 +377,9 @@ def test_a_target_in_trouble_stops_no_other(catalog: Catalog, tmp_path: Path) ->
 
     tell(catalog, "telex", "directory")
     (tmp_path / "out").mkdir()
-    with relaying(catalog, Target("telex", unreachable), target("directory", open_directory, tmp_path / "out", site=SITE)):
+    with relaying(
+        catalog, Target("telex", unreachable), target("directory", open_directory, tmp_path / "out", site=SITE)
+    ):
         wait_until(lambda: pending(catalog, "directory") == 0 and catalog.backlogs()[1].target.error == "down")
     assert pending(catalog, "telex") == 6
 
