@@ -13,7 +13,7 @@ from plateway.catalog.outbox import Message
 from plateway.cli.backlog import backlog_as_dict, format_backlog
 from plateway.cli.common import use_site
 from plateway.cli.console import format_time, out, print_json
-from plateway.cli.options import Home, Json, as_utc
+from plateway.cli.options import TIMES, Home, Json, parse_time
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="redis, amqp, webhook or directory.")]
 OfEvent = Annotated[UUID | None, typer.Option("--event", metavar="ID", help="Only messages about this event.")]
@@ -32,7 +32,7 @@ def list_messages(
     as_json: Json = False,
 ) -> None:
     """List the targets and the newest messages. Delivered messages are kept for 7 days."""
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         now, backlogs = site.catalog.now(), site.catalog.backlogs()
         found = site.catalog.outbox_messages(target=target, event=event, pending=pending, limit=limit)
     if as_json:
@@ -55,7 +55,8 @@ def replay(
     target: Target,
     *,
     since: Annotated[
-        datetime | None, typer.Option(help="Only facts recorded at or after this time (UTC unless it has a zone).")
+        datetime | None,
+        typer.Option(parser=parse_time, metavar="TIME", help=f"Only facts recorded at or after this time: {TIMES}."),
     ] = None,
     event: OfEvent = None,
     message: Annotated[UUID | None, typer.Option("--message", metavar="ID", help="Only this message.")] = None,
@@ -66,8 +67,8 @@ def replay(
 
     Without options, all messages that are kept.
     """
-    with use_site(home) as (site, _):
-        count = site.catalog.replay_messages(target, since=as_utc(since), event=event, message=message)
+    with use_site(home, lenient=True) as (site, _):
+        count = site.catalog.replay_messages(target, since=since, event=event, message=message)
     if as_json:
         return print_json({"replayed": count})
     return out.print(f"{count:,} messages to {target} will be sent again.", soft_wrap=True)
@@ -76,7 +77,7 @@ def replay(
 @app.command()
 def forget(target: Target, home: Home = None) -> None:
     """Write no more messages for a target, and delete those that are pending."""
-    with use_site(home) as (site, _):
+    with use_site(home, lenient=True) as (site, _):
         site.catalog.forget_target(target)
     out.print(f"Target {target!r} forgotten.", soft_wrap=True)
 
