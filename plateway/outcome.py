@@ -15,6 +15,18 @@ from plateway.events import Ref
 log = logging.getLogger(__name__)
 
 
+class Fact(StrEnum):
+    """What others can be told about an event, in the order in which it usually happens."""
+
+    REGISTERED = "registered"
+    EXPORTED = "exported"
+    VERIFIED = "verified"
+    DAMAGED = "damaged"  # the bucket copy is lost or changed
+    ARCHIVED = "archived"  # an archive has it
+    PURGED = "purged"  # its raw images are removed
+    EXPIRED = "expired"  # its bucket copy is removed
+
+
 class Result(StrEnum):
     """What became of one event, object or system."""
 

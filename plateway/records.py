@@ -445,6 +445,41 @@ class Share(Record, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class OutboxTarget(Record, table=True):
+    """Messages are written for this target. The row is removed when somebody forgets the target."""
+
+    __tablename__: ClassVar[Any] = "outbox_target"
+
+    name: str = Field(primary_key=True)  # redis | amqp | webhook | directory
+    registered_at: datetime = Field(sa_type=UtcDateTime)
+    holder: str | None = None  # the one process that relays
+    held_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # the last message
+    error: str | None = Field(default=None, sa_type=Words)  # why the last attempt failed; None: it did not
+    error_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class OutboxMessage(Record, table=True):
+    """This target is to be told of this fact. Written in the transaction of the fact."""
+
+    __tablename__: ClassVar[Any] = "outbox_message"
+    __table_args__ = (
+        of_event(),
+        Index("ix_outbox_message_pending", "target", "sequence", **only("delivered_at IS NULL")),
+        Index("ix_outbox_message_delivered", "target", "delivered_at", **only("delivered_at IS NOT NULL")),
+    )
+
+    sequence: int | None = Field(default=None, primary_key=True)  # rises with each event's facts
+    target: str
+    message: UUID  # the same for all targets and all deliveries
+    event_id: UUID
+    revision: int
+    fact: str  # `outcome.Fact`
+    at: datetime = Field(sa_type=UtcDateTime)
+    details: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # of the fact: key, size, checksum …
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # None: pending
+
+
 class HourSummary(Record, table=True):
     """Counts of a system's events whose images were taken in one hour (UTC). Computed from the facts, and again."""
 

@@ -194,6 +194,14 @@ class Settings(BaseSettings):
     )
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ that tells what went to tape, as surf-archiver does")
     redis_url: SecretStr | None = Field(None, description="Redis where instruments of DLM v2 announce their events")
+    outbox_redis_url: SecretStr | None = Field(
+        None, description="Redis that gets dlm:new-imaging-event and dlm:new-export, for subsystems of DLM v2"
+    )
+    outbox_amqp_url: SecretStr | None = Field(None, description="RabbitMQ that gets messages about recorded facts")
+    outbox_amqp_exchange: str = Field("plateway", min_length=1, max_length=255, description="its fanout exchange")
+    outbox_webhook_url: SecretStr | None = Field(None, description="where messages are posted as CloudEvents")
+    outbox_webhook_secret: SecretStr | None = Field(None, description="signs them (HMAC-SHA256)")
+    outbox_directory: Path | None = Field(None, description="an existing directory that gets messages as JSON files")
     stuck_after: Duration = Field(timedelta(hours=1), description="an event that waits longer is an alert")
     notify: str | None = Field(None, description="a Prefect notification block for alerts: <type>/<name>")
     objects_url: str | None = Field(
@@ -346,6 +354,11 @@ class Settings(BaseSettings):
         host = EVERYWHERE.get(self.serve_host, self.serve_host)
         host = f"[{host}]" if ":" in host else host
         return str(_left(self.home).get("gateway") or f"http://{host}:{self.serve_port}")
+
+    @property
+    def has_outbox(self) -> bool:
+        """Whether anybody is to get messages."""
+        return any((self.outbox_redis_url, self.outbox_amqp_url, self.outbox_webhook_url, self.outbox_directory))
 
     @property
     def prefect_ui(self) -> str | None:

@@ -72,7 +72,7 @@ def run(
         Misconfigured: the URL is not valid, or exchange or queue exist with another type.
         Denied: the broker refuses the credentials.
     """
-    parameters = _parameters(url, heartbeat)
+    parameters = parse_url(url, heartbeat)
     where = f"{parameters.host}:{parameters.port}"
     patience = Backoff()
     with stopping(stop) as asked:
@@ -85,12 +85,17 @@ def run(
                     _consume(site, channel, queue=queue, exchange=exchange, stop=asked)
             except (AMQPError, OSError) as error:
                 pause = patience.pause()
-                log.warning("%s: %s; retrying in %.1f s", where, _describe_error(error), pause)
+                log.warning("%s: %s; retrying in %.1f s", where, describe_error(error), pause)
                 rest(asked, pause)
         log.info("%s: stopped", where)
 
 
-def _parameters(url: str, heartbeat: int) -> pika.URLParameters:
+def parse_url(url: str, heartbeat: int) -> pika.URLParameters:
+    """Parse the URL of a broker.
+
+    Raises:
+        Misconfigured: it is not valid.
+    """
     try:
         if urlsplit(url).scheme not in {"amqp", "amqps"}:  # pika accepts any scheme
             raise ValueError
@@ -105,17 +110,27 @@ def _parameters(url: str, heartbeat: int) -> pika.URLParameters:
     return parameters
 
 
-@contextmanager
-def _channel(parameters: pika.URLParameters, *, exchange: str, queue: str) -> Iterator[BlockingChannel]:
-    """Connect, and declare exchange, queue and binding."""
+def connect(parameters: pika.URLParameters) -> pika.BlockingConnection:
+    """Connect to a broker.
+
+    Raises:
+        Denied: it refuses the credentials. Misconfigured: it speaks another protocol.
+        AMQPError, OSError: it cannot be reached.
+    """
     try:
-        connection = pika.BlockingConnection(parameters)
+        return pika.BlockingConnection(parameters)
     except (AuthenticationError, ProbableAuthenticationError):
         raise Denied("the broker refuses the user or its password") from None
     except ProbableAccessDeniedError:
         raise Denied(f"the broker refuses the virtual host {shown(parameters.virtual_host)!r}") from None
     except IncompatibleProtocolError:
         raise Misconfigured(f"{parameters.host}:{parameters.port} does not speak AMQP 0-9-1") from None
+
+
+@contextmanager
+def _channel(parameters: pika.URLParameters, *, exchange: str, queue: str) -> Iterator[BlockingChannel]:
+    """Connect, and declare exchange, queue and binding."""
+    connection = connect(parameters)
     try:
         _declare_exchange(connection, exchange)
         yield _declare_queue(connection, queue, exchange=exchange)
@@ -198,6 +213,6 @@ def _settle(site: Site, channel: BlockingChannel, message: Message) -> PlatewayE
     return None
 
 
-def _describe_error(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Describe an exception of pika in words."""
     return shown(str(error)) or type(error).__name__

@@ -44,6 +44,7 @@ from plateway.names import shown
 
 STREAMS = ("dlm:imaging-events", "dlm:new-imaging-event")  # the names in DLM v2's code and in its README
 GROUP = "plateway"
+PUBLISHER = b"plateway"  # in the field `publisher` of entries that an outbox wrote: these events are registered
 SYSTEM = "prince"  # DLM v2's default for an event without a system
 FALLBACK = "redis-bridge"  # system of events whose system name is not valid; registration quarantines them
 ASIDE = ".bridge"  # directory for temporary files, within that of event files
@@ -108,7 +109,7 @@ def run(
                 bridge.serve(asked)
             except RedisError as error:
                 pause = patience.pause()
-                log.warning("%s: %s; retrying in %.1f s", where, _translate_error(error), pause)
+                log.warning("%s: %s; retrying in %.1f s", where, translate_error(error), pause)
                 rest(asked, pause)
         log.info("%s: stopped", where)
 
@@ -189,6 +190,8 @@ class Bridge:
         if entry.fields is None:
             log.warning("- %s: entry %s was trimmed or deleted before it was read", entry.stream, entry.id)
             return True
+        if (b"publisher", PUBLISHER) in entry.fields:
+            return True  # our own outbox writes to this server, too
         said = event_file(entry)
         system = shown(said.system)
         try:
@@ -377,7 +380,7 @@ def _consumer(name: str | None) -> str:
     return name
 
 
-def _translate_error(error: RedisError) -> Unavailable:
+def translate_error(error: RedisError) -> Unavailable:
     """Return why a server is unavailable.
 
     Raises:

@@ -21,6 +21,8 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     places       site site_created take_site places place record_place
     search       exports_page archives_page archive_members daily search each_newest overview
                  experiments readable ledgers_of
+    outbox       register_targets forget_target hold_target release_target pending_messages outbox_messages
+                 record_delivered record_outbox_error trim_outbox replay_messages backlogs
     access_keys  add_access_key access_key access_keys disable_access_key delete_access_key
                  shares add_share delete_share
 """
@@ -35,6 +37,7 @@ from plateway.catalog.incidents import Incidents
 from plateway.catalog.inventory import Inventory
 from plateway.catalog.lookup import Claim as Claim
 from plateway.catalog.lookup import Lookup
+from plateway.catalog.outbox import Outbox
 from plateway.catalog.places import PlaceRecords
 from plateway.catalog.purges import Purges
 from plateway.catalog.register import Registration
@@ -57,6 +60,7 @@ class Catalog(
     SearchQueries,
     Incidents,
     PlaceRecords,
+    Outbox,
     AccessKeys,
 ):
     """The facts, in SQLite or PostgreSQL.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from plateway.catalog.database import Database
+from plateway.catalog.outbox import News, add_messages
 from plateway.catalog.predicates import (
     EVENT,
     EXPORT,
@@ -22,7 +23,7 @@ from plateway.catalog.rows import CHUNK, doubt, fenced, let_go, own
 from plateway.errors import Busy, Damage
 from plateway.events import Ref
 from plateway.ledger import DAY
-from plateway.outcome import Incidence, Restored
+from plateway.outcome import Fact, Incidence, Restored
 from plateway.records import Export, Purge, Setback
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -65,6 +66,7 @@ class ExportRecords(Database):
                 self._append(session, ref, Incidence.REPAIR, "export", told, at=export.uploaded_at)
             session.merge(Export(**facts))
             _clear(session, ref, "export", "verify")
+            add_messages(session, [News(ref, Fact.EXPORTED, export.uploaded_at, _describe(export))])
             let_go(session, ref, fence)  # here, because each transaction waits for the disk
         self._resume(export.endpoint, export.uploaded_at)
 
@@ -97,11 +99,14 @@ class ExportRecords(Database):
                 export.read_back_at = None
             if read_back or export.read_back_at is None:
                 export.evidence = kind
+            new = export.evidence_at is None
             export.evidence_at = export.evidence_at or at
             export.endpoint = export.endpoint or endpoint
             export.seen_etag, export.seen_modified, export.seen_version = seen
             export.read_back_at = at if read_back else export.read_back_at
             damage, export.damage, export.damage_kind, export.damaged_at = export.damage, None, None, None
+            if new:
+                add_messages(session, [News(ref, Fact.VERIFIED, at, {**_describe(export), "evidence": kind})])
             if damage is not None:
                 told = f"found good again ({kind}); it was {damage}"
                 self._append(session, ref, Incidence.REPAIR, "verify", told, at=at)
@@ -152,6 +157,8 @@ class ExportRecords(Database):
             export = _upload(session, ref, sha256, uploaded_at)
             if session.scalar(select(EVENT.id).where(is_event(*ref), expired(EVENT))):
                 return
+            if export.damage is None:
+                add_messages(session, [News(ref, Fact.DAMAGED, at, {**_describe(export), "damage": kind.value})])
             export.damage, export.damage_kind, export.damaged_at = damage, kind.value, export.damaged_at or at
             export.evidence = export.evidence_at = export.seen_etag = export.read_back_at = None
             export.seen_modified = export.seen_version = None
@@ -238,6 +245,12 @@ class ExportRecords(Database):
                     used += size
                     chosen.append(Ref(id_, revision))
         return chosen
+
+
+def _describe(export: Export) -> dict[str, Any]:
+    """Describe an upload as messages do."""
+    facts = {"key": f"{export.bucket}/{export.key}", "size": export.size, "sha256": export.sha256}
+    return facts | {"uploaded_at": export.uploaded_at.isoformat()}
 
 
 def _bytes_read(session: Session, since: datetime) -> int:

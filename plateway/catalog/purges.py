@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
 from plateway.catalog.database import Database
+from plateway.catalog.outbox import News, add_messages
 from plateway.catalog.predicates import (
     ARCHIVE,
     EVENT,
@@ -29,9 +30,10 @@ from plateway.catalog.rows import CHUNK, check_fence, chunks, fetch_ledgers, own
 from plateway.errors import NotFound, Refused
 from plateway.events import Ref
 from plateway.ledger import Ledger
-from plateway.outcome import Incidence, Restored
+from plateway.outcome import Fact, Incidence, Restored
 from plateway.records import Event, Export, Purge
 
+GONE = {"raw": Fact.PURGED, "bucket": Fact.EXPIRED}  # a staging copy is nobody else's
 WHAT = {"raw": "raw images", "bucket": "bucket copy"}
 
 
@@ -152,6 +154,8 @@ class Purges(Database):
             check_fence(session, ref, fence, at)
             event, purge = _under_way(session, ref, place)
             purge.trashed_at, purge.gone_at = purge.trashed_at or at, at
+            if place in GONE:
+                add_messages(session, [News(ref, GONE[place], at, {})])
             if place == "staging":
                 event.staged_at = None
 

@@ -15,6 +15,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from plateway.catalog.database import Database
+from plateway.catalog.outbox import News, add_messages
 from plateway.catalog.predicates import (
     EVENT,
     FILE,
@@ -29,6 +30,7 @@ from plateway.events import ImagingEvent, Ref
 from plateway.instruments import Shape
 from plateway.keys import event_key, layout_of
 from plateway.ledger import Seen
+from plateway.outcome import Fact
 from plateway.records import Event, EventFile, FileName, Quarantine, Setback
 
 
@@ -69,6 +71,8 @@ class Registration(Database):
             rows = _new(session, [one for one in seen if one.event is not None], now, layout)
             if rows:
                 session.execute(insert(Event), rows)
+                new = (Ref(row["id"], row["revision"]) for row in rows)
+                add_messages(session, (News(ref, Fact.REGISTERED, now, {}) for ref in new))
             _remember(session, system, seen)
             _sort_out(session, system, seen, now)
             return [(Ref(row["id"], row["revision"]), row["revision"] > 1) for row in rows]
@@ -147,7 +151,9 @@ class Registration(Database):
                     **{name: getattr(event, name) for name in kept},
                 )
             )
-            return Ref(ref.id, revision)
+            new = Ref(ref.id, revision)
+            add_messages(session, [News(new, Fact.REGISTERED, now, {})])
+            return new
 
     def rekey(self, ref: Ref) -> str:
         """Assign an event another key, because foreign bytes are at its own; return the key."""

@@ -7,7 +7,7 @@ entries about one event in one archive come to does not depend on the order in w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from plateway.catalog.database import Database
+from plateway.catalog.outbox import News, add_messages
 from plateway.catalog.predicates import (
     ARCHIVE,
     ENTRY,
@@ -32,7 +33,7 @@ from plateway.catalog.rows import chunks, fetch_ledgers, own
 from plateway.errors import Conflict, Damage, NotFound, Rejected
 from plateway.events import Ref
 from plateway.ledger import DAY, Ledger, Settled
-from plateway.outcome import Incidence
+from plateway.outcome import Fact, Incidence
 from plateway.records import (
     ArchiveEntry,
     ArchiveLocation,
@@ -418,8 +419,14 @@ def _locate(session: Session, found: dict[str, Ref]) -> list[Ref]:
             )
     if new:
         session.execute(insert(ArchiveLocation), new)
+        add_messages(session, map(_news, new))
     had = {ref for ref, _ in there}
     return sorted(ref for ref in set(found.values()) if ref not in had)
+
+
+def _news(location: Mapping[str, Any]) -> News:
+    facts = {name: location[name] for name in ("path", "member", "evidence")}
+    return News(Ref(location["event_id"], location["revision"]), Fact.ARCHIVED, location["reported_at"], facts)
 
 
 def _come_to(entries: Sequence[Any]) -> dict[str, Any]:
@@ -454,4 +461,5 @@ def _believe(session: Session, ref: Ref, export: Export, path: str, at: datetime
         entry.settled_at, entry.refuted_at, entry.reason = entry.settled_at or at, None, None
     location = ArchiveLocation(event_id=ref.id, revision=ref.revision, path=path, **_come_to(good))
     session.add(location)
+    add_messages(session, [_news(location.model_dump())])
     return location

@@ -1,4 +1,4 @@
-"""``plateway bridge``: import messages from RabbitMQ or Redis."""
+"""``plateway bridge``: exchange messages with RabbitMQ, Redis and other systems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plateway.cli.options import Home
 from plateway.errors import Misconfigured
 from plateway.names import PlainFormatter
 
-app = typer.Typer(no_args_is_help=True, help="Import messages from RabbitMQ or Redis until Ctrl-C.")
+app = typer.Typer(no_args_is_help=True, help="Exchange messages with other systems until Ctrl-C.")
 
 
 @app.command()
@@ -58,9 +58,27 @@ def redis(
     redis_bridge.run(config.root, config.redis_url.get_secret_value(), group=group, consumer=consumer, start=start)
 
 
+@app.command()
+def out(home: Home = None) -> None:
+    """Relay messages about recorded facts until Ctrl-C.
+
+    The targets are those of PLATEWAY_OUTBOX_…: Redis, RabbitMQ, a webhook, a directory.
+    """
+    from plateway.outbox import relay  # noqa: PLC0415  the other bridges do not need it
+    from plateway.outbox.opening import open_targets  # noqa: PLC0415
+
+    with use_site(home) as (site, config):
+        targets = open_targets(config, site=site.catalog.site(now=site.catalog.now()))
+        if not targets:
+            raise Misconfigured("no target of messages is configured: set one of PLATEWAY_OUTBOX_…")
+        log_to_stderr()
+        relay.run(site.catalog, targets)
+
+
 def log_to_stderr() -> None:
     """Print log records to standard error, without control characters."""
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("%(asctime)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines have the whole address
     logging.getLogger("pika").setLevel(logging.CRITICAL)

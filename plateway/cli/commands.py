@@ -28,7 +28,7 @@ PANELS = {
         "demo": ("local", "Run the whole system with simulated instruments."),
         "up": ("local", "Run servers, worker and gateway for real instruments."),
         "simulate": ("simulate", "Run simulated instruments."),
-        "bridge": ("bridge", "Import messages from RabbitMQ or Redis until Ctrl-C."),
+        "bridge": ("bridge", "Exchange messages with other systems until Ctrl-C."),
     },
     "Move": {
         "discover": ("export", "Find new events, export them and verify the copies."),
@@ -55,6 +55,7 @@ PANELS = {
     },
     "Administer": {
         "config": ("config", "Show settings and where their values come from."),
+        "outbox": ("outbox", "List and replay messages to other systems."),
         "reconcile": ("reconcile", "Import archive manifests and compare bench, bucket, catalogue and tape."),
         "manifest": ("manifest", "List and import archive manifests."),
         "bucket": ("bucket", "Create, list, fill, copy, empty and remove buckets."),

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from plateway import keys, pipeline, wire
+from plateway.cli.backlog import backlog_as_dict, format_backlog
 from plateway.cli.common import find_ref, use_site
 from plateway.cli.console import format_size, format_time, out, print_json, print_json_rows
 from plateway.cli.options import Experiment, Home, Json, Since, System, Until
@@ -63,11 +64,20 @@ def status(
         events = (pipeline.status(site, ledger, now=now) for ledger in found)
         counts = site.catalog.counts(now, system=system)
         quarantined = site.catalog.quarantine_count()
+        backlogs = site.catalog.backlogs()
         if as_json:
             rows = (one.model_dump(mode="json") for one in events)
-            return print_json_rows("events", rows, counts=counts, quarantine=quarantined)
+            return print_json_rows(
+                "events",
+                rows,
+                counts=counts,
+                quarantine=quarantined,
+                outbox=[backlog_as_dict(one, now) for one in backlogs],
+            )
         print_events(events)
     summary = ", ".join(f"{number:,} {name}" for name, number in counts.items()) or "no events yet"
+    for one in backlogs:
+        out.print(format_backlog(one, now), soft_wrap=True)
     return out.print(summary + (f"; {quarantined} in quarantine (plateway quarantine list)" if quarantined else ""))
 
 

@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.exposition import generate_latest
 
 from plateway import __version__
+from plateway.catalog.outbox import Backlog
 from plateway.errors import PlatewayError
 from plateway.gateway import auth
 from plateway.gateway.latency import BOUNDS, Durations, RequestTiming, Timing
@@ -57,6 +58,7 @@ def install(app: FastAPI, site: Site) -> None:
         try:
             now = site.catalog.now()
             families += _describe_events(read_overview(seen).systems, now)
+            families += [] if seen else _describe_outbox(site.catalog.backlogs(), now)
             available.add_metric([], 1)
         except PlatewayError:
             available.add_metric([], 0)
@@ -99,6 +101,19 @@ def _describe_events(systems: Sequence[SystemOverview], now: datetime) -> Iterat
         "When an export was last verified.",
         lambda one: one.last_success.timestamp() if one.last_success else None,
     )
+
+
+def _describe_outbox(backlogs: Sequence[Backlog], now: datetime) -> Iterator[Metric]:
+    def gauge(name: str, text: str, value: Callable[[Backlog], float]) -> Metric:
+        family = GaugeMetricFamily(f"plateway_outbox_{name}", text, labels=["target"])
+        for one in backlogs:
+            family.add_metric([one.target.name], value(one))
+        return family
+
+    if backlogs:
+        yield gauge("pending", "Messages that a target has not got.", lambda one: one.pending)
+        yield gauge("oldest_seconds", "Age of the oldest of them; 0: none.", lambda one: one.age(now).total_seconds())
+        yield gauge("failing", "1 if the last attempt failed.", lambda one: one.target.error is not None)
 
 
 def _describe_requests(timings: Iterable[Timing]) -> Metric:

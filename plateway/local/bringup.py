@@ -421,7 +421,7 @@ def plan(settings: Settings, s3: Embedded | None, env: Mapping[str, str]) -> lis
     first.append(Step("catalogue", "Catalogue", partial(_upgrade_catalog, settings)))
     parts = [provision(env), worker(settings, env, before), sensor(settings, env, before)]
     parts.append(gateway(settings, env, [part for part in before if part != "prefect"]))
-    servers = {"amqp": settings.amqp_url, "redis": settings.redis_url}
+    servers = {"amqp": settings.amqp_url, "redis": settings.redis_url, "out": settings.has_outbox}
     return [*first, *parts, *(bridge(kind, env, before) for kind, url in servers.items() if url)]
 
 
@@ -548,7 +548,9 @@ def bridge(kind: str, env: Mapping[str, str], before: Sequence[str]) -> Part:
         environment=env,
         directory=PROJECT,
         after=tuple(before),
-        where={"amqp": "archive manifests from RabbitMQ", "redis": "imaging events from Redis"}[kind],
+        where={"amqp": "archive manifests from RabbitMQ", "redis": "imaging events from Redis", "out": "messages"}[
+            kind
+        ],
     )
 
 

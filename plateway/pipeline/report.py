@@ -17,6 +17,7 @@ from plateway.pipeline.context import Site
 DAYS = 30  # that the report looks back
 DAY = 86_400.0  # seconds
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+OVERDUE = timedelta(minutes=10)  # age of a message that is reported
 NAMED = 5  # stuck events that an alert names
 
 
@@ -35,7 +36,12 @@ def report(site: Site, *, now: datetime | None = None, stuck_after: timedelta | 
         days=days(site, now=now),
         stuck=stuck,
         disks=disks,
-        alerts=[*_harm(site, now), *alerts(stuck, disks, now=now), *_weak_proof(site, figures)],
+        alerts=[
+            *_harm(site, now),
+            *alerts(stuck, disks, now=now),
+            *_overdue_messages(site, now),
+            *_weak_proof(site, figures),
+        ],
     )
 
 
@@ -98,6 +104,19 @@ def _harm(site: Site, now: datetime) -> list[wire.Alert]:
         text = f"{system}: {len(ledgers):,} lost or changed: {' · '.join(named + more)}"
         told.append(wire.Alert(about=[str(one.ref) for one in ledgers], text=text))
     return told
+
+
+def _overdue_messages(site: Site, now: datetime) -> list[wire.Alert]:
+    """Report targets that have not got messages for long."""
+    return [
+        wire.Alert(
+            about=[f"outbox {one.target.name}"],
+            text=f"{one.pending:,} messages to {one.target.name} are pending, the oldest for "
+            f"{spoken_time(one.age(now).total_seconds())}: {one.target.error or 'is plateway bridge out running?'}",
+        )
+        for one in site.catalog.backlogs()
+        if one.age(now) > OVERDUE
+    ]
 
 
 def _weak_proof(site: Site, systems: Iterable[str]) -> list[wire.Alert]:

@@ -295,8 +295,13 @@ def test_bridges_run_where_their_servers_are_named(tmp_path: Path) -> None:
     bridges = [part for part in bringup.plan(told, None, env) if isinstance(part, Part) and "bridge" in part.command]
     assert [part.command[-2:] for part in bridges] == [["bridge", "amqp"], ["bridge", "redis"]]
     assert bridges[0].environment["PLATEWAY_AMQP_URL"] == urls["amqp_url"]
+    out = settings.load(home=tmp_path, bucket_url="memory://", outbox_webhook_url="http://hooks.example.org/?s3cret")
+    env = bringup.environment(out, "http://127.0.0.1:4200/api")
+    (part,) = [part for part in bringup.plan(out, None, env) if isinstance(part, Part) and "bridge" in part.command]
+    assert part.command[-2:] == ["bridge", "out"]
+    assert part.environment["PLATEWAY_OUTBOX_WEBHOOK_URL"] == "http://hooks.example.org/?s3cret"
     none = settings.load(home=tmp_path, bucket_url="memory://")
-    assert not [part for part in bringup.plan(none, None, env) if part.name in {"amqp", "redis"}]
+    assert not [part for part in bringup.plan(none, None, env) if part.name in {"amqp", "redis", "out"}]
 
 
 def test_the_gateway_runs_without_prefect(tmp_path: Path) -> None:
