@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +18,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.states import Cancelling
 
+from plateway.catalog import Catalog
+from plateway.pipeline.identity import KnownPlaces
+from plateway.place import DirectoryPlace
+from tests.faults.proxy import Forward, Message, between, error, honest
 from tests.flows.conftest import Site, ask, ended, run_of, until
 
 PROBE = """
@@ -33,6 +39,7 @@ async def probe(nap: float = 0.0):
     double.map([1, 2, 3]).result()
     return SAID
 """
+POLLS = 15  # Prefect's own worker ends after 12 that fail
 Process = subprocess.Popen[bytes]
 
 
@@ -168,3 +175,41 @@ def test_a_stopping_worker_reports_its_runs(heir: tuple[UUID, Process], project:
 def pools() -> list[str]:
     """The work pools that there are."""
     return [one.name for one in ask(lambda client: client.read_work_pools())]
+
+
+def test_a_worker_survives_a_server_that_is_away(site: Site, project: Path) -> None:
+    """Far more failed polls than end one of Prefect's workers; when the server answers again, it runs what waits."""
+    with between(site.api.removesuffix("/api")) as proxy:
+        api = f"{proxy.url}/api"
+        patient = {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+        with site.running(*site.worker("patient"), **patient) as process:
+            until(lambda: "patient" in pools())
+            asked = [0]
+
+            def refuse(request: Message, forward: Forward) -> Message:
+                asked[0] += "get_scheduled_flow_runs" in request.path
+                return error(503, "ServiceUnavailable")
+
+            proxy.script = refuse
+            run = started(deployed(project, work_pool="patient"))
+            until(lambda: asked[0] >= POLLS, seconds=60)
+            assert process.poll() is None
+            proxy.script = honest
+            assert ended(run).state_name == "Completed"
+
+
+def test_a_worker_without_its_bench_takes_no_run(site: Site, project: Path) -> None:
+    """A run waits for a machine that has the bench, or until this one has it."""
+    catalog = Catalog(site.settings.catalog_url)
+    with closing(catalog), site.running(*site.worker("idle")):
+        place = DirectoryPlace(site.settings.root, name="bench")
+        KnownPlaces(catalog).require("bench", lambda: place, owned=False)
+        until(lambda: "idle" in pools())
+        site.settings.root.rename(site.home / "away")
+        try:
+            run = started(deployed(project, work_pool="idle"))
+            time.sleep(4)
+            assert run_of(run).state_name in {"Scheduled", "Late"}
+        finally:
+            (site.home / "away").rename(site.settings.root)
+        assert ended(run).state_name == "Completed"
