@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
+from deployments import worker as resident
 from plateway.catalog import Catalog
 from plateway.pipeline.identity import KnownPlaces
 from plateway.place import DirectoryPlace
-from tests.faults.proxy import Forward, Message, between, error, honest
-from tests.flows.conftest import Site, ask, ended, run_of, until
+from tests.flows.conftest import Site, ask, ended, free_port, run_of, until
 
 PROBE = """
 import asyncio
@@ -177,25 +181,28 @@ def pools() -> list[str]:
     return [one.name for one in ask(lambda client: client.read_work_pools())]
 
 
-def test_a_worker_survives_a_server_that_is_away(site: Site, project: Path) -> None:
-    """Far more failed polls than end one of Prefect's workers; when the server answers again, it runs what waits."""
-    with between(site.api.removesuffix("/api")) as proxy:
-        api = f"{proxy.url}/api"
-        patient = {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-        with site.running(*site.worker("patient"), **patient) as process:
-            until(lambda: "patient" in pools())
-            asked = [0]
+def test_a_worker_survives_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number of polls that nobody answers, or that end with 5xx, ends the worker's loop; a refusal does."""
+    monkeypatch.setattr(resident, "RETRY_AFTER", 0.0)
+    silent = PrefectClient(f"http://127.0.0.1:{free_port()}/api")
 
-            def refuse(request: Message, forward: Forward) -> Message:
-                asked[0] += "get_scheduled_flow_runs" in request.path
-                return error(503, "ServiceUnavailable")
+    async def poll() -> None:
+        worker = resident.ResidentWorker("resident")
+        async with silent:
+            for _ in range(POLLS):
+                assert await worker._survive(partial(silent._client.get, "/health")) is None
+        assert worker._away
+        for status, passes in ((503, True), (404, False)):
+            answer = httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1"))
 
-            proxy.script = refuse
-            run = started(deployed(project, work_pool="patient"))
-            until(lambda: asked[0] >= POLLS, seconds=60)
-            assert process.poll() is None
-            proxy.script = honest
-            assert ended(run).state_name == "Completed"
+            async def raise_for(answer: httpx.Response = answer) -> httpx.Response:
+                return answer.raise_for_status()
+
+            with nullcontext() if passes else pytest.raises(httpx.HTTPStatusError):
+                await worker._survive(raise_for)
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        asyncio.run(poll())
 
 
 def test_a_worker_without_its_bench_takes_no_run(site: Site, project: Path) -> None:
