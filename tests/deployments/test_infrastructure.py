@@ -55,6 +55,7 @@ def test_no_secret_is_in_the_build_context() -> None:
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     assert copied
     assert all(map(sent, copied))
+    assert sent("compat/Dockerfile")  # which is built from here as well
 
 
 def test_parts_are_confined_and_restarted() -> None:
