@@ -23,6 +23,8 @@ from plateway.local.project import BUNDLED, ENTERED, PROJECT
 from plateway.pipeline import Site
 from plateway.settings import MAIN, Settings
 
+PATIENCE = 90.0  # seconds that a run waits for a catalogue on PostgreSQL which does not answer
+
 
 @asynccontextmanager
 async def opened(*, run: str = "") -> AsyncIterator[tuple[Site, Settings]]:
@@ -94,7 +96,7 @@ def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[
     """Open the site with the values of these blocks."""
     values = {instrument.system: instrument.value(known.policy(instrument.system)) for instrument in instruments}
     places = {name: bucket.value() for name, bucket in buckets.items()}
-    return pipeline.open_site(known, buckets=places, instruments=values)
+    return pipeline.open_site(known, buckets=places, instruments=values, patience=PATIENCE)
 
 
 async def doors(known: Settings) -> tuple[Inbox | None, Poll | None]:

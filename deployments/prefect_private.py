@@ -22,6 +22,7 @@ from rich.console import Console
 # Of BaseWorker, called or overridden by the resident worker: what would break without it.
 WORKER: Mapping[str, str] = {
     "_setup_cancellation_observer": "a cancelled run goes on",
+    "_sync_and_initialize": "a worker ends when Prefect's API is away for half a minute",
     "_initialize_after_sync": "runs of a crashed worker stay Running",
     "_propose_submitting_state": "each run has a state more",
     "_submit_run": "a cancelled run goes on",

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ ANNOUNCED = "plateway.event-file.announced"
 DELIVERED = "plateway.archive-manifest.announced"
 HEARTBEAT = "plateway.sensor.heartbeat"
 PULSE = 60.0  # seconds between two heartbeats
+ALIVE = "sensor.alive"  # a file in the home, touched after each heartbeat that Prefect accepted
 NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "beegfs", "gpfs", "virtiofs", "vbox")
 STEP, BATCH = 50, 200  # a batch ends after so many ms without a change, or so many ms in all
 GAP = 1.0  # seconds, at least, between two hints about one directory; files seen meanwhile are in the next one
@@ -224,7 +226,7 @@ async def run(known: settings.Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with get_client() as client:
         report = partial(post, client)
-        pulse = asyncio.create_task(beat(report))
+        pulse = asyncio.create_task(beat(report, known.home / ALIVE))
         try:
             inbox = find_inbox(known.archive_inbox)
             await sense(known.root, report, poll=known.poll, interval=known.poll_interval, inbox=inbox)
@@ -232,17 +234,28 @@ async def run(known: settings.Settings) -> None:
             pulse.cancel()
 
 
-async def beat(report: Report) -> None:
-    """Send a heartbeat now and then, so that an automation notices a sensor that ended."""
+async def beat(report: Report, alive: Path) -> None:
+    """Send a heartbeat now and then, so that an automation and health checks notice a sensor that ended."""
     name = socket.gethostname()
     about = Resource({"prefect.resource.id": f"plateway.sensor.{name}", "prefect.resource.name": name})
     while True:
         await report(Event(event=HEARTBEAT, resource=about))
+        with contextlib.suppress(OSError):  # without a home that can be written to, there is no health check
+            alive.touch()
         await asyncio.sleep(PULSE)
 
 
+def check(alive: Path, *, now: float) -> None:
+    """Exit with 1 unless Prefect accepted one of the last three heartbeats; for health checks of containers."""
+    if not alive.exists() or now - alive.stat().st_mtime > 3 * PULSE:
+        sys.exit("no heartbeat was accepted within the last three minutes")
+
+
 def main() -> None:
-    """Start the sensor with the site's settings."""
+    """Start the sensor with the site's settings; with ``--check``, check that it runs."""
+    if sys.argv[1:] == ["--check"]:
+        check(settings.load().home / ALIVE, now=time.time())
+        return
     setup_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with contextlib.suppress(asyncio.CancelledError):

@@ -17,16 +17,19 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
 import anyio.abc
+import httpx
 import psutil
 from prefect.cli import app
 from prefect.client.schemas.filters import (
@@ -47,12 +50,21 @@ from prefect.settings import PREFECT_WORKER_ENABLE_CANCELLATION, temporary_setti
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
+from blocks.site import resolve_home
 from deployments import prefect_private
+from plateway import settings
+from plateway.catalog import Catalog
+from plateway.errors import PlatewayError, Unsettled
+from plateway.pipeline.identity import KnownPlaces
+from plateway.pipeline.places import check_root_of
 
+T = TypeVar("T")
 logger = get_logger("worker.resident")
 IDENTIFIER = f"{socket.gethostname()}:{os.getpid()}"
 ACTIVE = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 SUBMISSION_LIMIT = timedelta(seconds=60)  # a run without a process after that has crashed
+RETRY_AFTER = 1.0  # seconds between two requests to an API that does not answer
+DECLINE = 5.0  # seconds between two looks for a bench that is missing
 FINISH_WITHIN = 5.0  # seconds until a stopping worker cancels its runs
 REPORT_WITHIN = 5.0  # seconds after that for a run to report its end
 
@@ -196,6 +208,31 @@ def has_crashed(run: FlowRun) -> bool:
     return run.state is not None and datetime.now(UTC) - run.state.timestamp > SUBMISSION_LIMIT
 
 
+class Bench:
+    """The bench of this machine, as the catalogue knows it."""
+
+    def __init__(self) -> None:
+        self._catalog: Catalog | None = None
+        self._places: KnownPlaces | None = None
+
+    def find_trouble(self) -> str:
+        """Return why this machine should take no runs: its bench is not mounted, or is another one; else empty.
+
+        A catalogue that does not answer, or is none yet, is no trouble: its flow runs report it, and wait for it.
+        """
+        try:
+            known = resolve_home(settings.load())
+            if self._catalog is None or self._places is None:
+                self._catalog = Catalog(known.catalog_url)
+                self._places = KnownPlaces(self._catalog)
+            check_root_of(self._catalog, self._places, known.root)
+        except Unsettled as error:
+            return str(error)
+        except PlatewayError:
+            return ""
+        return ""
+
+
 class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentResult]):
     """Runs async flows in threads of this process."""
 
@@ -209,6 +246,8 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         super().__init__(*args, **kwargs | {"prefetch_seconds": 0})  # a run fetched early would occupy its slot
         self._flows = FlowCache()
         self._running: dict[UUID, Running] = {}
+        self._bench = Bench()
+        self._away = False  # Prefect's API did not answer last time
 
     async def run(
         self,
@@ -254,6 +293,38 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         running.cancel()
         with anyio.move_on_after(grace_seconds):
             await self._wait_for_end(running)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Poll for runs; none while Prefect's API does not answer, or while this machine lacks its bench."""
+        if trouble := await anyio.to_thread.run_sync(self._bench.find_trouble):
+            logger.warning("takes no runs: %s", trouble)
+            await asyncio.sleep(DECLINE)
+            self._last_polled_time = datetime.now(UTC)
+            return []
+        return await self._survive(super().get_and_submit_flow_runs) or []
+
+    async def _sync_and_initialize(self) -> None:
+        await self._survive(super()._sync_and_initialize)
+
+    async def _survive(self, request: Callable[[], Awaitable[T]]) -> T | None:
+        """Await a request to Prefect's API; None if the API does not answer: Prefect's loop would end the worker."""
+        try:
+            answer = await request()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            if (
+                isinstance(error, httpx.HTTPStatusError)
+                and error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+            ):
+                raise
+            if not self._away:
+                logger.warning("Prefect's API does not answer, the worker goes on asking: %s", type(error).__name__)
+            self._away = True
+            await asyncio.sleep(RETRY_AFTER)
+            return None
+        if self._away:
+            logger.info("Prefect's API answers again")
+        self._away = False
+        return answer
 
     async def _setup_cancellation_observer(self) -> None:
         # no other process can end a run of this one

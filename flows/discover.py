@@ -17,6 +17,7 @@ from plateway.events import Ref
 from plateway.settings import Settings
 
 SOON = timedelta(seconds=5)  # for what settles later the schedule comes round
+PROBE = 5.0  # seconds between two probes of an endpoint that does not answer
 PAUSE = 1.0  # seconds at least between two looks at the bench while exports go on
 LONG = 300.0  # seconds after which a run takes up nothing new, so that another can show what happened
 
@@ -53,7 +54,7 @@ async def drain(carrier: tasks.Carrier, settings: Settings) -> datetime:
             if not carrier.lanes:
                 await sharing.start_runs(carrier.site, settings)
             carrier.open_lane(group)
-            for ref in await asyncio.to_thread(pipeline.due, carrier.site, "verify"):
+            for ref in await tasks.patiently(pipeline.due, carrier.site, "verify"):
                 if ref not in checks and ref not in carrier.claimed:
                     checks[ref] = group.create_task(carrier.check(ref))
             going = carrier.lanes | {check for check in checks.values() if not check.done()}
@@ -62,6 +63,8 @@ async def drain(carrier: tasks.Carrier, settings: Settings) -> datetime:
             await progress.show(len(carrier.found), len(carrier.claimed | checks.keys()))
             if carrier.lanes or not all(check.done() for check in checks.values()):
                 continue
+            if carrier.breaker.is_open:  # stay, so that its events are due as soon as it answers
+                wait = timedelta(seconds=PROBE)
             if wait is None or wait > SOON:
                 break
             await asyncio.sleep(wait.total_seconds())
@@ -71,7 +74,7 @@ async def drain(carrier: tasks.Carrier, settings: Settings) -> datetime:
 
 async def look(carrier: tasks.Carrier) -> timedelta | None:
     """Register what is new; return when something else will have settled."""
-    found = await asyncio.to_thread(pipeline.register, carrier.site)
+    found = await tasks.patiently(pipeline.register, carrier.site)
     reporting.registered(found.new)
     for outcome in (*found.quarantined, *found.troubled):
         if outcome not in carrier.outcomes:

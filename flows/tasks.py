@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from prefect import Task, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import CancelledRun
@@ -25,7 +25,7 @@ from prefect.utilities.annotations import quote
 from flows import limits, reporting
 from plateway import pipeline
 from plateway.catalog import Claim
-from plateway.errors import PlatewayError, Transient
+from plateway.errors import CatalogUnavailable, PlatewayError, Transient
 from plateway.events import Ref
 from plateway.outcome import Result
 from plateway.pipeline import Outcome, Site
@@ -33,6 +33,7 @@ from plateway.pipeline.read import Where
 
 T = TypeVar("T")
 Step = Callable[[Ref], Future[Outcome]]
+ATTEMPTS = 3  # at a call whose connection to the catalogue breaks
 
 
 def transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -62,6 +63,7 @@ class Carrier:
     site: Site
     workers: int
     gate: asyncio.Semaphore = field(init=False)
+    breaker: pipeline.Breaker = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
     found: dict[Ref | Outcome, Outcome] = field(default_factory=dict)  # the last outcome of each event
     claimed: set[Ref] = field(default_factory=set)
@@ -72,6 +74,7 @@ class Carrier:
 
     def __post_init__(self) -> None:
         self.gate = asyncio.Semaphore(self.workers)
+        self.breaker = pipeline.Breaker(self.site)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -98,7 +101,8 @@ class Carrier:
         """Claim batches and carry them until none is left; the endpoint with the fewest lanes comes first."""
         found = True
         while found and not self.closing:
-            groups = await asyncio.to_thread(pipeline.group_systems, self.site)
+            groups = await patiently(pipeline.group_systems, self.site)
+            groups = await patiently(self.breaker.select, groups)
             most = max(1, self.workers - (len(groups) > 1))  # a slow endpoint leaves a lane for the others
             found = False
             for endpoint in sorted(groups, key=lambda one: self._at[one]):
@@ -119,7 +123,7 @@ class Carrier:
         return await self._carry_small(systems, group) or await self._carry_large(systems, group)
 
     async def _carry_small(self, systems: Sequence[str], group: asyncio.TaskGroup) -> bool:
-        claims = await asyncio.to_thread(pipeline.claim_small, self.site, systems)
+        claims = await patiently(pipeline.claim_small, self.site, systems)
         return await self._carry_batch(claims, group)
 
     async def _carry_large(self, systems: Sequence[str], group: asyncio.TaskGroup) -> bool:
@@ -127,7 +131,7 @@ class Carrier:
             return False
         self._large += 1  # before another lane looks
         try:
-            claims = await asyncio.to_thread(pipeline.claim_large, self.site, systems)
+            claims = await patiently(pipeline.claim_large, self.site, systems)
             return await self._carry_batch(claims, group)
         finally:
             self._large -= 1
@@ -217,10 +221,27 @@ class Carrier:
             self.stopping.set()
             raise
         except PlatewayError as error:
-            return await asyncio.to_thread(pipeline.failed, self.site, ref, "carry", error)
+            return await patiently(pipeline.failed, self.site, ref, "carry", error)
         except Exception as error:  # noqa: BLE001  one bad event never stops the batch; its task shows the traceback
             strange = PlatewayError(f"{type(error).__name__}: {error}")
-            return await asyncio.to_thread(pipeline.failed, self.site, ref, "carry", strange)
+            return await patiently(pipeline.failed, self.site, ref, "carry", strange)
+
+
+async def patiently(act: Callable[..., T], *args: Any) -> T:
+    """Call in a thread, and again if the catalogue's connection broke meanwhile: a new one waits for the database.
+
+    Raises:
+        CatalogUnavailable: the database answered in none of ``ATTEMPTS`` attempts.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return await asyncio.to_thread(act, *args)
+        except CatalogUnavailable as error:
+            if attempt == ATTEMPTS - 1:
+                raise
+            get_run_logger().warning("%s; retrying", error)
+            await asyncio.sleep(1)
+    raise AssertionError
 
 
 def start(verb: Task[..., T], site: Site, *args: Any, **options: Any) -> Future[T]:

@@ -3,7 +3,8 @@
     PlatewayError
     ├── Transient           waiting may help, so it is tried again
     │   ├── Unavailable     a server, disk or network does not answer as it should
-    │   │   └── DiskUnavailable  a disk of this machine is full, read-only or fails
+    │   │   ├── DiskUnavailable  a disk of this machine is full, read-only or fails
+    │   │   └── CatalogUnavailable  the catalogue's database does not answer
     │   ├── Unsettled       the source changed, vanished or cannot be read right now
     │   └── Busy            somebody else is at it
     └── Permanent           waiting does not help
@@ -38,6 +39,10 @@ class Unavailable(Transient):
 
 class DiskUnavailable(Unavailable):
     """A disk of this machine is full, read-only or fails; no endpoint is to blame."""
+
+
+class CatalogUnavailable(Unavailable):
+    """The catalogue's database does not answer; neither an event nor an endpoint is to blame."""
 
 
 class Unsettled(Transient):

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from plateway import migrations
-from plateway.catalog.engine import make_home, open_engine, pragmas, translate_errors
+from plateway.catalog.engine import IDLE, make_home, open_engine, pragmas, translate_errors
 from plateway.catalog.rows import add_incident
 from plateway.errors import Damaged
 from plateway.events import Ref
@@ -35,9 +35,10 @@ class Database:
         dice: random.Random | None = None,
         mounts: Mapping[str, str] | None = None,
         actor: str | None = None,
+        patience: float = 0.0,
     ) -> None:
         self.actor = actor or f"{socket.gethostname()}:{os.getpid()}"
-        self._engine = open_engine(url, mounts)
+        self._engine = open_engine(url, mounts, patience=patience)
         self._postgres = self._engine.dialect.name == "postgresql"
         # one snapshot for the queries of a reader; SQLite's transactions are that anyway
         self._reader = (
@@ -96,6 +97,8 @@ class Database:
             pragma("foreign_keys=OFF")
             try:
                 with connection.begin():
+                    if self._postgres:  # rewriting a table takes the time it takes
+                        connection.execute(text("SET LOCAL statement_timeout = 0"))
                     self._take_turn(connection)
                     yield connection
                     if pragma("foreign_key_check"):
@@ -111,6 +114,8 @@ class Database:
     @contextmanager
     def _writing(self) -> Iterator[Session]:
         with translate_errors(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            if self._postgres:
+                session.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}'"))
             yield session
 
     def _append(self, session: Session, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:

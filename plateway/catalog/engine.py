@@ -22,10 +22,29 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from plateway.errors import Conflict, Damaged, Denied, Misconfigured, NotFound, PlatewayError, Rejected, Unavailable
+from plateway.errors import (
+    CatalogUnavailable,
+    Conflict,
+    Damaged,
+    Denied,
+    Misconfigured,
+    NotFound,
+    PlatewayError,
+    Rejected,
+)
 from plateway.settings import OTHERS, make_private
 
 PATIENCE = 5  # seconds that a writer waits for SQLite's lock
+POSTGRES: Mapping[str, str | int] = {  # options of libpq, unless the URL has its own
+    "connect_timeout": 10,  # seconds
+    "keepalives_idle": 30,  # seconds; a connection whose other end is gone ends after 30 + 3 x 10 s
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms that sent bytes may stay unacknowledged
+    "options": "-c statement_timeout=10min",
+}
+IDLE = "60s"  # that a transaction that writes may wait for its client: a stopped worker must not keep its locks
+RECONNECT = 1.0  # seconds between two attempts to connect, while the database does not answer
 NETWORK = {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "fuse.sshfs"}
 MEANINGS: tuple[tuple[str, type[PlatewayError], str], ...] = (  # in drivers' messages; other errors may pass by waiting
     (
@@ -40,8 +59,10 @@ MEANINGS: tuple[tuple[str, type[PlatewayError], str], ...] = (  # in drivers' me
 )
 
 
-def open_engine(url: str, mounts: Mapping[str, str] | None) -> Engine:
+def open_engine(url: str, mounts: Mapping[str, str] | None, *, patience: float = 0.0) -> Engine:
     """Open the pool of connections; none is made yet.
+
+    ``patience``: seconds for which connecting to a PostgreSQL that does not answer is retried.
 
     Raises:
         Misconfigured: the URL is wrong, or names a database on a network file system.
@@ -53,19 +74,34 @@ def open_engine(url: str, mounts: Mapping[str, str] | None) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed, mounts)
     if parsed.get_backend_name() == "postgresql":
-        return _postgres(parsed)
+        return _postgres(parsed, patience)
     raise Misconfigured(f"the catalogue lives in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
 
 
-def _postgres(url: URL) -> Engine:
-    return sa.create_engine(
+def _postgres(url: URL, patience: float) -> Engine:
+    engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg").update_query_dict({"application_name": "plateway"}),
         hide_parameters=True,
         pool_pre_ping=True,
         pool_size=4,
         max_overflow=8,
-        connect_args={} if "connect_timeout" in url.query else {"connect_timeout": 10},
+        pool_timeout=30 + patience,
+        connect_args={name: value for name, value in POSTGRES.items() if name not in url.query},
     )
+
+    @hooks.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _: Any, args: Any, options: Any) -> Any:
+        """Connect; nothing was sent to the database yet, so that this may be repeated."""
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return dialect.connect(*args, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                if time.monotonic() > until or _means(str(error)) is not None:
+                    raise
+                time.sleep(RECONNECT)
+
+    return engine
 
 
 def _sqlite(url: URL, mounts: Mapping[str, str] | None) -> Engine:
@@ -177,10 +213,15 @@ def _ours(error: DBAPIError | PoolTimeout) -> PlatewayError:
     if isinstance(error, IntegrityError):
         unknown = "foreign key" in said.lower()
         return NotFound("no such event") if unknown else Conflict(f"the catalogue says otherwise: {said}")
-    for pattern, kind, meaning in MEANINGS:
-        if re.search(pattern, said):
-            return kind(f"the catalogue: {meaning or said}")
-    return Unavailable(f"the catalogue does not answer: {said}")
+    if (meant := _means(said)) is not None:
+        kind, meaning = meant
+        return kind(f"the catalogue: {meaning or said}")
+    return CatalogUnavailable(f"the catalogue does not answer: {said}")
+
+
+def _means(said: str) -> tuple[type[PlatewayError], str] | None:
+    """Return the error that a driver's message means, and our words for it; None if waiting may help."""
+    return next(((kind, meaning) for pattern, kind, meaning in MEANINGS if re.search(pattern, said)), None)
 
 
 def _brief(error: DBAPIError | PoolTimeout) -> str:

@@ -30,6 +30,7 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 # after the first, second … and any later failure
 DELAYS = (MINUTE / 2, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, HOUR, 6 * HOUR)
 JITTER = 0.1
+PROBED = 3  # attempts after which an event no longer becomes due because its endpoint answers a probe
 FOUND = (  # what is known of an upload only after it was looked at
     *("evidence", "evidence_at", "read_back_at", "seen_etag", "seen_modified", "seen_version"),
     *("damage", "damage_kind", "damaged_at"),
@@ -206,12 +207,30 @@ class ExportRecords(Database):
             self._append(session, ref, Incidence.FAILURE, verb, reason, at=now)
             return row
 
-    def _resume(self, endpoint: str | None, now: datetime) -> None:
+    def waiting_endpoints(self, *, now: datetime) -> set[str | None]:
+        """List the endpoints that did not answer, and for which events wait until their next attempt."""
+        query = select(SETBACK.endpoint).where(SETBACK.cause == "endpoint", SETBACK.next_at > now).distinct()
+        with self._reading() as session:
+            return set(session.scalars(query))
+
+    def resume(self, endpoint: str | None, *, now: datetime) -> None:
+        """Make due what waits because this endpoint did not answer, after it answered a probe.
+
+        Not what failed more than ``PROBED`` times: an endpoint may answer probes, and still accept no uploads.
+        """
+        self._resume(endpoint, now, SETBACK.attempt <= PROBED)
+
+    def _resume(self, endpoint: str | None, now: datetime, *which: Any) -> None:
         """Make due what waits because this endpoint did not answer: it does.
 
         In a transaction of its own, because it touches other events' rows.
         """
-        waits = SETBACK.cause == "endpoint", SETBACK.endpoint.is_not_distinct_from(endpoint), SETBACK.next_at > now
+        waits = (
+            SETBACK.cause == "endpoint",
+            SETBACK.endpoint.is_not_distinct_from(endpoint),
+            SETBACK.next_at > now,
+            *which,
+        )
         with self._reading() as session:
             if not session.scalar(select(sa.exists().where(*waits))):
                 return

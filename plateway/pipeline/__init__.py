@@ -14,6 +14,7 @@ from plateway.pipeline.batch import carry as carry
 from plateway.pipeline.batch import claim_large as claim_large
 from plateway.pipeline.batch import claim_small as claim_small
 from plateway.pipeline.batch import group_systems as group_systems
+from plateway.pipeline.breaker import Breaker as Breaker
 from plateway.pipeline.context import Site as Site
 from plateway.pipeline.context import open_site as open_site
 from plateway.pipeline.describe import detail as detail

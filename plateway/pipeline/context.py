@@ -186,10 +186,12 @@ def open_site(
     buckets: Mapping[str, Bucket] | None = None,
     instruments: Mapping[str, Instrument] | None = None,
     lenient: bool = False,
+    patience: float = 0.0,
 ) -> Site:
     """Open a site; ``buckets`` (by name) and ``instruments`` take precedence over the settings.
 
     With ``lenient``, a bucket that cannot be opened raises only when it is used: for commands that list.
+    ``patience``: seconds for which connecting to a catalogue on PostgreSQL that does not answer is retried.
 
     Raises:
         Misconfigured: two buckets that exports go to are one, or two places are or lie in each other.
@@ -204,7 +206,7 @@ def open_site(
     own = _open(where.pop(MAIN), lenient=lenient)
     others = {name: _open(one, lenient=lenient) for name, one in where.items()}
     return Site(
-        catalog=Catalog(settings.catalog_url),
+        catalog=Catalog(settings.catalog_url, patience=patience),
         store=own.store,
         root=settings.root,
         instrument=lambda system: named.get(system) or settings.instrument(system),

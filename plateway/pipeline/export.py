@@ -18,6 +18,7 @@ from plateway.catalog import Claim
 from plateway.checksums import sha256_of
 from plateway.errors import (
     Busy,
+    CatalogUnavailable,
     Conflict,
     Damaged,
     DiskUnavailable,
@@ -31,7 +32,7 @@ from plateway.keys import file_keys, layout_of
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.context import Site
 from plateway.pipeline.lease import Hold, set_back
-from plateway.pipeline.places import check_aside, check_bucket
+from plateway.pipeline.places import check_aside, check_bucket, is_bench_missing
 from plateway.records import Event, Export
 from plateway.store import object_metadata
 
@@ -82,6 +83,10 @@ def export(
                 return outcome(Result.BUSY, reasons=(str(error),))
             case Conflict():
                 return log_outcome(outcome(Result.CONFLICT, reasons=(str(error),), seconds=seconds))
+            case CatalogUnavailable():
+                pass  # it could not be recorded, and the event stays due
+            case Unsettled() if is_bench_missing(site, site.instrument(event.system)):
+                pass  # another worker may have the disk, and the event stays due
             case PlatewayError():
                 set_back(bound, ref, "export", error, began=began)
         raise

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
-from plateway.errors import DiskUnavailable, PlatewayError, Unavailable
+from plateway.errors import CatalogUnavailable, DiskUnavailable, PlatewayError, Unavailable
 from plateway.events import Ref
 from plateway.pipeline.context import Site, log
 
@@ -50,7 +50,7 @@ class Hold:
 
 def set_back(site: Site, ref: Ref, verb: str, error: PlatewayError, *, began: datetime | None = None) -> None:
     """Record a failure of a verb that ``began`` then, in the bucket that the site is bound to."""
-    caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable)
+    caused = isinstance(error, Unavailable) and not isinstance(error, DiskUnavailable | CatalogUnavailable)
     row = site.catalog.set_back(
         ref,
         verb,

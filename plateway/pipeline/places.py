@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from plateway import bench, folder
 from plateway.archive import Archive
 from plateway.bench import EVENTS, TRASH
+from plateway.catalog import Catalog
 from plateway.errors import NotFound, PlatewayError
 from plateway.instruments import Instrument
 from plateway.pipeline.context import Site
+from plateway.pipeline.identity import KnownPlaces
 from plateway.place import ArchivePlace, BucketPlace, DirectoryPlace, Markable
+
+
+def check_root(site: Site, *, fresh: bool = False) -> None:
+    """Check that the bench is mounted on this machine, if it was ever used: before an empty one means "nothing new".
+
+    Raises:
+        Unsettled: it is not mounted, or another one is.
+    """
+    check_root_of(site.catalog, site.places, site.root, fresh=fresh)
+
+
+def check_root_of(catalog: Catalog, places: KnownPlaces, root: Path, *, fresh: bool = False) -> None:
+    """Check a bench without the rest of its site: what `check_root` does."""
+    if catalog.place("bench") is not None:
+        place = DirectoryPlace(root.resolve(), name="bench")
+        places.require("bench", lambda: place, owned=False, fresh=fresh)
+
+
+def list_unmounted(site: Site, present: Iterable[str]) -> list[str]:
+    """List the systems that had a disk, whose directory on the bench has no event files now: mount points."""
+    used = {one.name.partition("/")[2] for one in site.catalog.places() if one.name.startswith("bench/")}
+    return sorted(name for name in used.difference(present) if (site.root / name).is_dir())
+
+
+def is_bench_missing(site: Site, instrument: Instrument) -> bool:
+    """Return whether the bench or an instrument's disk is not mounted on this machine, so that no event is to blame."""
+    try:
+        for name, place in _bench(site, instrument).items():
+            site.places.require(name, lambda place=place: place, owned=False, fresh=True)  # type: ignore[misc]
+    except PlatewayError:
+        return True
+    return False
 
 
 def check_bench(site: Site, instrument: Instrument, *, owned: bool = False) -> None:

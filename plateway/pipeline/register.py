@@ -22,7 +22,7 @@ from plateway.isolation import PATIENCE, Beat, run_apart
 from plateway.ledger import Seen
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.context import Site
-from plateway.pipeline.places import check_bench
+from plateway.pipeline.places import check_bench, check_root, list_unmounted
 from plateway.records import Event
 
 BATCH = 500  # event files read and registered in one transaction
@@ -51,8 +51,11 @@ def register(
     whose directory is a link now is not followed, and ``later`` as well.
     """
     now = now or site.catalog.now()
+    check_root(site)
+    present = bench.list_systems(site.root)
     names = [
-        *bench.list_systems(site.root),
+        *present,
+        *list_unmounted(site, present),
         *(name for name in bench.list_links(site.root) if site.catalog.known(name)),
     ]
     acts = {name: partial(_register, site, site.instrument(name), now, scan) for name in names}

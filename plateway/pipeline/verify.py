@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from plateway import bundle
-from plateway.errors import Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
+from plateway.errors import CatalogUnavailable, Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
 from plateway.events import Ref
 from plateway.isolation import beating
 from plateway.ledger import Ledger
@@ -59,6 +59,8 @@ def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
     except Damaged as error:
         record_damage(site, export, error)
         return log_outcome(outcome(Result.DAMAGED, reasons=(str(error),), seconds=time.monotonic() - started))
+    except CatalogUnavailable:
+        raise
     except PlatewayError as error:
         set_back(site, ref, "verify", error, began=began)
         raise

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from sqlalchemy.engine import make_url
 from plateway.catalog import NETWORK, Catalog, network_file_system
 from plateway.errors import (
     Busy,
+    CatalogUnavailable,
     Conflict,
     Damage,
     Denied,
@@ -1180,6 +1182,53 @@ def test_server_that_goes_in_the_middle(postgres_url: str) -> None:
         session.execute(sa.text("SELECT 1"))
     assert len(catalog.known("prince")) == 1
     catalog.close()
+
+
+def test_a_server_that_is_away_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
+    """With patience a call waits until the server answers; without, it fails with one line that says what is away."""
+    sockets = str(make_url(postgres_url).query["host"])
+    away = tmp_path / "sockets"
+    url = make_url(postgres_url).update_query_dict({"host": str(away)}).render_as_string(hide_password=False)
+    hasty, patient = Catalog(url), Catalog(url, patience=60)
+    with pytest.raises(CatalogUnavailable, match=r"^the catalogue does not answer: [^\n]*$"):
+        hasty.now()
+    back = threading.Timer(2.0, away.symlink_to, [sockets])
+    back.start()
+    began = time.monotonic()
+    patient.upgrade()
+    assert 1.5 < time.monotonic() - began < 30
+    assert patient.known("prince") == {}
+    back.join()
+    for catalog in (hasty, patient):
+        catalog.close()
+
+
+def test_a_stopped_writer_keeps_no_locks(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that sleeps inside a transaction loses it, and with it the rows that it locked; others go on."""
+    monkeypatch.setattr("plateway.catalog.database.IDLE", "300ms")
+    catalog = Catalog(postgres_url)
+    catalog.upgrade()
+    add(catalog)
+    catalog.seal([one.ref for one in catalog.ledgers()], now=NOW)
+    take = partial(catalog.claim_exports, ["prince"], owner="other", ttl=MINUTE, now=NOW + MINUTE, limit=1)
+    with pytest.raises(CatalogUnavailable, match="does not answer"), catalog._writing() as session:
+        session.execute(sa.select(Event).with_for_update())
+        assert take() == []
+        until = time.monotonic() + 10
+        while not take() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert time.monotonic() < until
+        session.execute(sa.text("SELECT 1"))
+    catalog.close()
+
+
+def test_connections_have_limits(postgres_url: str) -> None:
+    """No statement runs for ever; a URL may have another limit."""
+    for url, limit in ((postgres_url, "10min"), (f"{postgres_url}&options=-c statement_timeout=7s", "7s")):
+        catalog = Catalog(url)
+        with catalog._reading() as session:
+            assert session.scalar(sa.text("SHOW statement_timeout")) == limit
+        catalog.close()
 
 
 URLS = {

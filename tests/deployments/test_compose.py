@@ -19,7 +19,7 @@ SECRET = (
     *("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
     *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL"),
 )
-PARTS = {"provision", "sensor", "worker", "gateway", "amqp", "redis"}
+PARTS = {"provision", "worker", "gateway", "amqp", "redis"}
 OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
-from tests.flows.conftest import Site, ask, ended, run_of, until
+from deployments import worker as resident
+from plateway.catalog import Catalog
+from plateway.pipeline.identity import KnownPlaces
+from plateway.place import DirectoryPlace
+from tests.flows.conftest import Site, ask, ended, free_port, run_of, until
 
 PROBE = """
 import asyncio
@@ -33,6 +43,7 @@ async def probe(nap: float = 0.0):
     double.map([1, 2, 3]).result()
     return SAID
 """
+POLLS = 15  # Prefect's own worker ends after 12 that fail
 Process = subprocess.Popen[bytes]
 
 
@@ -168,3 +179,44 @@ def test_a_stopping_worker_reports_its_runs(heir: tuple[UUID, Process], project:
 def pools() -> list[str]:
     """The work pools that there are."""
     return [one.name for one in ask(lambda client: client.read_work_pools())]
+
+
+def test_a_worker_survives_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number of polls that nobody answers, or that end with 5xx, ends the worker's loop; a refusal does."""
+    monkeypatch.setattr(resident, "RETRY_AFTER", 0.0)
+    silent = PrefectClient(f"http://127.0.0.1:{free_port()}/api")
+
+    async def poll() -> None:
+        worker = resident.ResidentWorker("resident")
+        async with silent:
+            for _ in range(POLLS):
+                assert await worker._survive(partial(silent._client.get, "/health")) is None
+        assert worker._away
+        for status, passes in ((503, True), (404, False)):
+            answer = httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1"))
+
+            async def raise_for(answer: httpx.Response = answer) -> httpx.Response:
+                return answer.raise_for_status()
+
+            with nullcontext() if passes else pytest.raises(httpx.HTTPStatusError):
+                await worker._survive(raise_for)
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        asyncio.run(poll())
+
+
+def test_a_worker_without_its_bench_takes_no_run(site: Site, project: Path) -> None:
+    """A run waits for a machine that has the bench, or until this one has it."""
+    catalog = Catalog(site.settings.catalog_url)
+    with closing(catalog), site.running(*site.worker("idle")):
+        place = DirectoryPlace(site.settings.root, name="bench")
+        KnownPlaces(catalog).require("bench", lambda: place, owned=False)
+        until(lambda: "idle" in pools())
+        site.settings.root.rename(site.home / "away")
+        try:
+            run = started(deployed(project, work_pool="idle"))
+            time.sleep(4)
+            assert run_of(run).state_name in {"Scheduled", "Late"}
+        finally:
+            (site.home / "away").rename(site.settings.root)
+        assert ended(run).state_name == "Completed"
