@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
-OTHER_VARIABLES = (ENV_FILE, "PLATEWAY_PROJECT", "PLATEWAY_SOAK")  # that are ours and no settings
+OTHER_VARIABLES = (ENV_FILE, "PLATEWAY_PROJECT", "PLATEWAY_SOAK", "PLATEWAY_TOKEN")  # that are ours and no settings
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -517,7 +517,8 @@ def _complaint(error: ErrorDetails) -> str:
     if field is None:
         return f"{name}: {message}" if name else message
     spelt, value = _spelt(field), error["input"]
-    if "Secret" in str(Settings.model_fields[field].annotation) or not isinstance(value, str | int | float):
+    secret = "Secret" in str(Settings.model_fields[field].annotation) or "://" in str(value)  # an address may hold one
+    if secret or not isinstance(value, str | int | float):
         return f"{spelt}: {message}"
     return f"{spelt}={message}" if message.startswith(repr(value)) else f"{spelt}={value!r}: {message}"
 

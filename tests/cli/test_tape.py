@@ -220,7 +220,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(home: Path, monkeypat
     """Keys and tokens have places of their own; the message names the setting only."""
     for setting, scheme in (("TARGET", "sftp"), ("INBOX", "sftp"), ("URL", "https")):
         monkeypatch.setenv(f"PLATEWAY_ARCHIVE_{setting}", f"{scheme}://me:canary-91x@tape.example.org/data")
-        with pytest.raises(Misconfigured, match=f"archive_{setting.lower()}") as found:
+        with pytest.raises(Misconfigured, match=f"ARCHIVE_{setting}") as found:
             call("status")
         assert "canary" not in str(found.value)
         monkeypatch.delenv(f"PLATEWAY_ARCHIVE_{setting}")

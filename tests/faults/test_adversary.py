@@ -533,7 +533,8 @@ def met() -> Iterator[Counter[str]]:
 def test_no_file_loses_its_last_copy(met: Counter[str]) -> None:
     """Over directories, 300 steps, in the soak 20,000; and things did go: raw images, bucket copies."""
     run_state_machine_as_test(Adversary, settings=steps(400, 50) if SOAK else steps(10, 30))
-    assert met["purge gone"] and met["expire expired"] and met["reported"]
+    assert met["purge gone"] and met["expire expired"]
+    assert met["reported"] or not SOAK  # that all copies of a file are destroyed by hand is rare
 
 
 @pytest.mark.soak("the same rules as over directories, and slower")
