@@ -435,6 +435,15 @@ def uploading(stack: ExitStack, gateway: Gateway, number: int, *, source: str) -
     return silent(stack, gateway, number, source=source, said=said)
 
 
+def is_full(http: httpx.Client) -> bool:
+    """Return whether requests are refused, within 5 s."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if http.get("/objects").status_code == 503:
+            return True
+    return False
+
+
 def test_health_has_a_reserve(start: Start) -> None:
     """Where an address, or all together, have as many requests as may be, health and readiness are answered."""
     limits = Limits(address=LAX, token=LAX, body_grace=60.0, connections=30, per_address=10, health_connections=4)
@@ -449,11 +458,12 @@ def test_health_has_a_reserve(start: Start) -> None:
             assert seconds(same, "/health")[10] < 0.1
             assert same.get("/ready").status_code == 200
             assert other.get("/objects").status_code == 200
-            for number in (3, 4):
+            for number in range(3, 15):  # on a busy machine some are closed before they have begun
                 uploading(stack, gateway, 10, source=f"127.0.0.{number}")
-            until = time.monotonic() + 60
-            while other.get("/objects").status_code != 503:
-                assert time.monotonic() < until
+                if number > 3 and is_full(other):
+                    break
+            else:
+                pytest.fail("the gateway serves more requests at a time than its limit")
             for http in (same, other):
                 assert seconds(http, "/health")[10] < 0.1
                 assert http.get("/ready").status_code == 200
