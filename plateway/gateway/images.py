@@ -477,8 +477,8 @@ class Gallery:
 
     @contextmanager
     def _turn(self, content: bytes) -> Iterator[None]:
-        """Wait until no other worker decodes a large picture, if this one is large."""
-        if decoders.pixel_bytes(content) <= ORDINARY:
+        """Wait until no other worker decodes a large picture, if this one is large or does not say."""
+        if 0 < decoders.pixel_bytes(content) <= ORDINARY:
             yield
             return
         with (self._spool / "large.lock").open("w") as file:
