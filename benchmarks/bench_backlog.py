@@ -50,7 +50,7 @@ def lay(root: Path, *, events: int, images: int, size: int) -> None:
 
 
 def measure(home: Path, *, events: int, images: int, size: int) -> dict[str, float]:
-    """Bring everything up and wait until each event is verified."""
+    """Start all servers and wait until each event is verified."""
     settings = load(home=home, settle_seconds="0")
     with bringup.bring_up(settings, Console(quiet=True)) as parts, closing(Catalog(settings.catalog_url)) as catalog:
         time.sleep(20)  # until what starts has started

@@ -88,7 +88,7 @@ class Lab:
         return announced, Ref(announced.id, 1)
 
     def acquired(self, count: int, **options: Any) -> list[Announced]:
-        """Let an instrument acquire events, a second apart, and look until they are complete."""
+        """Acquire events of one instrument, a second apart, and register until they are complete."""
         announced = []
         for _ in range(count):
             announced.append(self.acquire(**options))
@@ -97,7 +97,7 @@ class Lab:
         return announced
 
     def several(self, count: int) -> list[Ref]:
-        """Bring events all the way to verified exports, a second apart."""
+        """Acquire, export and verify events, a second apart."""
         refs = []
         for _ in range(count):
             refs.append(self.exported(images=2)[1])
@@ -111,7 +111,7 @@ class Lab:
         return dump(job, self.clock().date(), entries=[Entry(path, key) for key in keys])
 
     def receive(self, content: bytes) -> list[str]:
-        """Hand in a manifest, and return what came of it."""
+        """Import a manifest, and return the results."""
         came = pipeline.receive(self.site, content, source="test", name="manifest.json")
         return [came.result, *(one.result for one in pipeline.settle(self.site))]
 
@@ -136,7 +136,7 @@ def with_policy(lab: Lab, **changes: Any) -> None:
 
 
 def intact(announced: Iterable[Announced]) -> bool:
-    """Tell whether everything is on the bench as the instrument wrote it."""
+    """Return whether all images are on the bench as the instrument wrote them."""
     return all(
         (one.images / name).is_file() and hashlib.sha256((one.images / name).read_bytes()).hexdigest() == sha256
         for one in announced

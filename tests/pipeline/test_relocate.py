@@ -24,7 +24,7 @@ def lab(tmp_path: Path) -> Iterator[Site]:
 
 
 def moved(lab: Site) -> Site:
-    """Let the second endpoint have another address."""
+    """Move the second endpoint to another address."""
     lab.places = {"second": BucketRef(lab.second, "http://moved:3")}
     return lab
 
