@@ -93,15 +93,16 @@ def checksums(chosen: Sequence[Chosen]) -> str:
 
 
 def script(chosen: Sequence[Chosen], base: str) -> str:
-    """Write a shell script that downloads the bundles by curl, continues what was cut off, and verifies them."""
+    """Write a shell script that downloads the bundles by curl, passes over those that are there, and verifies them."""
     lines = [
         "#!/bin/sh",
         "# Downloads events from Plateway. Put a token into PLATEWAY_TOKEN if the gateway asks for one.",
         "set -eu",
         "fetch() {",
         '  [ -f "$1" ] && return',
-        '  curl --fail --location --retry 5 --output "$1.part" \\',
-        '    ${PLATEWAY_TOKEN:+--header "Authorization: Bearer $PLATEWAY_TOKEN"} "$2"',
+        # by standard input: the arguments of a process can be read by everybody on its machine
+        '  printf "%s" "${PLATEWAY_TOKEN:+header = \\"Authorization: Bearer $PLATEWAY_TOKEN\\"}" |',
+        '    curl --config - --fail --location --retry 5 --output "$1.part" "$2"',
         '  mv "$1.part" "$1"',
         "}",
     ]
