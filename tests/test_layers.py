@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors"},
-    {"wire", "names", "instruments", "endpoint", "isolation"},
+    {"ahead", "wire", "names", "instruments", "endpoint", "isolation"},
     {"events", "checksums"},
     {"keys", "outcome", "settings", "records", "folder"},
     {"ledger"},

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from plateway import retention
+from plateway.ahead import read_ahead
 from plateway.errors import Busy, Damage, Damaged, PlatewayError, Refused, Transient, Unavailable
 from plateway.events import Ref
 from plateway.instruments import Policy
@@ -107,7 +108,7 @@ def _first_sound(
 def _measure(copy: Copy, start: int, length: int, beat: Callable[[], None]) -> tuple[int, str]:
     """Return how many bytes there are, and their SHA-256."""
     size, digest = 0, hashlib.sha256()
-    for chunk in beating(copy.open(start, length), beat):
+    for chunk in beating(read_ahead(copy.open(start, length)), beat):
         size += len(chunk)
         digest.update(chunk)
     return size, digest.hexdigest()

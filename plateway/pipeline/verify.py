@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from plateway import bundle
+from plateway.ahead import read_ahead
 from plateway.errors import CatalogUnavailable, Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
 from plateway.events import Ref
 from plateway.isolation import beating
@@ -103,7 +104,7 @@ def inspect_object(
         return Inspection("etag", found)
     try:
         with _accusing_rot(store, export.key):
-            walked = bundle.walk(beating(store.open(export.key), beat or (lambda: None)))
+            walked = bundle.walk(beating(read_ahead(store.open(export.key)), beat or (lambda: None)))
     except (Damaged, NotFound) as error:
         raise Damaged(f"changed: {export.key}: {error}") from error
     if walked.sha256 != export.sha256:
