@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 
 CHUNKS = 4  # read ahead; some MiB
 
@@ -16,12 +17,13 @@ def read_ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
     To stop early waits for the chunk that is being read, not for those after it.
     """
-    source, context = iter(chunks), copy_context()
+    source = iter(chunks)
+    read = partial(copy_context().run, lambda: next(source, None))
     with ThreadPoolExecutor(1, "ahead") as thread:
-        waiting = deque(thread.submit(context.run, next, source, None) for _ in range(CHUNKS))
+        waiting = deque(thread.submit(read) for _ in range(CHUNKS))
         try:
             while (chunk := waiting.popleft().result()) is not None:
-                waiting.append(thread.submit(context.run, next, source, None))
+                waiting.append(thread.submit(read))
                 yield chunk
         finally:
             thread.shutdown(cancel_futures=True)

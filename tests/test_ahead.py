@@ -22,10 +22,10 @@ def test_what_reading_raises_rises_after_what_came_before(good: int) -> None:
         yield from [b"good"] * good
         raise Unavailable("the link is down")
 
-    came = []
+    came: list[bytes] = []
     with pytest.raises(Unavailable, match="link is down"):
         for chunk in read_ahead(source()):
-            came.append(chunk)
+            came += [chunk]
     assert came == [b"good"] * good
 
 
