@@ -144,6 +144,10 @@ class Simulated:
         """Remove nothing."""
         raise Rejected(self.name)
 
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        """Lock nothing."""
+        return False
+
     def tags(self, key: str) -> dict[str, str]:
         """Return no tags."""
         return {}

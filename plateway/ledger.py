@@ -14,7 +14,7 @@ from plateway.errors import Damage, Rejected
 from plateway.events import ImagingEvent, Ref
 
 if TYPE_CHECKING:
-    from plateway.records import ArchiveLocation, Event, Export, Lease, Purge, Quarantine, Setback
+    from plateway.records import ArchiveLocation, Event, Export, Lease, LegalHold, Purge, Quarantine, Setback
 
 DAY = timedelta(days=1)
 ON_WORD = "on the archive's word: its copy on tape was never read by us"
@@ -53,6 +53,7 @@ class Ledger:
     quarantine: Quarantine | None = None  # the active one
     setbacks: tuple[Setback, ...] = ()
     lease: Lease | None = None  # the last one; it may have expired
+    legal_holds: tuple[LegalHold, ...] = ()  # that were not released; one may be past its date
 
     @property
     def ref(self) -> Ref:

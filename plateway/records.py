@@ -419,6 +419,51 @@ class KnownPlace(Record, table=True):
     recorded_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class LegalHold(Record, table=True):
+    """Nothing of these events may be deleted. Set once, released once or ended by its date, and never deleted."""
+
+    __tablename__: ClassVar[Any] = "legal_hold"
+    __table_args__ = (
+        CheckConstraint(
+            "(event_id IS NOT NULL AND experiment IS NULL AND system IS NULL)"
+            " OR (event_id IS NULL AND experiment IS NOT NULL AND system IS NULL)"
+            " OR (event_id IS NULL AND experiment IS NULL AND system IS NOT NULL)",
+            name="one_scope",
+        ),
+        CheckConstraint(
+            "released_at IS NULL OR (released_by IS NOT NULL AND release_reason IS NOT NULL)", name="released_why"
+        ),
+        Index("ix_legal_hold_standing", "event_id", **only("released_at IS NULL")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    event_id: UUID | None = None  # of all revisions
+    experiment: str | None = None
+    system: str | None = None
+    reason: str = Field(sa_type=Words)
+    by: str = Field(sa_type=Words)
+    at: datetime = Field(sa_type=UtcDateTime)
+    until: datetime | None = Field(default=None, sa_type=UtcDateTime)  # without: until it is released
+    released_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    released_by: str | None = Field(default=None, sa_type=Words)
+    release_reason: str | None = Field(default=None, sa_type=Words)
+
+    def covers(self, event: Event) -> bool:
+        """Return whether it is about an event."""
+        return event.id == self.event_id or event.experiment == self.experiment or event.system == self.system
+
+    def stands(self, now: datetime) -> bool:
+        """Return whether it holds now: neither released nor past its date."""
+        return self.released_at is None and (self.until is None or self.until > now)
+
+    @property
+    def scope(self) -> str:
+        """Describe what it is about."""
+        if self.event_id is not None:
+            return f"event {self.event_id}"
+        return f"experiment {self.experiment}" if self.experiment is not None else f"system {self.system}"
+
+
 class AccessKey(Record, table=True):
     """A key that reads at the S3 endpoint. Its secret is nowhere: it follows from the id and a file outside of this."""
 

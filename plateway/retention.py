@@ -8,7 +8,7 @@ The reasons are what a person reads in the command line, in the run's artifact a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from plateway.ledger import Ledger
 from plateway.outcome import Restored
 
 if TYPE_CHECKING:
-    from plateway.records import ArchiveLocation
+    from plateway.records import ArchiveLocation, LegalHold
 
 SMALL = 10  # a batch of so few events is proven one by one; the fraction rule watches over larger ones
 
@@ -138,6 +138,16 @@ def on_tape(ledger: Ledger) -> tuple[ArchiveLocation, ...]:
     return tuple(one for one in same if one.size in {None, export.size} and one.damage is None)
 
 
+def held(holds: Iterable[LegalHold], now: datetime) -> list[str]:
+    """List why the legal holds of an event forbid to delete anything of it, on whatever proof; empty: none does."""
+    return [
+        f"held by {one.by} since {one.at:%Y-%m-%d}{f' until {one.until:%Y-%m-%d %H:%M}' if one.until else ''} "
+        f"({one.scope}): {one.reason}"
+        for one in holds
+        if one.stands(now)
+    ]
+
+
 def halt(leaving: int, *, present: int, policy: Policy) -> str | None:
     """Return why a whole batch must stop and ask: it would remove too large a part of what a system has."""
     if leaving <= SMALL or leaving <= policy.fraction * present:
@@ -156,7 +166,7 @@ def _permission(ledger: Ledger, policy: Policy) -> list[str]:
 
 
 def _safety(ledger: Ledger, now: datetime) -> list[str]:
-    reasons = []
+    reasons = held(ledger.legal_holds, now)
     if ledger.quarantine is not None:
         reasons.append(f"in quarantine: {ledger.quarantine.reason}")
     if ledger.lease is not None and ledger.lease.expires_at > now:

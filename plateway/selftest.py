@@ -439,6 +439,32 @@ def odd_name(room: Room) -> Observation:
     return Observation("yes", "made and removed")
 
 
+def locking(room: Room) -> Observation:
+    """Does a bucket with Object Lock keep a version that has a legal hold?"""
+    name = f"{room.where.bucket[:40]}-lock-{uuid4().hex[:8]}"
+    room.client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+    try:
+        store = open_store(f"s3://{name}", room.endpoint)
+        store.put("held", [ONE], size=len(ONE), part_size=PART, metadata={})
+        found = store.stat("held")
+        version = {"Bucket": name, "Key": "held", "VersionId": found.version if found else None}
+        if not store.lock("held", hold=True, until=None):
+            return Observation("no", "the hold was refused")
+        try:
+            room.client.delete_object(**version)
+            return Observation("ignored", "a version that is held was deleted")
+        except ClientError as error:
+            told = _status(error)[1]
+        store.lock("held", hold=False, until=None)
+        room.client.delete_object(**version)
+        return Observation("yes", f"deleting what is held: {told}")
+    finally:
+        with suppress(ClientError, PlatewayError):
+            for one in Buckets(room.endpoint).versions(Address(name)):
+                room.client.delete_object(Bucket=name, Key=one.key, VersionId=one.id)
+            room.client.delete_bucket(Bucket=name)
+
+
 LOOKED = "not relied on: what arrived is looked at afterwards, by another client"
 TRIALS = (
     Trial("ETag of one PUT is its MD5", single_etag,
@@ -481,6 +507,9 @@ TRIALS = (
           "`bucket-policy check` warns of those that delete too early", "`bucket-policy check` cannot read any"),
     Trial("versioning", versioning,
           "what is deleted still takes room, until a lifecycle rule ends its versions", "deleted is deleted"),
+    Trial("Object Lock", locking,
+          "`hold add` also locks the objects, in buckets that were made with Object Lock",
+          "`hold add` binds Plateway's own verbs only", own=True),
     Trial("capitals and underscores in bucket names", odd_name,
           "buckets may be called so", "new buckets need plain names; those that are there are read", own=True),
 )  # fmt: skip

@@ -156,6 +156,7 @@ def test_a_poor_endpoint_is_told_as_it_is(endpoint: Endpoint, client: Any) -> No
         "open uploads are listed": "no",
         "lifecycle rules": "no",
         "versioning": "no",
+        "Object Lock": "yes",
         "capitals and underscores in bucket names": "no",
     }
     assert set(results(report).values()) == {"done"}

@@ -18,6 +18,7 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     summaries    refresh
     stats        counts quarantine_count figures history stuck harmed
     incidents    record_incident incidents
+    holds        add_hold release_hold holds holds_of held_keys
     places       site site_created take_site places place record_place
     search       exports_page archives_page archive_members daily search each_newest overview
                  experiments readable ledgers_of
@@ -33,6 +34,7 @@ from plateway.catalog.access_keys import AccessKeys
 from plateway.catalog.claims import Claims
 from plateway.catalog.engine import NETWORK, network_file_system
 from plateway.catalog.exports import ExportRecords
+from plateway.catalog.holds import Holds
 from plateway.catalog.incidents import Incidents
 from plateway.catalog.inventory import Inventory
 from plateway.catalog.lookup import Claim as Claim
@@ -59,6 +61,7 @@ class Catalog(
     Statistics,
     SearchQueries,
     Incidents,
+    Holds,
     PlaceRecords,
     Outbox,
     AccessKeys,

@@ -24,6 +24,7 @@ from plateway.records import (
     Incident,
     KnownPlace,
     Lease,
+    LegalHold,
     Purge,
     Quarantine,
     Record,
@@ -34,9 +35,9 @@ EVENT, FILE, EXPORT, PURGE, QUARANTINE, SETBACK, LEASE = (
     Record.metadata.tables[table.__tablename__].c
     for table in (Event, EventFile, Export, Purge, Quarantine, Setback, Lease)
 )
-ARCHIVE, MANIFEST, ENTRY, DARK, INCIDENT, PLACE = (
+ARCHIVE, MANIFEST, ENTRY, DARK, INCIDENT, PLACE, HOLD = (
     Record.metadata.tables[table.__tablename__].c
-    for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject, Incident, KnownPlace)
+    for table in (ArchiveLocation, ArchiveManifest, ArchiveEntry, DarkObject, Incident, KnownPlace, LegalHold)
 )
 READY = "ready"  # where an event stands of which nothing else is true
 LAST = chr(0x10FFFF)  # no character comes after it

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlmodel import col
 
 from plateway.catalog.database import Database
+from plateway.catalog.holds import refuse_held
 from plateway.catalog.outbox import News, add_messages
 from plateway.catalog.predicates import (
     ARCHIVE,
@@ -105,11 +106,11 @@ class Purges(Database):
 
         Raises:
             Refused: there is no evidence (any more) for the export, the raw images or the bucket copy are gone
-                already, or a bucket copy is to go that tape does not have with the same checksum.
+                already, a bucket copy is to go that tape does not have with the same checksum, or a hold forbids it.
         """
         ref = Ref(purge.event_id, purge.revision)
         with self._writing() as session:
-            own(session, ref)
+            refuse_held(session, own(session, ref), purge.intended_at, postgres=self._postgres)
             check_fence(session, ref, fence, purge.intended_at)
             export = session.get(Export, tuple(ref))
             last = _last(session, ref, purge.place)
@@ -129,10 +130,16 @@ class Purges(Database):
     def record_trashed(
         self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
     ) -> None:
-        """Record that the images were moved aside, and what ``proof`` was taken of them there."""
+        """Record that the images were moved aside, and what ``proof`` was taken of them there.
+
+        Raises:
+            Refused: of a bucket copy, whose deletion begins with it: a hold forbids it.
+        """
         with self._writing() as session:
             check_fence(session, ref, fence, at)
             event, purge = _under_way(session, ref, place)
+            if place == "bucket":
+                refuse_held(session, event, at, postgres=self._postgres)
             purge.trashed_at = purge.trashed_at or at
             purge.proof = {**purge.proof, **(proof or {})}
             if place == "staging":
@@ -141,10 +148,15 @@ class Purges(Database):
     def record_removing(
         self, ref: Ref, place: str, *, at: datetime, fence: int | None = None, proof: Mapping[str, Any] | None = None
     ) -> None:
-        """Record that a removal begins, and its proof: from here on fewer files are no surprise."""
+        """Record that a removal begins, and its proof: from here on fewer files are no surprise.
+
+        Raises:
+            Refused: a hold forbids it.
+        """
         with self._writing() as session:
             check_fence(session, ref, fence, at)
-            _, purge = _under_way(session, ref, place)
+            event, purge = _under_way(session, ref, place)
+            refuse_held(session, event, at, postgres=self._postgres)
             purge.removing_at = purge.removing_at or at
             purge.proof = {**purge.proof, **(proof or {})}
 

@@ -16,6 +16,7 @@ from plateway.catalog.predicates import (
     ENTRY,
     EVENT,
     EXPORT,
+    HOLD,
     INCIDENT,
     LEASE,
     PURGE,
@@ -35,6 +36,7 @@ from plateway.records import (
     Export,
     Incident,
     Lease,
+    LegalHold,
     Purge,
     Quarantine,
     Record,
@@ -149,6 +151,7 @@ TOLD = (
     _Told(Setback, SETBACK, order=[SETBACK.verb]),
 )
 THIS: tuple[Any, Any] = (sa.bindparam("id"), sa.bindparam("revision"))
+STANDING = select(LegalHold).where(HOLD.released_at.is_(None)).order_by(HOLD.at, HOLD.id)
 # made once: it takes longer than what they ask for
 ONE = select(Event).where(is_event(*THIS))
 OF_ONE = [
@@ -162,7 +165,8 @@ def fetch_ledger(session: Session, ref: Ref) -> Ledger | None:
     event = session.scalar(ONE, ref._asdict())
     if event is None:
         return None
-    return _ledger(event, [session.scalars(query, ref._asdict()).all() for query in OF_ONE])
+    holds = session.scalars(STANDING.where(HOLD.event_id.is_(None) | (HOLD.event_id == event.id))).all()
+    return _ledger(event, [session.scalars(query, ref._asdict()).all() for query in OF_ONE], holds)
 
 
 def fetch_ledgers(session: Session, where: Sequence[Any], *, limit: int | None = None) -> list[Ledger]:
@@ -179,11 +183,13 @@ def fetch_ledgers(session: Session, where: Sequence[Any], *, limit: int | None =
         return found
 
     tables = [told(one) for one in TOLD]
-    return [_ledger(row, [found[Ref(row.id, row.revision)] for found in tables]) for row in rows]
+    mine = HOLD.event_id.is_(None) | HOLD.event_id.in_(select(chosen.c.event_id))
+    holds = session.scalars(STANDING.where(mine)).all() if rows else ()
+    return [_ledger(row, [found[Ref(row.id, row.revision)] for found in tables], holds) for row in rows]
 
 
-def _ledger(event: Event, told: Sequence[Sequence[Any]]) -> Ledger:
-    """Build a ledger from the rows of the tables, in their order."""
+def _ledger(event: Event, told: Sequence[Sequence[Any]], holds: Sequence[LegalHold]) -> Ledger:
+    """Build a ledger from the rows of the tables, in their order, and the legal holds that may be about the event."""
     exports, leases, archives, purges, quarantines, setbacks = told
     return Ledger(
         event=event,
@@ -193,6 +199,7 @@ def _ledger(event: Event, told: Sequence[Sequence[Any]]) -> Ledger:
         quarantine=next(iter(quarantines), None),
         setbacks=tuple(setbacks),
         lease=next(iter(leases), None),
+        legal_holds=tuple(one for one in holds if one.covers(event)),
     )
 
 

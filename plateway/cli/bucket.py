@@ -282,10 +282,20 @@ def set_lifecycle(
     except (OSError, ValueError, KeyError) as error:
         raise Rejected(f"{rules.name}: not a JSON document with Rules ({type(error).__name__})") from None
     bucket = parse_bucket(url)
+    for rule in wanted:
+        if "Expiration" in rule and rule.get("Status") != "Disabled":
+            filters = rule.get("Filter", {})
+            begins = str({**rule, **filters, **filters.get("And", {})}.get("Prefix", ""))
+            options.refuse_held(bucket, partial(_would_expire, begins))
     if wanted:
-        options.confirm(Address(bucket), name)  # rules delete objects
+        options.confirm(Address(bucket), name, held=False)  # rules delete objects
     options.buckets.set_lifecycle(bucket, wanted)
     print_json({"Rules": list(options.buckets.lifecycle(bucket))})
+
+
+def _would_expire(prefix: str, path: str) -> bool:
+    """Return whether a rule about a prefix is about a key, or about something in a folder."""
+    return path.startswith(prefix) or (path.endswith("/") and prefix.startswith(path))
 
 
 app.add_typer(lifecycle, name="lifecycle")

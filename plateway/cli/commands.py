@@ -56,6 +56,7 @@ PANELS = {
     "Administer": {
         "config": ("config", "Show settings and where their values come from."),
         "outbox": ("outbox", "List and replay messages to other systems."),
+        "hold": ("hold", "Forbid to delete events, list such holds and release them."),
         "reconcile": ("reconcile", "Import archive manifests and compare bench, bucket, catalogue and tape."),
         "manifest": ("manifest", "List and import archive manifests."),
         "bucket": ("bucket", "Create, list, fill, copy, empty and remove buckets."),

@@ -23,6 +23,8 @@ from plateway.pipeline.expire import expire as expire
 from plateway.pipeline.export import due as due
 from plateway.pipeline.export import export as export
 from plateway.pipeline.export import sweep as sweep
+from plateway.pipeline.hold import hold as hold
+from plateway.pipeline.hold import release as release
 from plateway.pipeline.ingest import collect as collect
 from plateway.pipeline.ingest import read_archive as read_archive
 from plateway.pipeline.ingest import receive as receive

@@ -13,7 +13,7 @@ from plateway.ledger import Ledger
 from plateway.outcome import Incidence
 from plateway.pipeline.context import Site
 from plateway.pipeline.read import contents
-from plateway.records import ArchiveLocation, Event, Export, Incident, Purge
+from plateway.records import ArchiveLocation, Event, Export, Incident, LegalHold, Purge
 
 
 def status(site: Site, ledger: Ledger, *, now: datetime | None = None) -> wire.EventStatus:
@@ -53,6 +53,7 @@ def history(site: Site, ledger: Ledger, now: datetime) -> list[wire.Moment]:
     told += [*_came(ledger.event), *(_went(ledger.export) if ledger.export else ())]
     told += [moment for archive in ledger.archives for moment in _archived(archive)]
     told += [moment for purge in ledger.purges for moment in _purged(purge)]
+    told += [moment for hold in site.catalog.holds_of(ledger.event) for moment in _held(hold)]
     if ledger.quarantine:
         told.append(_moment("quarantined", ledger.quarantine.first_seen, why=ledger.quarantine.reason))
     done = sorted((one for one in told if one.at is not None), key=lambda one: one.at or now)
@@ -86,6 +87,14 @@ def _purged(purge: Purge) -> Iterator[wire.Moment]:
     evidence = purge.proof.get("evidence")
     yield _moment("purged", purge.gone_at, where=purge.place, why=evidence and str(evidence))
     yield _moment("restored", purge.restored_at, where=purge.place, why=purge.reason)
+
+
+def _held(hold: LegalHold) -> Iterator[wire.Moment]:
+    until = f", until {hold.until:%Y-%m-%d %H:%M}" if hold.until else ""
+    yield wire.Moment(what="held", at=hold.at, where=hold.scope, why=f"{hold.reason}{until}", actor=hold.by)
+    if hold.released_at is not None:
+        facts = {"at": hold.released_at, "where": hold.scope, "why": hold.release_reason, "actor": hold.released_by}
+        yield wire.Moment(what="hold released", **facts)
 
 
 def _incident(incident: Incident) -> Iterator[wire.Moment]:

@@ -91,6 +91,10 @@ def _cautions(site: Site, now: datetime) -> list[Caution]:
         if _here(site, account) and account.damage_kind != Damage.LOST:
             for rule in rules:
                 rule.count(f"{base}{account.key}", account.size, account.uploaded_at)
+    for copy in site.catalog.held_copies(now) if rules else ():
+        if copy.bucket == site.store.name:
+            for rule in rules:
+                rule.held += rule.covers(f"{base}{copy.key}", copy.size)
     return [replace(caution, text=f"{of}{caution.text}") for caution in (rule.caution(now) for rule in rules)]
 
 
@@ -135,6 +139,7 @@ class _Rule:
     smaller: float
     understood: bool
     exports: int = 0
+    held: int = 0  # copies that a hold forbids to delete
     first: datetime | None = None
 
     def concerns(self, base: str) -> bool:
@@ -142,9 +147,13 @@ class _Rule:
         ours = [f"{base}{kind}/" for kind in PREFIXES.values()]
         return any(one.startswith(self.prefix) or self.prefix.startswith(one) for one in ours)
 
+    def covers(self, key: str, size: int) -> bool:
+        """Is it about this object?"""
+        return key.startswith(self.prefix) and self.larger < size < self.smaller
+
     def count(self, key: str, size: int, uploaded_at: datetime) -> None:
         """Count an export that is not on tape, if the rule is about it."""
-        if not key.startswith(self.prefix) or not self.larger < size < self.smaller:
+        if not self.covers(key, size):
             return
         self.exports += 1
         goes = self.date
@@ -176,6 +185,8 @@ class _Rule:
             parts.append("that tag is a hint, which anybody may set, and no protection")
         if not self.understood:
             parts.append("it says more than could be understood")
+        if self.held:
+            parts.append(f"{self.held} {'copies' if self.held > 1 else 'copy'} there may not go: a hold forbids it")
         if not self.exports:
             parts.append("now everything there is on tape, what comes next is not")
         else:

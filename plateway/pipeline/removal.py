@@ -204,6 +204,7 @@ def prove_copies(
 ) -> list[CopyState]:
     """Read the copies that something is to be deleted because of, and decide by the rule of ``retention.prove``.
 
+    What a legal hold is about is not deleted, whatever they prove.
     ``needed`` are ``bucket`` and ``archive``. A copy that was read since the deletion began, recently, and has not
     changed, is not read again. Where a rule of the bucket's own announces that its copy goes, tape is read as well.
 
@@ -211,6 +212,8 @@ def prove_copies(
         Refused: with every reason. Damaged: a copy is not what was sent; recorded. Postponed: it has to wait for its
         turn. Transient: it cannot be determined now.
     """
+    if reasons := retention.held(ledger.legal_holds, max(now, site.catalog.now())):
+        raise Refused(*reasons)
     states = []
     if "bucket" in needed:
         states.append(_proven_object(site, ledger, policy, since=since, beat=beat, now=now))

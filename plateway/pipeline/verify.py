@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from plateway import bundle
+from plateway import bundle, retention
 from plateway.ahead import read_ahead
 from plateway.errors import CatalogUnavailable, Damage, Damaged, NotFound, PlatewayError, Refused, Unavailable
 from plateway.events import Ref
@@ -18,6 +18,7 @@ from plateway.isolation import beating
 from plateway.ledger import Ledger
 from plateway.outcome import Outcome, Result, log_outcome
 from plateway.pipeline.context import Site
+from plateway.pipeline.hold import lock_copy
 from plateway.pipeline.lease import set_back
 from plateway.pipeline.places import check_bucket
 from plateway.records import Export
@@ -77,7 +78,18 @@ def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
         read_back=seen.kind == "read-back",
         endpoint=site.endpoint,
     )
-    return log_outcome(outcome(Result.VERIFIED, reasons=(seen.kind,), seconds=time.monotonic() - started))
+    reasons = (seen.kind, *_locked(site, ledger))
+    return log_outcome(outcome(Result.VERIFIED, reasons=reasons, seconds=time.monotonic() - started))
+
+
+def _locked(site: Site, ledger: Ledger) -> Iterator[str]:
+    """Lock a copy that a hold is about, where its bucket can; yield why it could not be."""
+    now = site.catalog.now()
+    if retention.held(ledger.legal_holds, now):
+        try:
+            lock_copy(site, ledger, now)
+        except PlatewayError as error:
+            yield f"held, but not locked in the bucket: {error}"
 
 
 def sample(site: Site, budget: int, *, now: datetime | None = None) -> list[Ref]:

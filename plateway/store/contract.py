@@ -98,6 +98,12 @@ class Store(Protocol):
             NotFound: there is no such object, where the store has tags at all.
         """
 
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        """Set or lift the legal hold of an object, and its retention until a time; of the version that is there now.
+
+        As S3's Object Lock has both, in governance mode. Returns whether the bucket has that at all.
+        """
+
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         """Read the rules by which the bucket deletes objects by itself, in the words of S3; else none.
 

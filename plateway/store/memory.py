@@ -17,7 +17,7 @@ from plateway.store.contract import WINDOW, Feed, Stat, Upload, check_key
 
 
 class Untagged:
-    """What a store has that is not S3: no tags, no rules, and objects that are removed one by one."""
+    """What a store has that is not S3: no tags, no rules, no locks, and objects that are removed one by one."""
 
     def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
         for key in keys:
@@ -29,6 +29,9 @@ class Untagged:
 
     def tags(self, key: str) -> dict[str, str]:
         return {}
+
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        return False
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         return []

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from plateway.bundle import (
@@ -144,6 +144,12 @@ class PerFile:
     def abort(self, upload: Upload) -> None:
         id_, within, key = upload.id.partition("\n")
         self._store.abort(replace(upload, key=key, id=id_) if within else upload)
+
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        """Lock an object, or all objects of a bundle."""
+        if files_folder(key) is None:
+            return self._store.lock(key, hold=hold, until=until)
+        return all(self._store.lock(one.key, hold=hold, until=until) for one in self._listed(key))
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         """Read the rules by which the bucket deletes objects by itself."""

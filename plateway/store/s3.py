@@ -51,6 +51,12 @@ RETRY: RetryConfig = {  # of one request; callers retry whole verbs
     "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
+UNLOCKED = {  # what endpoints answer to a lock in a bucket without Object Lock, or where they have none
+    *("InvalidRequest", "ObjectLockConfigurationNotFoundError", "InvalidBucketState"),
+    *("NotImplemented", "MethodNotAllowed", "501", "405"),
+}
+LIFTED = timedelta(minutes=1)  # a retention is lifted by shortening it: not every endpoint takes it away
+NOT_RETAINED = {"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"}
 LOADER = Loader()  # what botocore reads of its service descriptions; 0.15 s the first time
 LISTED = 1000  # keys that S3 lists at a time
 
@@ -306,6 +312,32 @@ class S3:
     def abort(self, upload: Upload) -> None:
         with translate_errors(self._at(upload.key)), suppress(self._client.exceptions.NoSuchUpload):
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.id)
+
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        where = {"Bucket": self.name, "Key": key}
+        with translate_errors(self._at(key)):
+            try:
+                if self._read_only:
+                    raise Refused(f"{self._at(key)}: the endpoint is read-only")
+                self._client.put_object_legal_hold(**where, LegalHold={"Status": "ON" if hold else "OFF"})
+                if until or self._is_retained(where):
+                    told = {"Mode": "GOVERNANCE", "RetainUntilDate": until or datetime.now(UTC) + LIFTED}
+                    self._client.put_object_retention(**where, Retention=told, BypassGovernanceRetention=True)
+            except ClientError as error:
+                if error.response["Error"].get("Code") in UNLOCKED:
+                    return False
+                raise
+        return True
+
+    def _is_retained(self, where: Mapping[str, str]) -> bool:
+        try:
+            found = self._client.get_object_retention(**where)
+        except ClientError as error:
+            if error.response["Error"].get("Code") in NOT_RETAINED:
+                return False
+            raise
+        until = found.get("Retention", {}).get("RetainUntilDate")
+        return until is not None and until > datetime.now(UTC)
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         with translate_errors(self.name):

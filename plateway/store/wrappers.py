@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from plateway.errors import Refused
@@ -30,6 +30,9 @@ class ReadOnly:
 
     def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
         raise Refused(f"{self.name}: the bucket is read-only")
+
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        raise Refused(f"{self.name}/{key}: the bucket is read-only")
 
     def abort(self, upload: Upload) -> None:
         raise Refused(f"{self.name}/{upload.key}: the bucket is read-only")
@@ -88,6 +91,9 @@ class Prefixed:
     def delete_all(self, keys: Sequence[str]) -> dict[str, str]:
         found = self._store.delete_all([self._whole(key) for key in keys])
         return {key.removeprefix(self._prefix): problem for key, problem in found.items()}
+
+    def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
+        return self._store.lock(self._whole(key), hold=hold, until=until)
 
     def lifecycle(self) -> Sequence[dict[str, Any]]:
         return self._store.lifecycle()

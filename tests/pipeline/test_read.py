@@ -74,7 +74,12 @@ class Counting:
         self.durable = store.durable
         self.name, self.put, self.stat, self.list = store.name, store.put, store.stat, store.list
         self.delete, self.sign, self.uploads, self.abort = store.delete, store.sign, store.uploads, store.abort
-        self.delete_all, self.tags, self.lifecycle = store.delete_all, store.tags, store.lifecycle
+        self.delete_all, self.tags, self.lifecycle, self.lock = (
+            store.delete_all,
+            store.tags,
+            store.lifecycle,
+            store.lock,
+        )
         self.reads: list[int] = []
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:

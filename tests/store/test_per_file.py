@@ -367,7 +367,7 @@ class Mortal:
         self.name, self.durable = store.name, store.durable
         self.open, self.stat, self.list, self.sign = store.open, store.stat, store.list, store.sign
         self.uploads, self.abort = store.uploads, store.abort
-        self.tags, self.lifecycle = store.tags, store.lifecycle
+        self.tags, self.lifecycle, self.lock = store.tags, store.lifecycle, store.lock
         self._store, self._left = store, itertools.count(at, -1)
 
     def put(
