@@ -425,10 +425,8 @@ class LegalHold(Record, table=True):
     __tablename__: ClassVar[Any] = "legal_hold"
     __table_args__ = (
         CheckConstraint(
-            "(event_id IS NOT NULL AND experiment IS NULL AND system IS NULL)"
-            " OR (event_id IS NULL AND experiment IS NOT NULL AND system IS NULL)"
-            " OR (event_id IS NULL AND experiment IS NULL AND system IS NOT NULL)",
-            name="one_scope",
+            "event_id IS NOT NULL OR experiment IS NOT NULL OR system IS NOT NULL",
+            name="scope",
         ),
         CheckConstraint(
             "released_at IS NULL OR (released_by IS NOT NULL AND release_reason IS NOT NULL)", name="released_why"

@@ -71,6 +71,8 @@ EXCUSED = {
     "catalog.take_site": "once, when a catalogue is rebuilt; `test_rebuild` does",
     "catalog.record_tape_damage": "a row of `read_archive` and `reconcile`, which find it again; `test_tape` does",
     "catalog.record_relocation": "a row of `relocate`, which goes on with the others; `test_several_buckets` does",
+    "catalog.add_hold": "an operator sets it, and sees whether that succeeded; `test_hold` does",
+    "catalog.release_hold": "the same",
     "catalog.add_access_key": "an operator issues it, and sees whether that succeeded; `test_s3` does",
     "catalog.disable_access_key": "the same",
     "catalog.delete_access_key": "the same",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import SecretStr
@@ -26,6 +26,7 @@ from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
 from plateway.errors import (
     Damaged,
+    PlatewayError,
     Transient,
     Unavailable,
 )
@@ -34,9 +35,10 @@ from plateway.findings import Kind
 from plateway.instruments import Policy
 from plateway.keys import MARKER_FILE
 from plateway.local import seaweed
-from plateway.outcome import Result
+from plateway.outcome import Restored, Result
 from plateway.pipeline import Outcome, Site
 from plateway.pipeline.places import adopt_place
+from plateway.pipeline.purge import take_back
 from plateway.simulator import Announced
 from plateway.store import Store, open_store
 from plateway.store.memory import Memory
@@ -668,6 +670,48 @@ def test_a_second_catalogue_does_not_purge_the_same_bench(lab: Lab) -> None:
     assert not gone(lab, ref)
     assert "gone" in results(pipeline.purge(other.site))
     other.catalog.close()
+
+
+def test_another_site_moves_nothing_out_of_the_trash(lab: Lab) -> None:
+    """The bench was adopted by another site while images lay aside: a restore of the first one leaves them there."""
+    _, ref, aside = trashed(lab)
+    other = neighbour(lab, same_bench=True)
+    for name in ("bench", "bench/prince", "trash/prince"):
+        adopt_place(other.site, name)
+    there = digests(aside)
+    ledger = lab.ledger(ref)
+    purge = ledger.purge("raw")
+    assert purge is not None
+    with pytest.raises(PlatewayError):
+        pipeline.restore(lab.site, ref, to_bench=True)
+    with pytest.raises(PlatewayError):
+        take_back(lab.site, ledger, purge, reason="asked", cause=Restored.REQUESTED)
+    assert digests(aside) == there
+    other.catalog.close()
+
+
+def test_staging_that_is_not_mounted_is_not_purged(lab: Lab) -> None:
+    """Copies in a directory that does not carry the marker of the staging disk stay."""
+    staging = lab.home / "staging" / "prince"
+    staging.parent.mkdir()
+    lab.options = {"staging": staging}
+    with_policy(lab, purge=False, staging_lifespan=timedelta(hours=2), grace=timedelta(0))
+    _, ref = due(lab)
+    staging.rename(lab.home / "away")
+    shutil.copytree(lab.home / "away" / str(ref), staging / str(ref))
+    for _ in range(2):
+        assert "gone" not in results(pipeline.purge(lab.site))
+        lab.clock.turn(hours=9)
+    assert (staging / str(ref)).exists()
+
+
+@pytest.mark.parametrize(("proof", "weaker"), [("read", False), ("head", True)])
+def test_a_purge_on_a_head_request_is_called_weaker(lab: Lab, proof: Literal["read", "head"], weaker: bool) -> None:
+    """A1: in each of its outcomes; one that read the copy says nothing of the kind."""
+    with_policy(lab, proof=proof, grace=timedelta(0))
+    due(lab)
+    for outcomes in (pipeline.purge(lab.site, dry_run=True), pipeline.purge(lab.site)):
+        assert all(("weaker proof" in str(one.reasons)) is weaker for one in outcomes if one.ref)
 
 
 # -------------------------------------------------------------------------------------------------- leases and policies

@@ -24,10 +24,8 @@ def upgrade() -> None:
         sa.Column("released_by", sa.Text(), nullable=True),
         sa.Column("release_reason", sa.Text(), nullable=True),
         sa.CheckConstraint(
-            "(event_id IS NOT NULL AND experiment IS NULL AND system IS NULL)"
-            " OR (event_id IS NULL AND experiment IS NOT NULL AND system IS NULL)"
-            " OR (event_id IS NULL AND experiment IS NULL AND system IS NOT NULL)",
-            name=op.f("ck_legal_hold_one_scope"),
+            "event_id IS NOT NULL OR experiment IS NOT NULL OR system IS NOT NULL",
+            name=op.f("ck_legal_hold_scope"),
         ),
         sa.CheckConstraint(
             "released_at IS NULL OR (released_by IS NOT NULL AND release_reason IS NOT NULL)",
