@@ -49,12 +49,12 @@ class Job:
 
     @property
     def url(self) -> str:
-        """Say where in the bucket, as most tools do."""
+        """Return where in the bucket, as most tools do."""
         return f"s3://{BUCKET}/{self.folder}"
 
     @property
     def remote(self) -> str:
-        """Say it as rclone does."""
+        """Format it as rclone does."""
         return f"here:{BUCKET}/{self.folder}"
 
 
@@ -71,7 +71,7 @@ class Result:
 
 
 def plateway(job: Job) -> dict[str, Sequence[str]]:
-    """Say our commands."""
+    """List our commands."""
     ours = (*PYTHON, "plateway", "bucket")
     return {
         "up": (*ours, "put", "--recursive", str(job.files), f"{job.url}/"),
@@ -82,7 +82,7 @@ def plateway(job: Job) -> dict[str, Sequence[str]]:
 
 
 def s5cmd(job: Job) -> dict[str, Sequence[str]]:
-    """Say s5cmd's."""
+    """List s5cmd's."""
     program = s5cmd_program()
     return {
         "up": (program, "cp", f"{job.files}", f"{job.url}/"),
@@ -93,7 +93,7 @@ def s5cmd(job: Job) -> dict[str, Sequence[str]]:
 
 
 def s4cmd(job: Job) -> dict[str, Sequence[str]]:
-    """Say s4cmd's."""
+    """List s4cmd's."""
     ours = (*S4CMD, f"--endpoint-url={job.endpoint}")
     return {
         "up": (*ours, "put", "--recursive", str(job.files), f"{job.url}/"),
@@ -104,7 +104,7 @@ def s4cmd(job: Job) -> dict[str, Sequence[str]]:
 
 
 def rclone(job: Job) -> dict[str, Sequence[str]]:
-    """Say rclone's."""
+    """List rclone's."""
     return {
         "up": (*RCLONE, "copy", str(job.files), f"{job.remote}/{job.files.name}"),
         "list": (*RCLONE, "lsl", job.remote),
@@ -138,7 +138,7 @@ def lay(files: Path, count: int) -> dict[str, str]:
 
 
 def rounds(setting: Setting, count: int) -> Iterator[Result]:
-    """Let every tool do all steps, each round beginning with another one."""
+    """Make every tool do all steps, each round beginning with another one."""
     tools = list(TOOLS)
     for number in range(count):
         for tool in [*tools[number % len(tools) :], *tools[: number % len(tools)]]:
@@ -159,7 +159,7 @@ def steps(setting: Setting, tool: str, job: Job) -> Iterator[Result]:
 
 
 def looked(setting: Setting, job: Job, step: str, output: bytes) -> None:
-    """Look whether a step did what it should."""
+    """Check whether a step did what it should."""
     listed = [one for batch in obstore.list(bucket(setting.server), f"{job.folder}/") for one in batch]
     wanted = 0 if step == "delete" else len(setting.digests)
     good = len(listed) == wanted and all(one["size"] == SIZE for one in listed)
@@ -178,7 +178,7 @@ def digest(path: Path) -> str:
 
 
 def figures(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
-    """Take the medians of each tool and step."""
+    """Compute the medians of each tool and step."""
     said: dict[str, dict[str, dict[str, float]]] = {}
     for step in STEPS:
         for tool in TOOLS:

@@ -62,7 +62,7 @@ class Case:
 
     @property
     def total(self) -> int:
-        """Say how many bytes of images there are."""
+        """Return how many bytes of images there are."""
         return self.events * self.files * self.size
 
     def scaled(self, factor: float) -> Case:
@@ -166,12 +166,12 @@ class Setting:
     env: Mapping[str, str]
 
     def objects(self, way: str) -> dict[str, str]:
-        """Say which key gets which directory."""
+        """Return which key gets which directory."""
         return {f"{way}/{directory.name}.tar": str(directory) for directory in self.bench.directories}
 
 
 def environment(server: seaweed.Server, *, bench: Bench, work: Path) -> dict[str, str]:
-    """Give every way the same server and key, in the words each of them reads, and nothing of this machine's own."""
+    """Return the server and key in the words of each way, and nothing of this machine's own."""
     return {
         "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}",
         "HOME": str(work),
@@ -242,7 +242,7 @@ def piped(way: str, command: Callable[[str], Sequence[str]], setting: Setting) -
 
 
 def s5cmd(key: str) -> list[str]:
-    """Say how s5cmd is fed."""
+    """Return how s5cmd is fed."""
     return [s5cmd_program(), "pipe", f"s3://{BUCKET}/{key}"]
 
 
@@ -253,12 +253,12 @@ def s5cmd_program() -> str:
 
 
 def rclone(key: str) -> list[str]:
-    """Say how rclone is fed."""
+    """Return how rclone is fed."""
     return ["rclone", "rcat", "--s3-no-check-bucket", f"here:{BUCKET}/{key}"]
 
 
 def aws(key: str) -> list[str]:
-    """Say how the AWS command line is fed."""
+    """Return how the AWS command line is fed."""
     return ["aws", "s3", "cp", "--no-progress", "-", f"s3://{BUCKET}/{key}"]
 
 
@@ -281,7 +281,7 @@ BOUNDS: dict[str, Way] = {
 
 
 def rounds(case: Case, *, count: int, space: Path) -> Iterator[Result]:
-    """Let every way export the case, so many times, each round on a fresh server and from another way on."""
+    """Make every way export the case, so many times, each round on a fresh server and from another way on."""
     with TemporaryDirectory(dir=space) as place:
         bench = lay(Path(place), case)
         ways = list((WAYS | BOUNDS).items())
@@ -291,7 +291,7 @@ def rounds(case: Case, *, count: int, space: Path) -> Iterator[Result]:
 
 
 def one_round(bench: Bench, ways: Iterable[tuple[str, Way]], *, space: Path) -> Iterator[Result]:
-    """Let these ways export the same events, one after the other, on one server."""
+    """Make these ways export the same events, one after the other, on one server."""
     with TemporaryDirectory(dir=space) as data, seaweed.serve(Path(data), buckets=[BUCKET]) as server:
         warm(server)
         for name, way in ways:
@@ -303,7 +303,7 @@ def one_round(bench: Bench, ways: Iterable[tuple[str, Way]], *, space: Path) -> 
 
 
 def measured(name: str, way: Way, setting: Setting) -> tuple[Result, dict[str, str]]:
-    """Let one way export everything."""
+    """Make one way export everything."""
     server = psutil.Process(setting.server.process.pid)
     before = cpu_of(server)
     cost, said = way(setting)
@@ -333,7 +333,7 @@ def bucket(server: seaweed.Server) -> obstore.store.S3Store:
 
 
 def warm(server: seaweed.Server) -> None:
-    """Let the server make its volumes, which it does at the first objects."""
+    """Make the server make its volumes, which it does at the first objects."""
     store = bucket(server)
     for number in range(32):
         obstore.put(store, f"warm/{number}", os.urandom(256 * 1024))
@@ -395,7 +395,7 @@ class Stream:
 
 
 def figures(case: Case, results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Take the medians of each way."""
+    """Compute the medians of each way."""
     said = {}
     for way in WAYS | BOUNDS:
         mine = [result for result in results if result.way == way]
@@ -444,7 +444,7 @@ def report(case: Case, said: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def bounded(said: Mapping[str, Mapping[str, float]]) -> str:
-    """Say what bounds Plateway here: how near it is to each bound, and how busy the cores were."""
+    """Return what bounds Plateway here: how near it is to each bound, and how busy the cores were."""
     ours = said[OURS]
     near = [f"{ours['mb_per_s'] / said[way]['mb_per_s']:.0%} of “{way.removeprefix('bound: ')}”" for way in BOUNDS]
     busy = (ours["cpu_s"] + ours["server_cpu_s"]) / ours["seconds"]

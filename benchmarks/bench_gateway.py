@@ -131,7 +131,7 @@ class Running:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Say who asks."""
+        """Return who asks."""
         return {"Authorization": f"Bearer {self.secret}"}
 
     def connection(self) -> http.client.HTTPConnection:
@@ -176,7 +176,7 @@ def answers(running: Running) -> None:
 def asked(
     line: http.client.HTTPConnection, running: Running, method: str, path: str, body: bytes | None = None
 ) -> bytes:
-    """Ask for something on an open connection, and read the answer."""
+    """Request something on an open connection, and read the answer."""
     line.request(method, path, body, running.headers)
     answer = line.getresponse()
     content = answer.read()
@@ -279,12 +279,12 @@ def page(setting: Setting, running: Running) -> dict[str, float]:
 
 
 def name(number: int) -> str:
-    """Say the key with this number, in order."""
+    """Return the key with this number, in order."""
     return f"exp-{number // 1000:04d}/{number % 1000:03d}"
 
 
 def number_of(key: str) -> int:
-    """Say the number of a key."""
+    """Return the number of a key."""
     experiment, _, rest = key.removeprefix("exp-").partition("/")
     return int(experiment) * 1000 + int(rest)
 
@@ -465,7 +465,7 @@ def environ(env: Mapping[str, str]) -> Iterator[None]:
 
 
 def figures(results: Sequence[Result]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Take the medians."""
+    """Compute the medians."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for one in results:
         same = [other for other in results if (other.what, other.place, other.way) == (one.what, one.place, one.way)]
@@ -504,7 +504,7 @@ def drawn(mine: Mapping[tuple[str, str], Mapping[str, float]], place: str) -> st
 
 
 def cell(numbers: Mapping[str, float], ours: Mapping[str, float], column: str) -> str:
-    """Say a figure, and how many times of it ours is."""
+    """Return a figure, and how many times of it ours is."""
     plain = f"{numbers[column]:,.2f}" if numbers[column] < 100 else f"{numbers[column]:,.0f}"
     return plain if numbers is ours or not numbers[column] else f"{plain} ({ours[column] / numbers[column]:.3g}x)"
 

@@ -76,12 +76,12 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """Say how long it took in all."""
+        """Return how long it took in all."""
         return (self.at["verified"] - self.announced).total_seconds()
 
     @property
     def legs(self) -> dict[str, float]:
-        """Say how long each stage took after the one before; a stage that came earlier took nothing."""
+        """Return how long each stage took after the one before; a stage that came earlier took nothing."""
         legs, last = {}, self.announced
         for stage in STAGES:
             reached = max(last, self.at.get(stage, last))
@@ -147,7 +147,7 @@ def sample(
 
 
 def behind(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float:
-    """Say how long a run that was created already waited while an earlier one went on: there is one at a time."""
+    """Return how long a run that was created already waited while an earlier one went on: there is one at a time."""
     created, started = moment(run["created"]), moment(run["start_time"])
     ends = [moment(one["end_time"]) for one in runs if one["end_time"] and moment(one["start_time"]) < started]
     return max([0.0, *((min(end, started) - created).total_seconds() for end in ends)])
@@ -253,12 +253,12 @@ def report(way: Way, found: Sequence[Sample]) -> str:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Say median, 95th percentile and maximum."""
+    """Return median, 95th percentile and maximum."""
     return median(values), percentile(values, 95), max(values)
 
 
 def waited(one: Sample) -> str:
-    """Say what a sample waited for, longest first."""
+    """Return what a sample waited for, longest first."""
     legs = sorted(one.legs.items(), key=lambda leg: leg[1], reverse=True)[:3]
     waits = ", ".join(f"until {stage} {seconds:.2f} s" for stage, seconds in legs)
     queued = f"; behind another run for {one.behind:.2f} s" if one.behind else ""

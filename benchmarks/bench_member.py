@@ -109,7 +109,7 @@ def relayed(server: seaweed.Server) -> Iterator[Relay]:
 
 
 def fetch(setting: Setting, way: str, names: Sequence[str], *, env: Mapping[str, str]) -> tuple[dict[str, Any], int]:
-    """Let one way fetch images, compare them, and say what it took and its peak memory."""
+    """Make one way fetch images, compare them, and say what it took and its peak memory."""
     job = setting.work / "job.json"
     job.write_text(json.dumps({"way": way, "bucket": BUCKET, "key": setting.key, "id": setting.id, "names": names}))
     cost, said = module("benchmarks.way_member", str(job), env=env)
@@ -141,7 +141,7 @@ def moved(setting: Setting, server: seaweed.Server) -> dict[str, int]:
 
 
 def figures(results: Sequence[Result], counted: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Take the medians of each way."""
+    """Compute the medians of each way."""
     said = {}
     for way in NAMES:
         mine = [one for one in results if one.way == way]

@@ -98,7 +98,7 @@ def rounds(setting: Setting, count: int) -> Iterator[Result]:
 
 
 def one(setting: Setting, way: str) -> Result:
-    """Let one way read the images."""
+    """Make one way read the images."""
     with TemporaryDirectory(dir=setting.work if way == "ram" else setting.disk) as to:
         job = setting.work / "job.json"
         job.write_text(json.dumps({"way": way, "bucket": BUCKET, "keys": setting.keys, "to": to}))
@@ -109,7 +109,7 @@ def one(setting: Setting, way: str) -> Result:
 
 
 def figures(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Take the medians of each way."""
+    """Compute the medians of each way."""
     said = {}
     for way in NAMES:
         mine = [each for each in results if each.way == way]

@@ -69,7 +69,7 @@ class World:
 
     @property
     def plants(self) -> dict[int, Plant]:
-        """Say by the number of the event what is wrong with it, or right after it."""
+        """Return by the number of the event what is wrong with it, or right after it."""
         dice = random.Random(SEED)
         kinds: list[Plant] = [kind for kind in PLANTS if kind != "raw"]
         last = self.exports - self.here
@@ -86,7 +86,7 @@ def key(number: int) -> str:
 
 
 def etag(number: int) -> str:
-    """Say the ETag that an object has."""
+    """Return the ETag that an object has."""
     return f"{number:032x}-60"
 
 
@@ -117,7 +117,7 @@ class Simulated:
         return Stat(key(number), SIZE + (plant == "size"), etag(number + (plant == "etag")), SENT)
 
     def stat(self, key: str) -> Stat | None:
-        """Look at one object."""
+        """Inspect one object."""
         number = int(key.removesuffix(".dark").removesuffix(".tar").rpartition("-")[2], 16)
         plant = self._plants.get(number)
         if key.endswith(".dark"):
@@ -125,7 +125,7 @@ class Simulated:
         return None if plant == "lost" else self._stat(number, plant)
 
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Give bytes that are no bundle: what has another ETag proves to be changed."""
+        """Yield bytes that are no bundle: what has another ETag proves to be changed."""
         yield bytes(512)
 
     def uploads(self) -> Iterator[Upload]:
@@ -133,7 +133,7 @@ class Simulated:
         return iter(())
 
     def put(self, key: str, chunks: Iterable[bytes], *, size: int, part_size: int, metadata: Mapping[str, str]) -> None:
-        """Take nothing."""
+        """Store nothing."""
         raise Rejected(key)
 
     def delete(self, key: str) -> None:
@@ -307,7 +307,7 @@ def measure(space: Path, world: World) -> dict[str, Any]:
 
 
 def expectation(world: World) -> Iterator[tuple[str, str]]:
-    """Say what must be found."""
+    """Return what must be found."""
     for number, plant in world.plants.items():
         where = {"dark": stranger(number), "unknown": f"{BUCKET}/{stranger(number)}"}
         yield PLANTS[plant].value, where.get(plant, key(number))

@@ -107,7 +107,7 @@ class Peaks:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def of(self, pid: int, told: int) -> int:
-        """Say the peak of a process that has ended, in bytes."""
+        """Return the peak of a process that has ended, in bytes."""
         return told if told > high_water(os.getpid()) else self.seen[pid]
 
     def _watch(self) -> None:
@@ -145,7 +145,7 @@ def worked() -> Iterator[dict[str, float]]:
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """Say the CPU seconds that a running process has used."""
+    """Return the CPU seconds that a running process has used."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -160,7 +160,7 @@ def room(need: int) -> Iterator[Path]:
 
 
 def in_memory(path: Path) -> bool:
-    """Say whether a directory lies in memory."""
+    """Return whether a directory lies in memory."""
     return Path("/dev/shm") in path.parents
 
 
@@ -182,7 +182,7 @@ def _processor() -> str:
 
 
 def told(where: Mapping[str, Any]) -> str:
-    """Say the machine in one sentence."""
+    """Describe the machine in one sentence."""
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     return (
         f"{where['cpus']} cores ({where['processor']}), {where['memory_gib']} GiB, {where['system']}, "
@@ -191,12 +191,12 @@ def told(where: Mapping[str, Any]) -> str:
 
 
 def median(values: Iterable[float]) -> float:
-    """Say the middle one."""
+    """Return the middle one."""
     return float(statistics.median(values))
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Say below which of the values so many percent of them lie (nearest rank)."""
+    """Return below which of the values so many percent of them lie (nearest rank)."""
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 

@@ -69,7 +69,7 @@ def asking(name: str, site: Site) -> Iterator[Callable[[], Any]]:
 
 
 def main() -> None:
-    """Ask and print what it took."""
+    """Send a request and print what it took."""
     name, rounds = sys.argv[1], int(sys.argv[2])
     config = settings.load()
     with closing(open_site(config)) as site, asking(name, site) as ask:

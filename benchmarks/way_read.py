@@ -92,7 +92,7 @@ def flush(path: Path) -> Path:
 
 
 def forget(path: Path) -> Path:
-    """Take a file out of the page cache."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return path

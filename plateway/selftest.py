@@ -75,12 +75,12 @@ class SelftestReport:
 
     @property
     def good(self) -> bool:
-        """Say whether the round went well."""
+        """Return whether the round went well."""
         return all(step.result == "done" for step in self.steps)
 
     @property
     def summary(self) -> str:
-        """Say all of it in a line."""
+        """Summarize all of it in a line."""
         able = sum(one.verdict == "yes" for one in self.capabilities)
         bad = [f"{step.name} {step.result}: {step.detail}" for step in self.steps if step.result != "done"]
         told = "; ".join(bad) or "events came through and back"
@@ -119,7 +119,7 @@ def run(
 
 @contextmanager
 def _place(buckets: Buckets, name: str, within: Address | None) -> Iterator[Address]:
-    """Give a place that is ours alone, and remove it afterwards."""
+    """Yield a place that is ours alone, and remove it afterwards."""
     unique = f"plateway-selftest-{datetime.now(UTC):%Y%m%d%H%M%S}-{uuid4().hex[:6]}/"
     with nullcontext(within.bucket) if within else temporary(buckets, name) as bucket:
         where = within.below(unique) if within else Address(bucket)
@@ -528,7 +528,7 @@ class Round:
         self._announced: list[Announced] = []
 
     def close(self) -> None:
-        """Let go of the catalogue."""
+        """Close the catalogue."""
         self._catalog.close()
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
@@ -543,7 +543,7 @@ class Round:
         ]
 
     def announce(self) -> str:
-        """Let three instruments acquire an event each: one is too large for one PUT, one is exported file by file."""
+        """Make three instruments acquire an event each: one is too large for one PUT, one is exported file by file."""
         self._catalog.upgrade()
         small = Simulated("prince", "timestep", self._bench / "prince", images=2, size=32)
         large = Simulated("aretha", "imaging event", self._bench / "aretha", images=2, size=BIG)
@@ -590,7 +590,7 @@ class Round:
 
 
 def _taken(steps: list[tuple[str, Callable[[], str]]], tell: Callable[[str], object]) -> Iterator[RoundStep]:
-    """Take one step after the other, up to the first that fails."""
+    """Run one step after the other, up to the first that fails."""
     for name, act in steps:
         tell(name)
         started = time.monotonic()

@@ -510,7 +510,7 @@ def load(**flags: Any) -> Settings:
 
 
 def _complaint(error: ErrorDetails) -> str:
-    """Tell what is wrong as the setting was typed; secrets are left out."""
+    """Describe what is wrong as the setting was typed; secrets are left out."""
     name = str(error["loc"][0]) if error["loc"] else ""
     field = next((field for field in Settings.model_fields if name in {field, *_names(field)}), None)
     message = error["msg"].removeprefix("Value error, ")
@@ -524,7 +524,7 @@ def _complaint(error: ErrorDetails) -> str:
 
 
 def unknown_variables() -> list[str]:
-    """Tell of each variable of the environment or of .env that begins like ours and is none, with the nearest name."""
+    """Report each variable of the environment or of .env that begins like ours and is none, with the nearest name."""
     known = {*map(_spelt, Settings.model_fields), *OTHER_VARIABLES}
     known |= {name for field in Settings.model_fields for name in _names(field)}
     there = {*os.environ, *(name.upper() for name in env_file(Settings).env_vars)}

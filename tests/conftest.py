@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage among what tests make only: all that was imported and collected stays."""
+    """Keep what exists now out of garbage collection: all that was imported and collected stays."""
     gc.collect()
     gc.freeze()
 

@@ -34,7 +34,7 @@ def upgraded() -> bytes:
 
 
 def furnish(catalog: Catalog) -> None:
-    """Give a new catalogue its tables."""
+    """Create the tables of a new catalogue."""
     path = catalog._engine.url.database
     if catalog._engine.dialect.name != "sqlite":
         catalog.upgrade()
@@ -65,7 +65,7 @@ def postgres_server() -> Iterator[str]:
 
 
 def processes() -> ForkServerContext:
-    """Say how to start processes that share nothing with this one, and need not import the catalogue once more."""
+    """Return how to start processes that share nothing with this one, and need not import the catalogue once more."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "plateway.catalog"])
     return context

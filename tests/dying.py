@@ -31,7 +31,7 @@ class Fate:
     dead: bool = False
 
     def meet(self, what: str, act: Callable[[], Any]) -> Any:
-        """Let one effect happen, unless it is too late."""
+        """Make one effect happen, unless it is too late."""
         if self.dead:
             raise Death
         self.seen.append(what)
@@ -57,7 +57,7 @@ class Dying:
 
 
 def dying(site: Site, fate: Fate) -> Site:
-    """Give a line whose catalogue, bucket and archive may be the last that is called."""
+    """Return a line whose catalogue, bucket and archive may be the last that is called."""
 
     def doomed(part: Any, name: str) -> Any:
         return Dying(part, name, fate)
@@ -67,7 +67,7 @@ def dying(site: Site, fate: Fate) -> Site:
 
 
 def points(effects: Sequence[str]) -> Iterator[Fate]:
-    """Give every death that leaves the world in another state: before the first effect, and after each but looks."""
+    """List every death that leaves the world in another state: before the first effect, and after each but looks."""
     yield Fate(0)
     for number, effect in enumerate(effects):
         if effect not in READS:

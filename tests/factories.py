@@ -97,7 +97,7 @@ def prove(
     etag: str = "e-1",
     endpoint: str | None = None,
 ) -> None:
-    """Note evidence for the export that is catalogued."""
+    """Record evidence for the export that is catalogued."""
     row = catalog.ledger(ref).export
     assert row is not None
     catalog.record_evidence(
@@ -113,7 +113,7 @@ def prove(
 
 
 def damage(catalog: Catalog, ref: Ref, what: str = "lost: no such object") -> None:
-    """Note that the export that is catalogued is damaged."""
+    """Record that the export that is catalogued is damaged."""
     row = catalog.ledger(ref).export
     assert row is not None
     kind = Damage.LOST if what.startswith("lost") else Damage.CHANGED

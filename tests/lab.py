@@ -63,14 +63,14 @@ class Lab:
         return Site(self.catalog, self.store, self.bench, self.instrument, owner="test", archive=self.archive)
 
     def acquire(self, system: str = "prince", fault: str = "none", *, images: int = 3, size: int = 32) -> Announced:
-        """Let an instrument acquire one event, at the time the clock shows."""
+        """Make an instrument acquire one event, at the time the clock shows."""
         dialect: simulator.Dialect = "timestep" if system == "prince" else "imaging event"
         instrument = Simulated(system=system, dialect=dialect, root=self.bench / system, images=images, size=size)
         self.number += 1
         return simulator.acquire(instrument, now=self.clock(), number=self.number, fault=fault)
 
     def settle(self) -> pipeline.Registered:
-        """Look twice, as long apart as images need to settle."""
+        """Register twice, as long apart as images need to settle."""
         pipeline.register(self.site)
         self.clock.turn(seconds=5)
         return pipeline.register(self.site)

@@ -31,7 +31,7 @@ FIRST = (  # what a worker takes first; everything else follows as it was collec
 
 
 def rank(nodeid: str) -> int:
-    """Say how early a test is to begin."""
+    """Return how early a test is to begin."""
     return next((place for place, name in enumerate(FIRST) if nodeid.startswith(name)), len(FIRST))
 
 
@@ -48,6 +48,6 @@ class Files(LoadFileScheduling):  # type: ignore[misc]  # for the same reason
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files:
-    """Let workers take files in the order of collection."""
+    """Hand out to workers the files in the order of collection."""
     config.option.loadscopereorder = False
     return Files(config, log)

@@ -88,7 +88,7 @@ def pack(contents: Mapping[str, bytes]) -> bytes:
 
 
 def inside(contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Say what the members will be called."""
+    """Return what the members will be called."""
     return {bundle._name(name, contents): content for name, content in contents.items()}
 
 
@@ -199,7 +199,7 @@ def tree(root: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def found(root: Path) -> dict[bytes, tuple[bytes, int]]:
-    """Tell the exact names, bytes and whole seconds of what lies there."""
+    """Return the exact names, bytes and whole seconds of what lies there."""
     paths = [Path(place) / name for place, _, names in os.walk(root) for name in names]
     return {os.fsencode(path.relative_to(root)): (path.read_bytes(), int(path.stat().st_mtime)) for path in paths}
 

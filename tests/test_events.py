@@ -57,7 +57,7 @@ def said(base: dict[str, Any], **changes: Any) -> bytes:
 
 
 def reason(content: bytes, instrument: Instrument = PRINCE) -> str:
-    """Tell why an announcement is refused."""
+    """Return why an announcement is refused."""
     with pytest.raises(Rejected) as refusal:
         events.parse(content, instrument)
     return str(refusal.value)

@@ -56,7 +56,7 @@ def write(place: Path, content: bytes = b"image", *, mtime_ns: int = 1_700_000_0
 
 
 def tree(place: Path) -> dict[str, tuple[bytes, int]]:
-    """Take down what a directory holds: names, bytes, times."""
+    """Record what a directory holds: names, bytes, times."""
     return {
         str(one.relative_to(place)): (one.read_bytes(), one.stat().st_mtime_ns)
         for one in place.rglob("*")

@@ -116,13 +116,13 @@ class Poor:
         return self.answer(request, forward(request))
 
     def put(self, request: Message, reply: Message) -> Message:
-        """Take whatever comes, if only in words."""
+        """Accept whatever comes, if only in words."""
         if reply.status == 200:
             self.kept[request.path] = request.body
         return reply if reply.status == 200 else OK
 
     def answer(self, request: Message, reply: Message) -> Message:
-        """Tell neither checksums nor metadata, nor the ETag where it matters."""
+        """Answer with neither checksums nor metadata, nor the ETag where it matters."""
         told = [(name, value) for name, value in reply.headers if not re.match("(?i)x-amz-(checksum|meta)-", name)]
         reply = replace(reply, headers=tuple(told))
         if request.name == "complete":

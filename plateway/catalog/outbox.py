@@ -113,7 +113,7 @@ class Outbox(Database):
             return bool(session.connection().execute(query).rowcount)
 
     def release_target(self, name: str, holder: str) -> None:
-        """Let another process relay to a target."""
+        """Allow another process to relay to a target."""
         mine = (TARGET.name == name, TARGET.holder == holder)
         with self._writing() as session:
             session.execute(update(OutboxTarget).where(*mine).values(holder=None, held_until=None))

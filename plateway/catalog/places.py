@@ -36,7 +36,7 @@ class PlaceRecords(Database):
             return known.created_at if known else None
 
     def take_site(self, id: UUID, *, now: datetime) -> None:  # noqa: A002 - it is the id of the site
-        """Take over the id of a site whose catalogue was lost, in an empty catalogue.
+        """Adopt the id of a site whose catalogue was lost, in an empty catalogue.
 
         Raises:
             Refused: the catalogue has events, and another id.

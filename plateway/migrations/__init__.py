@@ -53,7 +53,7 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take a database back to an older revision, or to ``base``: no tables at all."""
+    """Downgrade a database to an older revision, or to ``base``: no tables at all."""
     from alembic import command  # noqa: PLC0415  see above
 
     known(connection)

@@ -410,7 +410,7 @@ class _Finish:
         raise Unsettled(f"{event.path} is neither in its place nor in the trash: is the disk mounted?")
 
     def _missing(self) -> Outcome:
-        """Take back a purge whose images are not in the trash, without a tombstone: no removal of ours took them."""
+        """Withdraw a purge whose images are not in the trash, without a tombstone: no removal of ours took them."""
         if folder.exists(self.root, _home(self.ledger, self.purge)):
             return self._withdraw("its images are in their place, not in the trash", Restored.MISSING)
         self._withdraw("its images are neither in their place nor in the trash", Restored.MISSING)

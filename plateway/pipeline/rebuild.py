@@ -151,7 +151,7 @@ def _told(site: Site) -> Iterator[tuple[str, bytes]]:
 
 
 def _take_site(site: Site, site_id: UUID | None) -> None:
-    """Take the id of the site whose catalogue was lost, from markers and objects in the buckets.
+    """Adopt the id of the site whose catalogue was lost, from markers and objects in the buckets.
 
     Raises:
         Refused: the buckets are of several sites, and none was named; or the catalogue is another site's.

@@ -163,7 +163,7 @@ def hyphae(net: Network, *, age: float, view: View, size: int, phase: float | No
 
 
 def beads(born: Floats, phase: float | None) -> Floats:
-    """Say how bright each segment is: evenly, or in waves that run outwards as the phase (in turns) goes on."""
+    """Return how bright each segment is: evenly, or in waves that run outwards as the phase (in turns) goes on."""
     if phase is None:
         return np.ones_like(born)
     waves: Floats = (
@@ -283,7 +283,7 @@ class Shot:
             self.write("metadata.json", json.dumps(details(self), indent=2).encode())
 
     def event(self, **changes: Any) -> bytes:
-        """Say it in the instrument's dialect."""
+        """Format it in the instrument's dialect."""
         words = timestep(self) if self.instrument.dialect == "timestep" else imaging_event(self)
         return json.dumps(words | changes, indent=2).encode()
 
@@ -470,7 +470,7 @@ def symlink(shot: Shot) -> Pauses:
 
 
 def late_mount(shot: Shot) -> Pauses:
-    """Let the system's whole directory be away for a while, and come back with one event more."""
+    """Make the system's whole directory be away for a while, and come back with one event more."""
     root = shot.instrument.root
     away = root.with_name(f".{root.name}.unmounted")
     if root.exists():
@@ -524,7 +524,7 @@ def run(
     clock: Clock = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Announced]:
-    """Let instruments acquire in turn, ``rate`` events a second in all, until ``count`` (for ever without it).
+    """Make instruments acquire in turn, ``rate`` events a second in all, until ``count`` (for ever without it).
 
     The first acquisitions carry the given faults, one each; where a faulty one pauses, it takes ``pause`` seconds.
     """

@@ -26,7 +26,7 @@ def port() -> int:
 
 
 def missing(server: str) -> str | None:
-    """Say why a server cannot be had here, if so."""
+    """Return why a server cannot be had here, if so."""
     found = RABBITMQ.exists() if server == "rabbitmq-server" else shutil.which(server, path=SEARCH)
     return None if found else f"{server} is not installed: scripts/peers"
 

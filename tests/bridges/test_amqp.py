@@ -280,7 +280,7 @@ def test_a_signal_ends_it_cleanly(lab: Lab, archiver: Archiver) -> None:
 
 @contextmanager
 def down(postgres_url: str) -> Iterator[None]:
-    """Let the database refuse connections, and drop those it has."""
+    """Make the database refuse connections, and drop those it has."""
     name, engine = (
         make_url(postgres_url).database,
         administration(make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)),

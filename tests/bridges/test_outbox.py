@@ -188,7 +188,7 @@ def channel(rabbit: Rabbit) -> Iterator[Any]:
 
 
 def received(rabbit: Rabbit, queue: str) -> list[tuple[Any, dict[str, Any]]]:
-    """Take all messages from a queue: properties and CloudEvent."""
+    """Get all messages from a queue: properties and CloudEvent."""
     found = []
     with channel(rabbit) as one:
         while (got := one.basic_get(queue, auto_ack=True))[0] is not None:

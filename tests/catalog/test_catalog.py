@@ -62,7 +62,7 @@ CANARY = "canary-5ecret"
 
 
 def archive(catalog: Catalog, ref: Ref) -> None:
-    """Note a location on tape, as reconciliation will."""
+    """Record a location on tape, as reconciliation will."""
     row = ArchiveLocation(
         event_id=ref.id, revision=ref.revision, path="a.tar", member="m", job_id="j", evidence="name", reported_at=NOW
     )

@@ -38,7 +38,7 @@ class Object(NamedTuple):
 
 
 def tape(catalog: Catalog, *refs: Ref, path: str = "a.tar", at: timedelta = timedelta(0)) -> None:
-    """Let tape name these events' exports, with their checksum."""
+    """Make tape name these events' exports, with their checksum."""
     keys = [f"raw/{catalog.get(ref).key}" for ref in refs]
     facts: dict[str, Any] = {"manifest": "", "path": path, "reported_at": NOW + at, "checksum": SHA}
     digest = f"{path}{keys}"
@@ -50,7 +50,7 @@ def tape(catalog: Catalog, *refs: Ref, path: str = "a.tar", at: timedelta = time
 
 
 def purged(catalog: Catalog, ref: Ref, place: str = "raw", *, gone: bool = False) -> None:
-    """Let images go, aside or for good."""
+    """Make images go, aside or for good."""
     catalog.intend(intent(ref, place))
     catalog.record_trashed(ref, place, at=NOW)
     if gone:

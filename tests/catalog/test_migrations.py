@@ -71,7 +71,7 @@ def fill(connection: sa.Connection) -> dict[str, Any]:
 
 
 def kind(column: sa.Column[Any]) -> Any:
-    """Tell the plain type below one of ours."""
+    """Return the plain type below one of ours."""
     return column.type.impl_instance if isinstance(column.type, sa.TypeDecorator) else column.type
 
 

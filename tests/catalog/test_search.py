@@ -70,12 +70,12 @@ def ledgers(filled: Catalog) -> list[Ledger]:
 
 
 def day(moment: datetime) -> date:
-    """Tell the day (UTC)."""
+    """Return the day (UTC)."""
     return moment.astimezone(UTC).date()
 
 
 def where(one: Ledger) -> str:
-    """Tell where an event stands."""
+    """Return where an event stands."""
     return one.state(END).name
 
 

@@ -54,7 +54,7 @@ def entry(key: str, path: str = PATH, **other: Any) -> ArchiveEntry:
 
 
 def told(catalog: Catalog, *entries: ArchiveEntry, digest: str = "d1") -> bool:
-    """Let a manifest with these entries come in."""
+    """Make a manifest with these entries come in."""
     return catalog.receive(manifest(digest), entries, now=NOW)
 
 
@@ -244,7 +244,7 @@ CLAIMS: tuple[tuple[tuple[str, dict[str, Any]], ...], ...] = (
 
 
 def lived(catalog: Catalog, order: Sequence[int], pauses: Sequence[bool], late: int) -> list[Any]:
-    """Let manifests come in this order, and an export at some moment; return what is known in the end."""
+    """Make manifests come in this order, and an export at some moment; return what is known in the end."""
     keys = {name: exported(catalog, number)[1] for number, name in enumerate(("one", "two"), 1)}
     last = add(catalog, 3)
     keys |= {"late": f"raw/{catalog.get(last).key}", "unknown": "raw/unknown.tar"}
@@ -439,7 +439,7 @@ def test_a_bucket_copy_goes_only_when_tape_has_its_bytes(catalog: Catalog) -> No
 
 
 def expire(catalog: Catalog) -> Ref:
-    """Let the bucket copy of an archived event go."""
+    """Make the bucket copy of an archived event go."""
     ref, key = exported(catalog)
     told(catalog, entry(key, checksum=SHA))
     catalog.settle(now=NOW)

@@ -33,7 +33,7 @@ def site(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def yesterday(site: Path, count: int = 2) -> list[Announced]:
-    """Let aretha have imaged yesterday, and bring it all into the bucket."""
+    """Make aretha have imaged yesterday, and bring it all into the bucket."""
     instrument = Simulated("aretha", "imaging event", site / "bench" / "aretha", images=2, size=32)
     then = datetime.now(UTC) - timedelta(days=1)
     announced = [

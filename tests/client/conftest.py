@@ -50,7 +50,7 @@ class Blocking:
         return called
 
     def wait(self, found: Awaitable[T]) -> T:
-        """Let the loop run until there is a result."""
+        """Run the loop until there is a result."""
 
         async def awaited() -> T:
             return await found
@@ -165,7 +165,7 @@ class Laboratory:
         return self.site.gateway.secrets["reader"]
 
     def experiment(self, announced: Announced) -> str:
-        """Say to which experiment an event belongs."""
+        """Return to which experiment an event belongs."""
         return self.site.lab.catalog.get(Ref(announced.id, 1)).experiment
 
 
@@ -191,7 +191,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint, cli
 
 
 def scanned(lab: Lab) -> Announced:
-    """Let a scanner write a DICOM file and a text, and announce them."""
+    """Make a scanner write a DICOM file and a text, and announce them."""
     id_, at = uuid4(), lab.clock()
     images, events = lab.bench / "scanner" / "s1" / "série 1", lab.bench / "scanner" / "events"
     images.mkdir(parents=True)

@@ -41,7 +41,7 @@ def said(status: int, content: bytes | dict[str, Any] = b"", *, length: int | No
 
 
 def kept(asked: Asked) -> bytes:
-    """Say that an object was stored, as a gateway does."""
+    """Answer that an object was stored, as a gateway does."""
     key = asked.target.removeprefix("/objects/")
     return said(200, {"key": key, "size": len(asked.body), "created_at": "2026-01-01T00:00:00Z"})
 
@@ -66,7 +66,7 @@ class Scripted:
         return [later.at - earlier.at for earlier, later in zip(self.asked, self.asked[1:], strict=False)]
 
     def play(self, *answers: Answer) -> None:
-        """Say what it answers from now on, and forget what it was asked."""
+        """Return what it answers from now on, and forget what it was asked."""
         self._answers, self.asked = list(answers), []
 
     def __enter__(self) -> Self:

@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[Verb, Answer]] = {
 
 
 def failing(kind: str, verb: str) -> type[Exception]:
-    """Say what each verb raises when a server fails, as the originals' contract has it."""
+    """Return what each verb raises when a server fails, as the originals' contract has it."""
     if verb == "keys":
         return NotImplementedError
     return RestStoreError if verb == "exists" or (kind, verb) == ("async", "delete") else KeyError

@@ -287,7 +287,7 @@ def test_pages_are_walked(plateway: Enter, scripted: Scripted, laboratory: Labor
 
 
 def told(laboratory: Laboratory) -> wire.EventStatus:
-    """Tell one event as the gateway would."""
+    """Return one event as the gateway would."""
     with Plateway(laboratory.url, laboratory.secret) as client:
         return wire.EventStatus.model_validate(client.ledger(laboratory.scan.id))
 

@@ -117,7 +117,7 @@ class Demo:
         )
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Look into the catalogue, which is quicker than a command."""
+        """Read the catalogue, which is quicker than a command."""
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean()):
                 patch.delenv(name)
@@ -148,7 +148,7 @@ SIGNS = {
 
 
 def clean() -> dict[str, str]:
-    """Take an environment in which nobody has set anything of ours."""
+    """Return an environment in which nobody has set anything of ours."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PLATEWAY_", "PREFECT_", "AWS_"))}
 
 
@@ -307,7 +307,7 @@ def test_a_killed_gateway_is_started_again(demo: Demo) -> None:
 
 
 def gateway(demo: Demo) -> httpx.Client:
-    """Ask at the address that other terminals find."""
+    """Send a request to the address that other terminals find."""
     url = json.loads((demo.home / RUNTIME).read_text())["gateway"]
     assert url == demo.told["gateway"]
     return httpx.Client(base_url=url, trust_env=False, verify=PLAIN, timeout=60)

@@ -156,17 +156,17 @@ class Scene:
 
 
 def digest(content: bytes) -> str:
-    """Say SHA-256 in hex."""
+    """Compute the SHA-256 in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def check(world: World) -> list[Violation]:
-    """Look at everything once and say what does not hold; I8 and I9 are asked only of a world at rest."""
+    """Inspect everything once and return what does not hold; I8 and I9 are asked only of a world at rest."""
     return judge(Scene(world))
 
 
 def judge(scene: Scene) -> list[Violation]:
-    """Say what does not hold in what was seen."""
+    """Return what does not hold in what was seen."""
     asked = ALWAYS if scene.world.rest is None else ALWAYS | AT_REST
     return [Violation(name, what) for name, kinds in asked.items() for holds in kinds for what in holds(scene)]
 
@@ -206,7 +206,7 @@ def purge_safe(scene: Scene) -> Iterator[str]:
 
 
 def directory(ledger: Ledger, purge: Purge) -> str:
-    """Say in which directory of the system the purged images were."""
+    """Return in which directory of the system the purged images were."""
     path = PurePosixPath(ledger.event.path)
     return str(path.parent if purge.proof.get("only") else path)
 
@@ -231,7 +231,7 @@ def expiry_safe(scene: Scene) -> Iterator[str]:
 
 
 def unproven(ledger: Ledger, purge: Purge) -> Iterator[str]:
-    """Say what is missing from the proof of a purge."""
+    """Return what is missing from the proof of a purge."""
     export, proof = ledger.export, purge.proof
     if export is None:
         yield "purged without an export"
@@ -246,7 +246,7 @@ def unproven(ledger: Ledger, purge: Purge) -> Iterator[str]:
 
 
 def due(scene: Scene, purge: Purge) -> bool:
-    """Say whether the grace of a purge is over, or its images went with another's."""
+    """Return whether the grace of a purge is over, or its images went with another's."""
     if "went_with" in purge.proof:
         return True
     return purge.trashed_at is not None and scene.lab.clock() - purge.trashed_at >= scene.lab.policy.grace
@@ -271,7 +271,7 @@ def truthful(scene: Scene) -> Iterator[str]:
 
 
 def going(scene: Scene, ledger: Ledger) -> bool:
-    """Say whether an export may be there in part: its files go one by one once its deletion has begun."""
+    """Return whether an export may be there in part: its files go one by one once its deletion has begun."""
     return scene.world.rest is None and ledger.expired and layout_of(ledger.event.key) == "files"
 
 
@@ -297,7 +297,7 @@ def located(scene: Scene) -> Iterator[str]:
 
 
 def holds(member: Member, place: ArchiveLocation, export: Export) -> bool:
-    """Say whether it is this member that an archive location means."""
+    """Return whether it is this member that an archive location means."""
     same = (member.path, member.sha256, member.size) == (place.path, export.sha256, export.size)
     return same and member.name == place.member and place.offset in {None, member.offset}
 
@@ -339,7 +339,7 @@ def received_once(scene: Scene) -> Iterator[str]:
 
 
 def told(content: bytes) -> str:
-    """Say by which digest a manifest is known."""
+    """Return by which digest a manifest is known."""
     try:
         return archive.parse(content).digest
     except Rejected:

@@ -103,7 +103,7 @@ class Reaper:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def notice(self, event: str, args: tuple[Any, ...]) -> None:
-        """Note an effect that no hook has met: it fails the comparison with the known ones."""
+        """Record an effect that no hook has met: it fails the comparison with the known ones."""
         writes = event in AUDITED or (event == "open" and bool((args[2] or 0) & WRITES))
         if not writes or self.inside or self.asleep:
             return
@@ -115,7 +115,7 @@ class Reaper:
 
 
 def place() -> str:
-    """Say where in Plateway we are: the module and its function that did it, and the verb's function that led to it."""
+    """Return where in Plateway we are: module and function that did it, and the function of the verb that led to it."""
     module = inner = verb = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not verb:
@@ -249,7 +249,7 @@ def laboratory(job: dict[str, Any], bucket: Objects, desk: Desk) -> Site:
 
 @contextmanager
 def apart(lab: Site, reaper: Reaper, hands: Store) -> Iterator[None]:
-    """Let others act, past the hooks and the proxy."""
+    """Act as others would, past the hooks and the proxy."""
     own, reaper.asleep = lab.store, True
     lab.store = hands
     try:
@@ -280,7 +280,7 @@ def shared(lab: Site) -> Iterator[list[pipeline.Outcome]]:
 
 
 def lose(lab: Site) -> None:
-    """Let somebody delete all objects."""
+    """Make somebody delete all objects."""
     with lab.apart():
         for found in list(lab.store.list()):
             if not is_marker(found.key):
@@ -315,7 +315,7 @@ def forced(lab: Site) -> Iterator[list[pipeline.Outcome]]:
 
 
 def slow(lab: Site) -> Iterator[list[pipeline.Outcome]]:
-    """Take so long that the lease is renewed with every chunk."""
+    """Last so long that the lease is renewed with every chunk."""
     lab.settle()
     hurried = replace(lab.site, lease=timedelta(0))
     yield list(pipeline.each(pipeline.export, hurried, pipeline.due(hurried, "export")))
@@ -370,7 +370,7 @@ LIVES: dict[str, Callable[[Site], Iterator[Sequence[pipeline.Outcome]]]] = {
 
 
 def healing(life: str) -> Callable[[Site], Sequence[pipeline.Outcome]]:
-    """Say what is done again and again after a life was cut off."""
+    """Return what is done again and again after a life was cut off."""
     return tapes.LIVES[life].heal if life in tapes.LIVES else once
 
 

@@ -42,7 +42,7 @@ class Message:
 
     @property
     def name(self) -> str:
-        """Say which operation of S3 a request is."""
+        """Return which operation of S3 a request is."""
         method, target, _ = self.start.split()
         parts = urlsplit(target)
         asked = parse_qs(parts.query, keep_blank_values=True)
@@ -62,7 +62,7 @@ class Message:
 
     @property
     def key(self) -> str:
-        """Say which object a request is about: what follows the bucket."""
+        """Return which object a request is about: what follows the bucket."""
         return self.path.strip("/").partition("/")[2]
 
 
@@ -142,7 +142,7 @@ class Proxy:
 
 
 def forward(request: Message, server: socket.socket, answering: BinaryIO) -> Message:
-    """Ask the server itself."""
+    """Query the server itself."""
     server.sendall(head(request) + request.body)
     reply = read(answering, bodiless=request.start.startswith("HEAD"))
     if reply is None:

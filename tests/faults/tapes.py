@@ -78,7 +78,7 @@ def purged(lab: Site, count: int) -> list[Announced]:
 
 
 def look_again(home: Path) -> None:
-    """Let the catalogue of a bench that was copied know the files as they are now: their inodes are others."""
+    """Make the catalogue of a bench that was copied know the files as they are now: their inodes are others."""
     with closing(sqlite3.connect(home / "catalogue.db")) as rows, rows:
         for row, system, path in rows.execute("SELECT rowid, system, path FROM event").fetchall():
             root = home / "bench" / system
@@ -114,7 +114,7 @@ def before_written(lab: Site) -> list[Announced]:
 
 
 def arrive(home: Path) -> None:
-    """Let the late event file come to where it belongs."""
+    """Make the late event file come to where it belongs."""
     for path in (home / LATE).glob("*.json"):
         path.rename(home / "bench" / "prince" / "events" / path.name)
 
@@ -184,7 +184,7 @@ def tar(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def received(lab: Site) -> Iterator[Sequence[Outcome]]:
-    """Take in all manifests, settle what fits; later what has been exported meanwhile; then read it all back."""
+    """Import all manifests, settle what fits; later what has been exported meanwhile; then read it all back."""
     yield pipeline.collect(lab.site, inbox=lab.inbox)
     yield pipeline.settle(lab.site)
     with lab.apart():
@@ -210,7 +210,7 @@ def before_polled(lab: Site) -> list[Announced]:
 
 
 def polled(lab: Site) -> Iterator[Sequence[Outcome]]:
-    """Ask the server, settle what it told; ask once more."""
+    """Query the server, settle what it told; ask once more."""
     for _ in range(2):
         yield pipeline.collect(lab.site, poll=Poll(lab.poll)) if lab.poll else []
         yield pipeline.settle(lab.site)

@@ -227,7 +227,7 @@ def test_rules_that_do_not_ask_for_tape_are_warned_of(echo: Echo) -> None:
 
 
 def vanish(request: Message, forward: Forward) -> Message:
-    """Say that it is done, and do nothing."""
+    """Answer that it is done, and do nothing."""
     return with_body(replace(error(200, "OK"), start="HTTP/1.1 200 OK"), b"")
 
 

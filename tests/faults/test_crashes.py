@@ -196,7 +196,7 @@ class Slot:
     desk: mortal.Desk
 
     def run(self, job: dict[str, Any], die: Point | None = None) -> Run:
-        """Let a child do a job, and die at a point; the job is told the time of the last effect."""
+        """Make a child do a job, and die at a point; the job is told the time of the last effect."""
         told = dict(job, die=(die.site, die.nth, die.side) if die and not die.site.startswith("s3 ") else None)
         self.proxy.log.clear()
         assert self.mother.stdin
@@ -286,12 +286,12 @@ class Theatre:
         ]
 
     def job(self, case: Case, home: Path, now: datetime) -> dict[str, Any]:
-        """Say what the laboratory of a case is like."""
+        """Return what the laboratory of a case is like."""
         place = {"home": str(home), "now": now.isoformat(), "prefix": f"{home.name}/"}
         return place | {"staging": case.staging, "files": case.files}
 
     def build(self, case: Case) -> Bench:
-        """Let instruments acquire what a case is about, and bring it to where the case begins."""
+        """Make instruments acquire what a case is about, and bring it to where the case begins."""
         home, now = self.home / f"bench-{case.name}", datetime.now(UTC)
         for name in tapes.PLACES if case.tape else ("bench", "staging"):
             (home / name).mkdir(parents=True)
@@ -447,7 +447,7 @@ class Theatre:
         return [*fewer([*points(case, record)], {site for site in record if wanted(site)})]
 
     def own(self, site: str) -> bool:
-        """Tell whether an effect is in none of the cases that are died of in parts."""
+        """Return whether an effect is in none of the cases that are died of in parts."""
         return all(site not in self.record(CASE[name]) for name in PART)
 
     def die(self, case: Case) -> list[str]:
@@ -457,7 +457,7 @@ class Theatre:
         return self.deaths[case.name]
 
     def recovered(self, case: Case) -> dict[Point, list[str]]:
-        """Tell what the recoveries did after the deaths of a case, in the order of the points."""
+        """Return what the recoveries did after the deaths of a case, in the order of the points."""
         self.die(case)
         return {point: self.recoveries[point] for point in self.points(case) if point in self.recoveries}
 
@@ -505,7 +505,7 @@ def fewer(found: Sequence[Point], wanted: set[str]) -> Iterator[Point]:
 
 
 def stands(ledger: Ledger, now: datetime) -> str:
-    """Say in what state an event is, and whether its bucket copy has expired."""
+    """Return in what state an event is, and whether its bucket copy has expired."""
     return f"{ledger.state(now).name}{', expired' if ledger.expired else ''}"
 
 
@@ -529,7 +529,7 @@ class Lister(SimpleHTTPRequestHandler):
         self.wfile.write(b"" if same else content)
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager
@@ -632,7 +632,7 @@ def twice(recoveries: dict[Point, list[str]]) -> Iterator[tuple[Point, Point]]:
 
 
 def alike(point: Point) -> bool:
-    """Say whether a kill leaves there what it leaves at the effect before."""
+    """Return whether a kill leaves there what it leaves at the effect before."""
     return point.side == "before" or point.site in READS or point.site.startswith(("fsync", "utime"))
 
 

@@ -52,7 +52,7 @@ def staged(lab: Lab) -> None:
 
 
 def two(lab: Lab) -> tuple[Announced, Announced]:
-    """Let an instrument acquire two events, complete and settled."""
+    """Make an instrument acquire two events, complete and settled."""
     first = lab.acquire()
     lab.clock.turn(seconds=1)
     second = lab.acquire()
@@ -62,7 +62,7 @@ def two(lab: Lab) -> tuple[Announced, Announced]:
 
 @contextmanager
 def failing(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, name: str, flags: int = 0) -> Iterator[None]:
-    """Let one system call answer with an error wherever a file of that name is opened, or is open."""
+    """Make one system call answer with an error wherever a file of that name is opened, or is open."""
     real: Callable[..., Any] = getattr(os, call)
     opening = os.open
     bad: set[int] = set()

@@ -54,7 +54,7 @@ def proxy(endpoint: Endpoint) -> Iterator[Proxy]:
 
 @contextmanager
 def crowd(lab: Lab, proxy: Proxy, endpoint: Endpoint, *, bucket: str, url: str, workers: int) -> Iterator[list[int]]:
-    """Let so many processes export what is due; yields their ids, and waits for them."""
+    """Make so many processes export what is due; yields their ids, and waits for them."""
     assert endpoint.secret_access_key
     secret = endpoint.secret_access_key.get_secret_value()
     where = {"url": proxy.url, "access_key_id": endpoint.access_key_id, "secret_access_key": secret}

@@ -51,7 +51,7 @@ def internal(request: Message, forward: Forward) -> Message:
 
 
 def deny(request: Message, forward: Forward) -> Message:
-    """Say that we may not."""
+    """Answer that we may not."""
     return error(403, "AccessDenied")
 
 
@@ -80,7 +80,7 @@ def mistag(request: Message, forward: Forward) -> Message:
 
 
 def deny_inside(request: Message, forward: Forward) -> Message:
-    """Say 200, and in the body that it failed; nothing was done."""
+    """Answer 200, and in the body that it failed; nothing was done."""
     return replace(error(200, "InternalError"), start="HTTP/1.1 200 OK")
 
 
@@ -116,7 +116,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Faulty:
-    """Let one request fail, and every later one of its name."""
+    """Make one request fail, and every later one of its name."""
 
     call: Call
     fault: Fault
@@ -229,7 +229,7 @@ def try_out(bench: Bench, size: str, call: Call | None, fault: Fault) -> tuple[l
 
 
 def judge(trial: Trial, faulty: Faulty, result: str) -> Iterator[str]:
-    """Say what is wrong while the fault lasts: invariants, and whether the failure can be seen."""
+    """Return what is wrong while the fault lasts: invariants, and whether the failure can be seen."""
     if not faulty.struck:
         yield "it was not met"
     for violation in check(trial.world()):
@@ -245,7 +245,7 @@ def judge(trial: Trial, faulty: Faulty, result: str) -> Iterator[str]:
 
 
 def end(trial: Trial) -> Iterator[str]:
-    """Say what is wrong after the fault: the rerun, what it left behind."""
+    """Return what is wrong after the fault: the rerun, what it left behind."""
     trial.lab.clock.turn(hours=8)
     trial.lab.export()
     result = trial.go("read-back")

@@ -242,7 +242,7 @@ class Worlds(RuleBasedStateMachine):
             self.clock.turn(hours=25)
 
     def wrong(self) -> Wrong:
-        """Say what is wrong, by looking at everything."""
+        """Return what is wrong, by looking at everything."""
         objects = {one.key: digest(b"".join(self.store.open(one.key))) for one in self.store.list()}
         ledgers = {one.event.key: one for one in self.lab.catalog.ledgers()}
         found = {one for one in self.orphans if self.lies(one[1])}
@@ -265,7 +265,7 @@ class Worlds(RuleBasedStateMachine):
         return any(self.lab.bench.glob(f"*/{TRASH}/{name}/*"))
 
     def wrong_with(self, ledger: Ledger, content: str | None) -> Iterator[Kind]:
-        """Say what is wrong with one event, whose object has these bytes."""
+        """Return what is wrong with one event, whose object has these bytes."""
         export = ledger.export
         harmed = export is not None and (content != export.sha256 or export.damage is not None)
         if export is None and content is not None:

@@ -95,7 +95,7 @@ class Site:
         ask(lambda _: provision.provision(self.told(**otherwise)))
 
     def post(self, path: str, **wanted: Any) -> Any:
-        """Ask the server over HTTP; a busy one is asked again."""
+        """Query the server over HTTP; a busy one is asked again."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -113,7 +113,7 @@ class Site:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first of these tests the time that its server takes to start."""
+    """Allow the first of these tests the time that its server takes to start."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(900))
@@ -165,7 +165,7 @@ async def unscheduled(client: PrefectClient) -> None:
 
 
 def answers(url: str) -> bool:
-    """Say whether somebody answers there."""
+    """Return whether somebody answers there."""
     try:
         return httpx.get(url, timeout=60).is_success
     except httpx.TransportError:
@@ -189,7 +189,7 @@ def desk() -> tuple[asyncio.Runner, PrefectClient]:
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Let nothing be left of the client afterwards."""
+    """Leave nothing of the client afterwards."""
     try:
         yield
     finally:
@@ -200,7 +200,7 @@ def asking() -> Iterator[None]:
 
 
 def ask(question: Callable[[PrefectClient], Awaitable[T]]) -> T:
-    """Ask the server something."""
+    """Query the server something."""
     runner, client = desk()
 
     async def asked() -> T:
@@ -221,5 +221,5 @@ def ended(run: UUID, *, seconds: float = PATIENCE) -> FlowRun:
 
 
 def final(run: FlowRun) -> bool:
-    """Say whether a flow run has ended."""
+    """Return whether a flow run has ended."""
     return run.state is not None and run.state.is_final()

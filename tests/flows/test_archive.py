@@ -133,7 +133,7 @@ class Board:
 
     @contextmanager
     def listening(self) -> Iterator[str]:
-        """Take messages on loopback."""
+        """Receive messages on loopback."""
         board = self
 
         class Handler(BaseHTTPRequestHandler):

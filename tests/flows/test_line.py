@@ -36,7 +36,7 @@ def catalog(site: Site) -> Iterator[Catalog]:
 
 
 def announced(site: Site) -> Announced:
-    """Let the site's instrument acquire one event."""
+    """Make the site's instrument acquire one event."""
     prince = Simulated("prince", "timestep", site.settings.root / "prince", images=2, size=32)
     return simulator.acquire(prince, now=datetime.now(UTC), number=next(numbers))
 
@@ -50,7 +50,7 @@ def ledger(catalog: Catalog, event: Announced) -> Ledger | None:
 
 
 def verified(catalog: Catalog, event: Announced) -> bool:
-    """Say whether there is evidence of an event's export."""
+    """Return whether there is evidence of an event's export."""
     known = ledger(catalog, event)
     return known is not None and known.export is not None and known.export.evidence is not None
 
@@ -68,12 +68,12 @@ def message(run: FlowRun) -> str:
 
 
 def found(site: Site, what: str, **wanted: Any) -> Any:
-    """Ask the server for what it keeps."""
+    """Query the server for what it keeps."""
     return site.post(f"{what}/filter", **wanted)
 
 
 def told(site: Site, event: str, about: UUID) -> bool:
-    """Say whether others were told of an event."""
+    """Return whether others were told of an event."""
     wanted = {"event": {"name": [event]}, "resource": {"id": [f"plateway.imaging-event.{about}"]}}
     return bool(found(site, "events", filter=wanted)["events"])
 

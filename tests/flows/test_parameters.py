@@ -26,7 +26,7 @@ def schema(flow: str) -> dict[str, Any]:
 
 
 def asked(site: Site, flow: str, **wanted: Any) -> httpx.Response:
-    """Ask for a run of a deployment; a busy server is asked again."""
+    """Request a run of a deployment; a busy server is asked again."""
     deployment = ask(lambda client: client.read_deployment_by_name(f"{flow}/plateway"))
     answers: list[httpx.Response] = []
 

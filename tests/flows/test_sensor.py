@@ -175,7 +175,7 @@ def test_a_hint_waits_for_the_server(site: Site) -> None:
 
 
 def told(site: Site, system: str) -> bool:
-    """Say whether the server knows of a hint about a system."""
+    """Return whether the server knows of a hint about a system."""
     wanted = {"resource": {"id": [f"plateway.system.{system}"]}}
     return bool(site.post("events/filter", filter=wanted)["events"])
 

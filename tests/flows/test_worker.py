@@ -83,12 +83,12 @@ def deployed(project: Path, *, work_pool: str = "resident", limit: int | None = 
 
 
 def started(deployment: UUID, **parameters: Any) -> UUID:
-    """Ask for a run."""
+    """Request a run."""
     return ask(lambda client: client.create_flow_run_from_deployment(deployment, parameters=parameters)).id
 
 
 def going(run: UUID) -> bool:
-    """Say whether a run is running."""
+    """Return whether a run is running."""
     state = run_of(run).state
     return state is not None and state.is_running()
 

@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def shown(site: Gateway, kind: str) -> dict[str, str]:
-    """Say what a client of this kind sends."""
+    """Return what a client of this kind sends."""
     headers = {
         "none": None,
         "empty": "Bearer",

@@ -35,7 +35,7 @@ class Site:
         self.lab, self.gateway, self.http = lab, gateway, http
 
     def get(self, path: str, http: httpx.Client | None = None, **asked: Any) -> Any:
-        """Ask, and read what is answered."""
+        """Send a request, and read what is answered."""
         answer = (http or self.http).get(path, params=asked)
         assert answer.status_code == 200, answer.text
         return answer.json()

@@ -63,7 +63,7 @@ class Hung:
         return str(self.site.ref.id)
 
     def client(self) -> httpx.Client:
-        """Ask as anybody."""
+        """Send a request as anybody."""
         return httpx.Client(base_url=self.gateway.url, trust_env=False, verify=PLAIN, timeout=60)
 
 
@@ -115,7 +115,7 @@ def hang(known: Site, tmp_path: Path) -> Iterator[Hang]:
 
 
 def timed(http: httpx.Client, path: str, *, within: float = BOUND + SLACK) -> httpx.Response:
-    """Ask, and compare how long the answer took."""
+    """Send a request, and compare how long the answer took."""
     began = time.monotonic()
     answer = http.get(path)
     assert time.monotonic() - began < within, path

@@ -95,7 +95,7 @@ class Place:
 
 
 def announce(lab: Lab, files: dict[str, bytes], *, experiment: str = "x") -> Ref:
-    """Let an instrument announce these files, and bring them to a verified export."""
+    """Make an instrument announce these files, and bring them to a verified export."""
     id_, root = str(uuid4()), lab.bench / "aretha"
     for name, content in files.items():
         path = root / id_ / name
@@ -296,7 +296,7 @@ NOWHERE = [
 
 
 def raw(place: Place, path: str) -> int:
-    """Ask for a path as it is written; clients would tidy it up."""
+    """Request a path as it is written; clients would tidy it up."""
     with socket.create_connection(("127.0.0.1", place.gateway.port), timeout=60) as wire:
         secret = place.gateway.secrets["all"]
         wire.sendall(
@@ -356,7 +356,7 @@ def test_an_open_gateway_asks_nobody(own: Place, tmp_path: Path) -> None:
 
 
 def taped(place: Place, ref: Ref) -> None:
-    """Let an archive have it as well."""
+    """Make an archive have it as well."""
     tape(place.lab, ref, path=f"images/x/{ref}.tar")
 
 

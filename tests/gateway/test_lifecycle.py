@@ -49,7 +49,7 @@ class Site:
     refs: tuple[Ref, ...]  # stitches: of 30 hours ago, three of 3 hours ago; then a video
 
     def get(self, path: str, **asked: Any) -> Any:
-        """Ask, and read what is answered."""
+        """Send a request, and read what is answered."""
         answer = self.http.get(path, params=asked)
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -103,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint, client: 
 
 
 def archived(lab: Lab, path: str, *refs: Ref, hours: float = 0) -> None:
-    """Let tape tell of an archive."""
+    """Make tape tell of an archive."""
     keys = [f"{lab.store.name}/{lab.catalog.get(ref).key}" for ref in refs]
     content = json.dumps({"job_id": str(uuid4()), "date": "2026-05-04", "archives": [{"path": path, "src_keys": keys}]})
     lab.clock.turn(hours=hours)

@@ -127,7 +127,7 @@ def test_a_customer_pays_once() -> None:
 
 
 def limited(answer: httpx.Response) -> bool:
-    """Tell whether this is 429, and as clients need it."""
+    """Return whether this is 429, and as clients need it."""
     if answer.status_code != 429:
         return False
     assert answer.headers["retry-after"].isdecimal() and int(answer.headers["retry-after"]) >= 1
@@ -384,14 +384,14 @@ def silent(stack: ExitStack, gateway: Gateway, number: int, *, source: str, said
 
 
 def visitor(gateway: Gateway, source: str) -> httpx.Client:
-    """Ask from another address, with a connection for each request."""
+    """Send requests from another address, with a connection for each request."""
     headers = {"Authorization": f"Bearer {gateway.secrets['all']}", "Connection": "close"}
     transport = httpx.HTTPTransport(local_address=source, trust_env=False)
     return httpx.Client(base_url=gateway.url, headers=headers, timeout=30, transport=transport, trust_env=False)
 
 
 def seconds(http: httpx.Client, path: str, *, times: int = 20) -> list[float]:
-    """Ask so many times, and return how long each answer took, in order."""
+    """Send so many requests, and return how long each answer took, in order."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()

@@ -32,7 +32,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scraped(http: httpx.Client) -> Samples:
-    """Ask, and read what is answered."""
+    """Send a request, and read what is answered."""
     answer = http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -70,7 +70,7 @@ def gateway(lab: Lab, tmp_path: Path) -> Iterator[Gateway]:
 
 
 def parts(lab: Lab, home: Path, **other: Any) -> Parts:
-    """Say what a gateway consists of."""
+    """Return what a gateway consists of."""
     site = replace(lab.site, catalog=Catalog(f"sqlite:///{lab.home}/catalogue.db", clock=lab.clock))
     return Parts(home=home, tokens=home / "tokens.json", limits=GENEROUS, site=lambda: site, **other)
 

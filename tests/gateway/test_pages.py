@@ -88,7 +88,7 @@ class World:
 def take(
     lab: Lab, number: int, *, kind: str = "stitch", files: tuple[str, ...] = (), **said: Any
 ) -> simulator.Announced:
-    """Let aretha take an event of which something is said."""
+    """Make aretha take an event of which something is said."""
     instrument = Simulated("aretha", "imaging event", lab.bench / "aretha", kinds=(kind,), images=4, size=64)
     shot = Shot(instrument, number, lab.clock, started=lab.clock())
     shot.expose()

@@ -48,7 +48,7 @@ def small(content: bytes, size: int = 80) -> Pixels:
 
 
 def slopes(content: bytes) -> bool:
-    """Tell whether the picture goes from black at its top to white at its bottom."""
+    """Return whether the picture goes from black at its top to white at its bottom."""
     picture = small(content)
     assert picture.shape[:2] == (60, 80)
     rows = picture.reshape(60, -1).mean(axis=1)

@@ -60,7 +60,7 @@ class Haven:
     reader: Endpoint  # S3 itself, with the key that can only read
 
     def client(self) -> httpx.Client:
-        """Ask as somebody who may do everything."""
+        """Send a request as somebody who may do everything."""
         headers = {"Authorization": f"Bearer {self.secret}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=PLAIN)
 
@@ -149,7 +149,7 @@ def serving(home: Path, asked: Endpoint) -> Iterator[str]:
 
 
 def inside(lab: Lab) -> dict[str, str]:
-    """Look into the bucket of the events: keys, and the ETags of what they have."""
+    """Read the bucket of the events: keys, and the ETags of what they have."""
     return {one.key: one.etag for one in lab.store.list()}
 
 

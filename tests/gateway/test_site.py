@@ -201,7 +201,7 @@ def test_the_page_runs_nothing_that_is_told(start: Start) -> None:
 
 
 async def asked(app: FastAPI, path: str, **headers: str) -> httpx.Response:
-    """Ask an application once; names of headers are written with underscores."""
+    """Query an application once; names of headers are written with underscores."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     transport = httpx.ASGITransport(app)
     async with (

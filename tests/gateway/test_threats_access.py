@@ -53,7 +53,7 @@ def routes(place: Site) -> Mapping[str, Mapping[str, tuple[str, ...] | None]]:
 
 
 def secret(place: Site, kind: str) -> str | None:
-    """Say what is shown as a token; None: nothing at all."""
+    """Return what is shown as a token; None: nothing at all."""
     others = {"none": None, "empty": "", "basic": "", "bad": "x" * 43}
     if kind == "hash":
         return tokens.digest(place.gateway.secrets["good"])
@@ -75,7 +75,7 @@ def cookie(place: Site, kind: str) -> dict[str, str]:
 
 
 def asked(http: httpx.Client, place: Site, method: str, path: str, *, headers: Mapping[str, str]) -> httpx.Response:
-    """Ask for something; the object that may be asked for is there."""
+    """Request something; the object that may be asked for is there."""
     good = bearer(place, "good")
     if path == "/api/1/download":
         path = f"{path}?id={place.ref.id}"
@@ -85,7 +85,7 @@ def asked(http: httpx.Client, place: Site, method: str, path: str, *, headers: M
 
 
 def wrong(answer: httpx.Response, place: Site, *, scopes: tuple[str, ...], kind: str, page: bool) -> str | None:
-    """Say what is wrong with the answer to somebody who shows this kind of token; None: nothing."""
+    """Return what is wrong with the answer to somebody who shows this kind of token; None: nothing."""
     status, path = answer.status_code, answer.request.url.path
     if kind in REFUSED:
         to_login = page and status == 303 and answer.headers["location"].startswith("/login")

@@ -43,7 +43,7 @@ def cases(operation: Any, known: Mapping[str, str]) -> SearchStrategy[Any]:
 
 
 def parameters(place: Site, operation: Any) -> dict[str, str]:
-    """Say what is there for the parameters of an operation's path."""
+    """Return what is there for the parameters of an operation's path."""
     there = {"id": str(place.ref.id), "name": place.images[0], "key": "mine/a"}
     return {one.name: there[one.name] for one in operation.path_parameters}
 

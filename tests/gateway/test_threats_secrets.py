@@ -52,7 +52,7 @@ def requests(site: Site) -> Iterator[tuple[str, str]]:
 
 
 def ask(http: httpx.Client, method: str, path: str, *, headers: Mapping[str, str]) -> str:
-    """Ask, and read all of the answer."""
+    """Send a request, and read all of the answer."""
     answer = http.request(method, path, headers=headers, content=b"1")
     return f"{answer.status_code} {answer.headers} {answer.text}"
 

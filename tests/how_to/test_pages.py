@@ -145,7 +145,7 @@ def desk(server: seaweed.Server, endpoint: Endpoint, tmp_path_factory: pytest.Te
 
 
 def credentials(endpoint: Endpoint) -> dict[str, str]:
-    """Say the endpoint in the words of its variables."""
+    """Return the endpoint in the words of its variables."""
     assert endpoint.secret_access_key is not None
     return {
         "AWS_ENDPOINT_URL": str(endpoint.url),

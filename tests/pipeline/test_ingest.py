@@ -317,7 +317,7 @@ def test_files_are_received_and_move(lab: Lab) -> None:
 
 
 def old(path: Path) -> Path:
-    """Give a file an age at which nobody writes it any more."""
+    """Set the age of a file so that nobody writes it any more."""
     os.utime(path, (0, 0))
     return path
 

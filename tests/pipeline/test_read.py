@@ -440,7 +440,7 @@ def test_room_is_looked_at_first(tmp_path: Path) -> None:
 
 
 def plant(lab: Lab, ref: Ref, names: Sequence[str], **wrong: int) -> None:
-    """Let the catalogue believe in a bundle with such names, as a hostile writer to the bucket would have it."""
+    """Make the catalogue believe in a bundle with such names, as a hostile writer to the bucket would have it."""
     ledger = lab.ledger(ref)
     files = [folder.File(name, 4, 0, n, 1) for n, name in enumerate(names)]
     layout = bundle.plan(files, {"ref_id": str(ref.id)})
@@ -579,7 +579,7 @@ def purge(lab: Lab) -> list[str]:
 
 
 def gone(lab: Lab, ref: Ref) -> None:
-    """Let an event's images go for good; another event stays, as a sign that the disk is there."""
+    """Make an event's images go for good; another event stays, as a sign that the disk is there."""
     lab.clock.turn(hours=9)
     lab.acquire(lab.ledger(ref).event.system)
     lab.settle()

@@ -125,7 +125,7 @@ def gaps(told: Rebuilt) -> set[str]:
 
 
 def unlabelled(store: Store, *, keep: set[str]) -> None:
-    """Take the labels off all objects but for some fields, as if an older version had written them."""
+    """Remove the labels from all objects but for some fields, as if an older version had written them."""
     for one in list(store.list()):
         found = store.stat(one.key)
         assert found is not None

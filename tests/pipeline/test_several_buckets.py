@@ -495,7 +495,7 @@ def told(*words: str, code: int = 0) -> Any:
 
 
 def acquire(home: Path) -> None:
-    """Let each of two instruments acquire an event."""
+    """Make each of two instruments acquire an event."""
     dialects: dict[str, simulator.Dialect] = {"prince": "timestep", "aretha": "imaging event"}
     for system, dialect in dialects.items():
         made = simulator.Simulated(system, dialect, home / "bench" / system, images=2, size=32)

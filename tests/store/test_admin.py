@@ -221,7 +221,7 @@ def reset(request: Message, forward: Forward) -> Message:
 
 
 def silent(act: Callable[..., None]) -> Callable[[Buckets, str, Path], list[Any]]:
-    """Take a verb that tells nothing for one that tells of no object."""
+    """Treat a verb that tells nothing for one that tells of no object."""
 
     def acted(there: Buckets, bucket: str, folder: Path) -> list[Any]:
         act(there, bucket)

@@ -88,7 +88,7 @@ def keys(place: Objects, prefix: str = "") -> list[str]:
 
 
 def untouched(place: Objects) -> bool:
-    """Tell whether nothing lies there and nothing is under way."""
+    """Return whether nothing lies there and nothing is under way."""
     return keys(place) == [] and list(place.uploads()) == []
 
 
@@ -671,7 +671,7 @@ def told(caught: pytest.ExceptionInfo[BaseException], log: pytest.LogCaptureFixt
 
 
 def secretive(endpoint: Endpoint, text: str) -> bool:
-    """Tell whether neither the secret nor the address is in there."""
+    """Return whether neither the secret nor the address is in there."""
     assert endpoint.secret_access_key is not None
     address = str(endpoint.url).removeprefix("http://")
     return (

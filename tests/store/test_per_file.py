@@ -72,7 +72,7 @@ class Site:
     inner: Store
 
     def announce(self, files: Mapping[str, bytes], *, number: int = 0, experiment: str = "exp-1") -> Ref:
-        """Let an instrument announce files of any name."""
+        """Make an instrument announce files of any name."""
         id_ = uuid5(IDS, str(number))
         bench = self.lab.bench / "aretha"
         for name, content in files.items():
@@ -549,7 +549,7 @@ def test_a_revision_finds_a_key_although_a_stranger_took_the_next(site: Site) ->
 
 
 def taped(site: Site) -> None:
-    """Let the archive take what was exported."""
+    """Make the archive take what was exported."""
     site.lab.clock.turn(days=1)
     assert "archived" in results(pipeline.archive(site.lab.site))
 

@@ -387,7 +387,7 @@ def test_an_image_costs_two_ranged_reads(shown: str, haven: Haven) -> None:
 
 
 def refuse(request: Message, forward: Forward) -> Message:
-    """Let nobody in."""
+    """Admit nobody."""
     return error(403, "AccessDenied")
 
 

@@ -101,7 +101,7 @@ def dark_object() -> None:
 
 
 def places(condition: str) -> None:
-    """Say from which places something may go."""
+    """Return from which places something may go."""
     with op.batch_alter_table("purge") as purge:
         purge.drop_constraint(op.f("ck_purge_place"), type_="check")
         purge.create_check_constraint(op.f("ck_purge_place"), condition)

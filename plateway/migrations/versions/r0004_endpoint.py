@@ -28,7 +28,7 @@ def text(kind: Any) -> Any:
 
 
 def primary(*columns: str) -> None:
-    """Say what tells one dark object from another."""
+    """Return what tells one dark object from another."""
     with op.batch_alter_table("dark_object") as dark:
         dark.drop_constraint(op.f("pk_dark_object"), type_="primary")
         dark.create_primary_key(op.f("pk_dark_object"), list(columns))
