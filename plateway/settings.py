@@ -77,6 +77,9 @@ def listed(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(format_duration)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)
+]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
@@ -131,12 +134,32 @@ def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
     return DotEnvSettingsSource(settings_cls, env_file=os.environ.get(ENV_FILE, ".env") or None)
 
 
-class Settings(BaseSettings):
-    """Every setting, with a default that works on a laptop."""
+class LogSettings(BaseSettings):
+    """How processes write their log records; read before, and without, everything else."""
 
     model_config = SettingsConfigDict(
         env_prefix="PLATEWAY_", extra="ignore", populate_by_name=True, validate_default=True
     )
+
+    log_level: LogLevel | None = Field(
+        None, description="log records from this level on; default: WARNING for commands, INFO for services"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="log records as text, or as a JSON object a line")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, env_file(settings_cls)
+
+
+class Settings(LogSettings):
+    """Every setting, with a default that works on a laptop."""
 
     home: Path = Field(Path(".plateway"), description="where the embedded default keeps everything")
     database_url: SecretStr | None = Field(None, description="the catalogue; default: SQLite in the home")
@@ -503,8 +526,24 @@ def load(**flags: Any) -> Settings:
         Misconfigured: names each setting that is wrong, never its secret value.
     """
     _warn_of_unknown()
-    try:
+    with _complaining():
         return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def load_logs() -> LogSettings:
+    """Read only the settings of logs.
+
+    Raises:
+        Misconfigured: one of them is wrong.
+    """
+    with _complaining():
+        return LogSettings()
+
+
+@contextmanager
+def _complaining() -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         raise Misconfigured("; ".join(map(_complaint, error.errors()))) from None
 

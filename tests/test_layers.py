@@ -13,7 +13,7 @@ LAYERS = [
     {"ahead", "wire", "names", "instruments", "endpoint", "isolation"},
     {"events", "checksums"},
     {"keys", "outcome", "settings", "records", "folder"},
-    {"ledger"},
+    {"ledger", "log_records"},
     {"retention", "findings", "bench", "bundle"},
     {"store"},
     {"archive", "place"},

@@ -94,8 +94,12 @@ class LazyCommand(TyperCommand):
         return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse arguments with the command itself, which then runs."""
-        return self.loaded.make_context(info_name, args, parent=parent, **extra)
+        """Parse arguments with the command itself, which then runs; its log records are written as settings say."""
+        context = self.loaded.make_context(info_name, args, parent=parent, **extra)
+        from plateway import log_records, settings  # noqa: PLC0415  neither help nor --version needs them
+
+        log_records.configure_command(settings.load_logs())
+        return context
 
 
 def tidy_help(command: Any) -> None:
@@ -195,5 +199,5 @@ def main() -> None:
     except PlatewayError as error:
         from plateway.cli import console, exit_codes  # noqa: PLC0415  rich is not needed when all is well
 
-        console.err.print(f"plateway: {error}", style="red", soft_wrap=True)
+        console.print_error(error)
         sys.exit(exit_codes.code_of_error(error))
