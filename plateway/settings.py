@@ -54,6 +54,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
 OTHER_VARIABLES = (ENV_FILE, "PLATEWAY_PROJECT", "PLATEWAY_SOAK", "PLATEWAY_TOKEN")  # that are ours and no settings
+PREFECT_LOGIN = "prefect.auth"  # in the home: user:password of Prefect's API and UI
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -387,6 +388,19 @@ class Settings(LogSettings):
     def prefect_ui(self) -> str | None:
         """Where people see the runs."""
         return self.prefect_ui_url or _left(self.home).get("prefect_ui")
+
+    @property
+    def prefect_api(self) -> tuple[str | None, str | None]:
+        """Prefect's API and its ``user:password``: of the environment, else of `plateway up` in the home."""
+        if url := os.environ.get("PREFECT_API_URL"):
+            return url, os.environ.get("PREFECT_API_AUTH_STRING")
+        login = self.home / PREFECT_LOGIN
+        return _left(self.home).get("prefect_api_url"), login.read_text().strip() if login.is_file() else None
+
+    @property
+    def prefect_key(self) -> str | None:
+        """The key of Prefect Cloud, of the environment."""
+        return os.environ.get("PREFECT_API_KEY") if os.environ.get("PREFECT_API_URL") else None
 
     @property
     def on_tape_within(self) -> timedelta | None:

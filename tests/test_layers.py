@@ -19,7 +19,7 @@ LAYERS = [
     {"archive", "place"},
     {"catalog"},
     {"pipeline"},
-    {"cli", "gateway", "client", "simulator", "bridges", "outbox", "selftest", "testing", "local"},
+    {"cli", "gateway", "client", "simulator", "bridges", "outbox", "selftest", "doctor", "testing", "local"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PACKAGE = ROOT / "plateway"

@@ -54,6 +54,7 @@ PANELS = {
         "access": ("access", "Print the access log of the HTTP API."),
     },
     "Administer": {
+        "doctor": ("doctor", "Check settings, S3, bench, catalogue and Prefect, and print remedies."),
         "config": ("config", "Show settings and where their values come from."),
         "outbox": ("outbox", "List and replay messages to other systems."),
         "hold": ("hold", "Forbid to delete events, list such holds and release them."),
