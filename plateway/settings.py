@@ -507,6 +507,11 @@ def _inherit(said: Mapping[str, Any], own: Endpoint) -> dict[str, Any]:
     return {one.name: getattr(own, one.name) for one in fields(Endpoint) if one.name not in left}
 
 
+def env_path() -> Path:
+    """Return the file that adds to the environment: ``.env`` here, or the one that PLATEWAY_ENV_FILE names."""
+    return Path(os.environ.get(ENV_FILE) or ".env")
+
+
 def environment(given: Mapping[str, str | None]) -> dict[str, str]:
     """Make the environment of a command to start: this process's own, with what is given, without what is None."""
     return {name: value for name, value in {**os.environ, **given}.items() if value is not None}
@@ -576,6 +581,12 @@ def _complaint(error: ErrorDetails) -> str:
     return f"{spelt}={message}" if message.startswith(repr(value)) else f"{spelt}={value!r}: {message}"
 
 
+def field_names() -> dict[str, str]:
+    """Return the field of each variable that is a setting."""
+    names = {name: field for field in Settings.model_fields for name in _names(field) if name != field}
+    return names | {_spelt(field): field for field in Settings.model_fields}
+
+
 def unknown_variables() -> list[str]:
     """Report each variable of the environment or of .env that begins like ours and is none, with the nearest name."""
     known = {*map(_spelt, Settings.model_fields), *OTHER_VARIABLES}
@@ -603,6 +614,25 @@ def explain(**flags: Any) -> list[dict[str, Any]]:
         ".env": env_file(Settings)(),
     }
     return [_explained(name, field, found, origins) for name, field in Settings.model_fields.items()]
+
+
+def describe() -> list[dict[str, str]]:
+    """List each setting with its default, as it is written in the environment, and its meaning."""
+    defaults = Settings.model_construct().model_dump(mode="json")
+    return [
+        {
+            "setting": _spelt(name),
+            "default": _format_default(defaults[name]),
+            "meaning": field.description or "",
+        }
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _format_default(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _explained(name: str, field: FieldInfo, found: Settings, origins: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ PANELS = {
     },
     "Administer": {
         "doctor": ("doctor", "Check settings, S3, bench, catalogue and Prefect, and print remedies."),
-        "config": ("config", "Show settings and where their values come from."),
+        "init": ("init", "Write a commented file of settings."),
+        "config": ("config", "Show settings and where their values come from, and import those of other systems."),
         "outbox": ("outbox", "List and replay messages to other systems."),
         "hold": ("hold", "Forbid to delete events, list such holds and release them."),
         "reconcile": ("reconcile", "Import archive manifests and compare bench, bucket, catalogue and tape."),
