@@ -187,7 +187,7 @@ def read_aws_profile(path: Path, profile: str = "default") -> Imported:
             theirs["endpoint_url"] = section["endpoint_url"]
         elif section:
             found.left_out[name] = "not about the endpoint"
-    known = {
+    spelt = {
         "aws_access_key_id": KEY,
         "aws_secret_access_key": SECRET_KEY,
         "aws_session_token": TOKEN,
@@ -195,8 +195,8 @@ def read_aws_profile(path: Path, profile: str = "default") -> Imported:
         "endpoint_url": ENDPOINT,
     }
     for name, value in theirs.items():
-        if name in known:
-            found.take(known[name], value, name)
+        if name in spelt:
+            found.take(spelt[name], value, name)
         else:
             found.left_out[name] = f"botocore reads it itself with AWS_PROFILE={profile}"
     return found
