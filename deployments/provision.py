@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments import automations, prefect_private, schedules, worker  # noqa: F401  registers the type resident
-from plateway import bench, settings
+from plateway import bench, log_records, settings
 from plateway.errors import Misconfigured, Unavailable
 from plateway.settings import MAIN, Settings
 
@@ -238,6 +238,7 @@ def digest(content: bytes) -> str:
 def main() -> None:
     """Provision the server that PREFECT_API_URL names."""
     setup_logging()
+    log_records.adjust_handlers(settings.load_logs())
     asyncio.run(provision(settings.load()))
 
 

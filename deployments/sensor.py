@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -32,7 +31,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL
 from watchfiles import Change, awatch
 
-from plateway import bench, settings
+from plateway import bench, log_records, settings
 from plateway.errors import Misconfigured
 
 ANNOUNCED = "plateway.event-file.announced"
@@ -257,7 +256,7 @@ def main() -> None:
         check(settings.load().home / ALIVE, now=time.time())
         return
     setup_logging()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_records.adjust_handlers(settings.load_logs())
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(run(settings.load()))
 

@@ -23,7 +23,7 @@ from prefect.server.api.server import create_app as prefect_app
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plateway import settings
+from plateway import log_records, settings
 
 RETRY_AFTER = b"0.1"  # seconds
 PAUSE = 1.0  # seconds between two collections of young objects
@@ -63,6 +63,7 @@ def create_app() -> ASGIApp:
     """Return the app that uvicorn serves; Prefect's own clients in this process use Prefect's app directly."""
     collect_in_thread()
     app = prefect_app()
+    log_records.adjust_handlers(settings.load_logs())
     app.add_middleware(RetryAfter)
     named = urlsplit(settings.load().prefect_ui_url or "").hostname
     hosts = ["127.0.0.1", "localhost", *([named] if named else [])]

@@ -46,13 +46,14 @@ from prefect.deployments.steps.core import run_steps
 from prefect.exceptions import Abort, InfrastructureNotAvailable, InfrastructureNotFound, Pause
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_WORKER_ENABLE_CANCELLATION, temporary_settings
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
 from blocks.site import resolve_home
 from deployments import prefect_private
-from plateway import settings
+from plateway import log_records, settings
 from plateway.catalog import Catalog
 from plateway.errors import PlatewayError, Unsettled
 from plateway.pipeline.identity import KnownPlaces
@@ -399,6 +400,8 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
 
 def main() -> None:
     """Start a worker with the options of ``prefect worker start``; it installs no packages."""
+    setup_logging()
+    log_records.adjust_handlers(settings.load_logs())
     sys.argv[1:1] = ["worker", "start", "--install-policy", "never"]
     app()
 

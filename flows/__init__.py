@@ -5,6 +5,8 @@ import logging
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
+from plateway import log_records, settings
+
 
 def forward_logs(library: logging.Logger) -> None:
     """Send the library's records to the log of the run; the worker needs no PREFECT_LOGGING_EXTRA_LOGGERS."""
@@ -16,3 +18,4 @@ def forward_logs(library: logging.Logger) -> None:
 
 
 forward_logs(logging.getLogger("plateway"))
+log_records.adjust_handlers(settings.load_logs())  # of runs in processes of their own

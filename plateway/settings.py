@@ -54,6 +54,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 ENV_FILE = "PLATEWAY_ENV_FILE"  # names another file than .env; empty: none
 OTHER_VARIABLES = (ENV_FILE, "PLATEWAY_PROJECT", "PLATEWAY_SOAK", "PLATEWAY_TOKEN")  # that are ours and no settings
+PREFECT_LOGIN = "prefect.auth"  # in the home: user:password of Prefect's API and UI
 RUNTIME = "runtime.json"  # in the home: where the parts that `plateway up` started can be reached
 
 
@@ -77,6 +78,9 @@ def listed(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(format_duration)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)
+]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 EMBEDDED = "embedded"  # the S3 server of the home, whatever its port
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses that listen everywhere, and where we ask
@@ -131,12 +135,32 @@ def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
     return DotEnvSettingsSource(settings_cls, env_file=os.environ.get(ENV_FILE, ".env") or None)
 
 
-class Settings(BaseSettings):
-    """Every setting, with a default that works on a laptop."""
+class LogSettings(BaseSettings):
+    """How processes write their log records; read before, and without, everything else."""
 
     model_config = SettingsConfigDict(
         env_prefix="PLATEWAY_", extra="ignore", populate_by_name=True, validate_default=True
     )
+
+    log_level: LogLevel | None = Field(
+        None, description="log records from this level on; default: WARNING for commands, INFO for services"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="log records as text, or as a JSON object a line")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, env_file(settings_cls)
+
+
+class Settings(LogSettings):
+    """Every setting, with a default that works on a laptop."""
 
     home: Path = Field(Path(".plateway"), description="where the embedded default keeps everything")
     database_url: SecretStr | None = Field(None, description="the catalogue; default: SQLite in the home")
@@ -366,6 +390,19 @@ class Settings(BaseSettings):
         return self.prefect_ui_url or _left(self.home).get("prefect_ui")
 
     @property
+    def prefect_api(self) -> tuple[str | None, str | None]:
+        """Prefect's API and its ``user:password``: of the environment, else of `plateway up` in the home."""
+        if url := os.environ.get("PREFECT_API_URL"):
+            return url, os.environ.get("PREFECT_API_AUTH_STRING")
+        login = self.home / PREFECT_LOGIN
+        return _left(self.home).get("prefect_api_url"), login.read_text().strip() if login.is_file() else None
+
+    @property
+    def prefect_key(self) -> str | None:
+        """The key of Prefect Cloud, of the environment."""
+        return os.environ.get("PREFECT_API_KEY") if os.environ.get("PREFECT_API_URL") else None
+
+    @property
     def on_tape_within(self) -> timedelta | None:
         """How long an export may be without a copy on tape; None where no archive is named at all."""
         named = (self.archive_inbox, self.archive_url, self.archive_target, self.amqp_url)
@@ -470,6 +507,11 @@ def _inherit(said: Mapping[str, Any], own: Endpoint) -> dict[str, Any]:
     return {one.name: getattr(own, one.name) for one in fields(Endpoint) if one.name not in left}
 
 
+def env_path() -> Path:
+    """Return the file that adds to the environment: ``.env`` here, or the one that PLATEWAY_ENV_FILE names."""
+    return Path(os.environ.get(ENV_FILE) or ".env")
+
+
 def environment(given: Mapping[str, str | None]) -> dict[str, str]:
     """Make the environment of a command to start: this process's own, with what is given, without what is None."""
     return {name: value for name, value in {**os.environ, **given}.items() if value is not None}
@@ -503,8 +545,24 @@ def load(**flags: Any) -> Settings:
         Misconfigured: names each setting that is wrong, never its secret value.
     """
     _warn_of_unknown()
-    try:
+    with _complaining():
         return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def load_logs() -> LogSettings:
+    """Read only the settings of logs.
+
+    Raises:
+        Misconfigured: one of them is wrong.
+    """
+    with _complaining():
+        return LogSettings()
+
+
+@contextmanager
+def _complaining() -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         raise Misconfigured("; ".join(map(_complaint, error.errors()))) from None
 
@@ -521,6 +579,12 @@ def _complaint(error: ErrorDetails) -> str:
     if secret or not isinstance(value, str | int | float):
         return f"{spelt}: {message}"
     return f"{spelt}={message}" if message.startswith(repr(value)) else f"{spelt}={value!r}: {message}"
+
+
+def field_names() -> dict[str, str]:
+    """Return the field of each variable that is a setting."""
+    names = {name: field for field in Settings.model_fields for name in _names(field) if name != field}
+    return names | {_spelt(field): field for field in Settings.model_fields}
 
 
 def unknown_variables() -> list[str]:
@@ -550,6 +614,25 @@ def explain(**flags: Any) -> list[dict[str, Any]]:
         ".env": env_file(Settings)(),
     }
     return [_explained(name, field, found, origins) for name, field in Settings.model_fields.items()]
+
+
+def describe() -> list[dict[str, str]]:
+    """List each setting with its default, as it is written in the environment, and its meaning."""
+    defaults = Settings.model_construct().model_dump(mode="json")
+    return [
+        {
+            "setting": _spelt(name),
+            "default": _format_default(defaults[name]),
+            "meaning": field.description or "",
+        }
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _format_default(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _explained(name: str, field: FieldInfo, found: Settings, origins: dict[str, dict[str, Any]]) -> dict[str, Any]:

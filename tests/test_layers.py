@@ -13,13 +13,13 @@ LAYERS = [
     {"ahead", "wire", "names", "instruments", "endpoint", "isolation"},
     {"events", "checksums"},
     {"keys", "outcome", "settings", "records", "folder"},
-    {"ledger"},
+    {"ledger", "log_records", "origins", "settings_file"},
     {"retention", "findings", "bench", "bundle"},
     {"store"},
     {"archive", "place"},
     {"catalog"},
     {"pipeline"},
-    {"cli", "gateway", "client", "simulator", "bridges", "outbox", "selftest", "testing", "local"},
+    {"cli", "gateway", "client", "simulator", "bridges", "outbox", "selftest", "doctor", "testing", "local"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PACKAGE = ROOT / "plateway"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
 
-from plateway import settings
+from plateway import log_records, settings
 from plateway.cli.common import use_site
 from plateway.cli.options import Home
 from plateway.errors import Misconfigured
-from plateway.names import PlainFormatter
 
 app = typer.Typer(no_args_is_help=True, help="Exchange messages with other systems until Ctrl-C.")
 
@@ -32,7 +30,7 @@ def amqp(
     with use_site(home) as (site, config):
         if config.amqp_url is None:
             raise Misconfigured("no RabbitMQ server is configured: set PLATEWAY_AMQP_URL")
-        log_to_stderr()
+        log_records.configure_service(config)
         amqp_bridge.run(site, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
 
 
@@ -54,7 +52,7 @@ def redis(
     config = settings.load(home=home)
     if config.redis_url is None:
         raise Misconfigured("no Redis server is configured: set PLATEWAY_REDIS_URL")
-    log_to_stderr()
+    log_records.configure_service(config)
     redis_bridge.run(config.root, config.redis_url.get_secret_value(), group=group, consumer=consumer, start=start)
 
 
@@ -71,14 +69,5 @@ def out(home: Home = None) -> None:
         targets = open_targets(config, site=site.catalog.site(now=site.catalog.now()))
         if not targets:
             raise Misconfigured("no target of messages is configured: set one of PLATEWAY_OUTBOX_…")
-        log_to_stderr()
+        log_records.configure_service(config)
         relay.run(site.catalog, targets)
-
-
-def log_to_stderr() -> None:
-    """Print log records to standard error, without control characters."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(asctime)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines have the whole address
-    logging.getLogger("pika").setLevel(logging.CRITICAL)

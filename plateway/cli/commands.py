@@ -54,7 +54,9 @@ PANELS = {
         "access": ("access", "Print the access log of the HTTP API."),
     },
     "Administer": {
-        "config": ("config", "Show settings and where their values come from."),
+        "doctor": ("doctor", "Check settings, S3, bench, catalogue and Prefect, and print remedies."),
+        "init": ("init", "Write a commented file of settings."),
+        "config": ("config", "Show settings and where their values come from, and import those of other systems."),
         "outbox": ("outbox", "List and replay messages to other systems."),
         "hold": ("hold", "Forbid to delete events, list such holds and release them."),
         "reconcile": ("reconcile", "Import archive manifests and compare bench, bucket, catalogue and tape."),
@@ -94,8 +96,12 @@ class LazyCommand(TyperCommand):
         return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse arguments with the command itself, which then runs."""
-        return self.loaded.make_context(info_name, args, parent=parent, **extra)
+        """Parse arguments with the command itself, which then runs; its log records are written as settings say."""
+        context = self.loaded.make_context(info_name, args, parent=parent, **extra)
+        from plateway import log_records, settings  # noqa: PLC0415  neither help nor --version needs them
+
+        log_records.configure_command(settings.load_logs())
+        return context
 
 
 def tidy_help(command: Any) -> None:
@@ -195,5 +201,5 @@ def main() -> None:
     except PlatewayError as error:
         from plateway.cli import console, exit_codes  # noqa: PLC0415  rich is not needed when all is well
 
-        console.err.print(f"plateway: {error}", style="red", soft_wrap=True)
+        console.print_error(error)
         sys.exit(exit_codes.code_of_error(error))

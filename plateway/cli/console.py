@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from plateway.log_records import JsonFormatter
 from plateway.names import plain, shown
 
 PIPE_WIDTH = 180  # columns of a table that is written to a file or another program
@@ -40,6 +42,14 @@ class PlainConsole(Console):
 
 out = PlainConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = PlainConsole(stderr=True)
+
+
+def print_error(error: Exception) -> None:
+    """Print the error that ends a command: a red line, or a log record where logs are JSON."""
+    if logging.lastResort is not None and isinstance(logging.lastResort.formatter, JsonFormatter):
+        logging.getLogger("plateway").error("%s", error)
+    else:
+        err.print(f"plateway: {error}", style="red", soft_wrap=True)
 
 
 @contextmanager

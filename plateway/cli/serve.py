@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plateway import gateway, settings
+from plateway import gateway, log_records, settings
 from plateway.catalog import Catalog
 from plateway.cli.console import out
 from plateway.cli.options import Home
@@ -65,5 +65,10 @@ def serve(
         out.print(f"{'Read-only. ' if parts.read_only else ''}Press Ctrl-C to stop.")
 
     gateway.serve(
-        parts, host=config.serve_host, port=config.serve_port, workers=config.serve_workers, say=print_summary
+        parts,
+        host=config.serve_host,
+        port=config.serve_port,
+        workers=config.serve_workers,
+        logs=log_records.service_config(config),
+        say=print_summary,
     )

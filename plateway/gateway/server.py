@@ -36,16 +36,6 @@ TICK = 2.0
 FILES = 8192  # open files of a process: connections, and the files that serve them
 FINISH = 10  # seconds for running requests at shutdown
 SILENT = 60  # seconds without a sign of life after which a worker is replaced; a start on a busy machine is slow
-LOGS = {  # of every worker; requests are in the access log
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"()": "plateway.names.PlainFormatter", "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s"}
-    },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"level": "WARNING", "handlers": ["stderr"]},
-    "loggers": {"plateway": {"level": "INFO"}},
-}
 
 log = logging.getLogger(__name__)
 
@@ -159,10 +149,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    parts: Parts, *, host: str, port: int, workers: int = 1, say: Callable[..., object] = lambda *_: None
+    parts: Parts,
+    *,
+    host: str,
+    port: int,
+    workers: int = 1,
+    logs: dict[str, Any] | None = None,
+    say: Callable[..., object] = lambda *_: None,
 ) -> None:
-    """Serve until a signal ends it. Logs to standard error.
+    """Serve until a signal ends it.
 
+    ``logs`` configures the logs of each worker, as `log_records.service_config` returns it; without it nothing does.
     Calls `say` with the URL when clients can connect, and with that of the S3 endpoint where there is one.
 
     Raises:
@@ -176,7 +173,7 @@ def serve(
         wanted = [port] if parts.s3_port is None else [port, parts.s3_port]
         sockets = [stack.enter_context(listen(host, one)) for one in wanted]
         ports = [one.getsockname()[1] for one in sockets]
-        told = config(replace(parts, s3_port=ports[1]) if ports[1:] else parts, workers=workers, logs=LOGS)
+        told = config(replace(parts, s3_port=ports[1]) if ports[1:] else parts, workers=workers, logs=logs)
         for one in sockets:
             one.listen(told.backlog)
         say(*(address(host, one) for one in ports))

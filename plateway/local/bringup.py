@@ -51,6 +51,7 @@ from plateway.settings import (
     ENV_FILE,
     EVERYWHERE,
     OTHERS,
+    PREFECT_LOGIN,
     RUNTIME,
     Settings,
     make_private,
@@ -59,7 +60,7 @@ from plateway.settings import (
 PORTS = "ports.json"
 DEMO = "demo.txt"  # in homes that `plateway demo` made
 PRIVATE = ("gateway", "logs", "prefect", "s3")  # directories of the home that only its parts use
-AUTH = "prefect.auth"  # user:password of Prefect's API and UI
+AUTH = PREFECT_LOGIN
 WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that are created here; each is named like its type
 OBJECTS = "s3://plateway-objects"  # bucket of the object API on the embedded S3 server

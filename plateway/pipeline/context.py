@@ -269,6 +269,8 @@ def _open(bucket: Bucket, *, lenient: bool) -> BucketRef:
 class _Unopened:
     """A bucket that could not be opened: it has a name, and every use of it raises."""
 
+    durable = True
+
     def __init__(self, name: str, error: Misconfigured) -> None:
         self.name, self._error = name, error
 

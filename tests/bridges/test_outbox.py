@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -134,6 +134,15 @@ def test_our_own_entries_do_not_come_back(lab: Lab, redis_server: RedisServer) -
     ]
 
 
+def kill_relay(lab: Lab, kind: str, address: str, point: str) -> None:
+    """Run a relay that dies at this point, until its hold has expired."""
+    database = f"sqlite:///{lab.home / 'catalogue.db'}"
+    command = [sys.executable, "-m", "tests.bridges.mortal_relay", database, kind, address, point]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    lab.clock.turn(minutes=3)
+
+
 @pytest.mark.parametrize("point", mortal_relay.POINTS)
 def test_a_killed_relay_loses_nothing(point: str, lab: Lab, redis_server: RedisServer) -> None:
     """Killed before and after a message is sent, and after that is recorded: the next relay sends what is missing.
@@ -141,11 +150,7 @@ def test_a_killed_relay_loses_nothing(point: str, lab: Lab, redis_server: RedisS
     What was sent and not recorded is sent again with the same id; first deliveries are in order.
     """
     told = tell(lab.catalog, "redis", events=[1, 2, 3])
-    database = f"sqlite:///{lab.home / 'catalogue.db'}"
-    command = [sys.executable, "-m", "tests.bridges.mortal_relay", database, redis_server.url, point]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=60)
-    assert ended.returncode == -signal.SIGKILL
-    lab.clock.turn(minutes=3)  # its hold has expired
+    kill_relay(lab, "redis", redis_server.url, point)
     successor = Relay(lab.catalog, target("redis", open_streams, redis_server.url), "successor")
     assert successor.hold()
     assert successor.relay() == (0 if point == "recorded" else len(told))
@@ -226,6 +231,25 @@ def test_rabbitmq_stopped_and_started(catalog: Catalog, rabbit: Rabbit) -> None:
     with channel(rabbit) as there:
         there.exchange_delete(name)
         there.queue_delete(name)
+
+
+def test_rabbitmq_killed_keeps_queue_binding_and_messages(catalog: Catalog, rabbit: Rabbit) -> None:
+    """A broker that is killed as by a power cut has the durable exchange, binding and every confirmed message."""
+    name = f"plateway-{uuid4().hex[:8]}"
+    with channel(rabbit) as there:
+        there.exchange_declare(name, "fanout", durable=True)
+        there.queue_declare(name, durable=True)
+        there.queue_bind(name, name)
+    told = tell(catalog, "amqp", events=[1])
+    one = Relay(catalog, target("amqp", open_exchange, rabbit.url, name, site=SITE), "test")
+    assert one.relay() == 3
+    rabbit.kill()
+    told += tell(catalog, "amqp", events=[2])
+    with pytest.raises(Unavailable, match=r"127.0.0.1"):
+        one.relay()
+    rabbit.start()
+    assert one.relay() == 3  # a queue is still bound: an unroutable message would be refused
+    assert [properties.message_id for properties, _ in received(rabbit, name)] == told
 
 
 # ----------------------------------------------------------------------------------------------------------- webhook
@@ -382,6 +406,45 @@ def test_a_target_in_trouble_stops_no_other(catalog: Catalog, tmp_path: Path) ->
     ):
         wait_until(lambda: pending(catalog, "directory") == 0 and catalog.backlogs()[1].target.error == "down")
     assert pending(catalog, "telex") == 6
+
+
+# ------------------------------------------------------------------------------------------------ killed, to any target
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+@pytest.mark.parametrize("kind", ["amqp", "webhook", "directory"])
+def test_a_relay_killed_at_any_target_loses_nothing(
+    kind: str, point: str, lab: Lab, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Killed before or after the second message is sent: all arrive, in order; again only those with the same ids."""
+    told = tell(lab.catalog, kind)
+    address, ids = place_of(kind, tmp_path, request)
+    kill_relay(lab, kind, address, point)
+    successor = Relay(lab.catalog, Target(kind, partial(mortal_relay.OPEN[kind], address)), "successor")
+    assert successor.hold()
+    assert successor.relay() == len(told)
+    assert pending(lab.catalog, kind) == 0
+    found = ids()
+    assert list(dict.fromkeys(found)) == told
+    again = {"before": told[:1], "after": told[:2]}[point]
+    assert found == [*again, *told] if kind != "directory" else found == told  # the same file is written again
+
+
+def place_of(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Callable[[], list[str]]]:
+    """Return the address of a target, and what reads the ids of the messages that it has, in order of arrival."""
+    if kind == "directory":
+        (out := tmp_path / "out").mkdir()
+        return str(out), lambda: [json.loads(one.read_bytes())["id"] for one in sorted(out.glob("*.json"))]
+    if kind == "webhook":
+        hook: Receiver = request.getfixturevalue("receiver")
+        return hook.url, lambda: [headers["webhook-id"] for headers, _ in hook.requests]
+    rabbit: Rabbit = request.getfixturevalue("rabbit")
+    name = f"plateway-{uuid4().hex[:8]}"
+    with channel(rabbit) as one:
+        one.exchange_declare(name, "fanout", durable=True)
+        one.queue_declare(name, durable=True)
+        one.queue_bind(name, name)
+    return f"{rabbit.url}#{name}", lambda: [properties.message_id for properties, _ in received(rabbit, name)]
 
 
 # ------------------------------------------------------------------------------------------------------ command line

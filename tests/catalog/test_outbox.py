@@ -11,6 +11,7 @@ from plateway.catalog import Catalog
 from plateway.catalog.outbox import Message
 from plateway.errors import Busy, NotFound
 from plateway.outcome import Fact
+from tests.catalog.test_tape import PATH, SHA, entry, exported, told
 from tests.factories import HOUR, MINUTE, NOW, add, damage, export, intent, prove, said, seen, upload
 
 
@@ -59,6 +60,21 @@ def test_each_fact_is_one_message_to_each_target(catalog: Catalog) -> None:
         {**uploaded, "damage": "lost"},
     ]
     assert told[3].at == NOW + HOUR
+
+
+def test_what_went_to_tape_and_what_expired_are_told(catalog: Catalog) -> None:
+    """Archived, with where it is on tape, and expired, once each, also if tape tells it twice."""
+    catalog.register_targets(["redis"], now=NOW)
+    ref, key = exported(catalog)
+    for digest in ("d1", "d2"):
+        told(catalog, entry(key, checksum=SHA), digest=digest)
+        catalog.settle(now=NOW)
+    catalog.intend(intent(ref, "bucket", trash="", trashed_at=NOW))
+    catalog.record_gone(ref, "bucket", at=NOW + HOUR)
+    *_, archived, expired = catalog.pending_messages("redis")
+    assert facts(catalog, "redis") == [Fact.REGISTERED, Fact.EXPORTED, Fact.VERIFIED, Fact.ARCHIVED, Fact.EXPIRED]
+    assert (archived.ref, archived.at, archived.details["path"]) == (ref, NOW, PATH)
+    assert (expired.ref, expired.at) == (ref, NOW + HOUR)
 
 
 def test_a_fact_that_is_not_recorded_is_not_told(catalog: Catalog) -> None:

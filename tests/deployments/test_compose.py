@@ -17,9 +17,10 @@ COMPOSE = (DEPLOYMENTS / "compose.yaml").read_text()
 EXAMPLE = (DEPLOYMENTS / "site.example.env").read_text()
 SECRET = (
     *("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
-    *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL"),
+    *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL", "PLATEWAY_OUTBOX_REDIS_URL"),
+    *("PLATEWAY_OUTBOX_AMQP_URL", "PLATEWAY_OUTBOX_WEBHOOK_URL", "PLATEWAY_OUTBOX_WEBHOOK_SECRET"),
 )
-PARTS = {"provision", "worker", "gateway", "amqp", "redis"}
+PARTS = {"provision", "worker", "gateway", "amqp", "redis", "out"}
 OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 

@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from plateway import pipeline
 from plateway.catalog import Catalog
 from plateway.gateway import Parts
 from plateway.gateway.latency import BOUNDS, Durations
@@ -185,6 +186,31 @@ def test_a_catalogue_that_does_not_answer(tmp_path: Path) -> None:
         told = scraped(http)
     assert value(told, "catalogue_up") == 0
     assert value(told, "request_duration_seconds_count", route="/health", method="GET", status="2xx") == 1
+
+
+def test_messages_that_wait_are_figures_and_an_alert(tmp_path: Path) -> None:
+    """Number, age and whether the last attempt failed, of each target; without targets there are no such figures."""
+    clock = Clock()
+    lab = Lab(tmp_path, Memory(), clock, Catalog(f"sqlite:///{tmp_path}/catalogue.db", clock=clock))
+    lab.catalog.upgrade()
+    add(lab.catalog, 1)
+    with running(parts(lab, tmp_path)) as gateway, gateway.client() as http:
+        assert not [name for name, _ in scraped(http) if "outbox" in name]
+        lab.catalog.register_targets(["redis", "webhook"], now=clock.now)
+        add(lab.catalog, 2)
+        (message,) = lab.catalog.pending_messages("redis")
+        lab.catalog.record_delivered("redis", [message.sequence], now=clock.now)
+        lab.catalog.record_outbox_error("webhook", "answered 503", now=clock.now)
+        assert not [one for one in pipeline.report(lab.site).alerts if "messages" in one.text]
+        clock.now = message.at + timedelta(minutes=11)
+        told = scraped(http)
+    names = ("outbox_pending", "outbox_oldest_seconds", "outbox_failing")
+    assert [value(told, name, target="redis") for name in names] == [0, 0, 0]
+    assert [value(told, name, target="webhook") for name in names] == [1, 660, 1]
+    (alert,) = [one for one in pipeline.report(lab.site).alerts if "messages" in one.text]
+    assert alert.about == ["outbox webhook"]
+    assert alert.text == "1 messages to webhook are pending, the oldest for 11 min: answered 503"
+    lab.catalog.close()
 
 
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
