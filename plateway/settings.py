@@ -390,7 +390,7 @@ class Settings(LogSettings):
         return str(_left(self.home).get("gateway") or f"http://{host}:{self.serve_port}")
 
     @property
-    def prefect_api(self) -> PrefectApi | None:
+    def runs_api(self) -> PrefectApi | None:
         """Where runs are started over HTTP, as Prefect's own variables or `plateway up` name it; None: nowhere."""
         url = os.environ.get("PREFECT_API_URL") or _left(self.home).get("prefect_api_url")
         auth = os.environ.get("PREFECT_API_AUTH_STRING")
