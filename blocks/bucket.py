@@ -7,7 +7,7 @@ from httpx import HTTPError
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_API_URL
 from prefect_aws import AwsCredentials, MinIOCredentials
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import Field, SecretStr
 
 from plateway.endpoint import Bucket as Declaration
 from plateway.endpoint import Endpoint
@@ -20,9 +20,6 @@ class Bucket(Block):
 
     _block_type_name = "Plateway Bucket"
     _block_type_slug = "plateway-bucket"
-    _logo_url = HttpUrl(
-        "https://cdn.sanity.io/images/3ugk85nk/production/d74b16fe84ce626345adf235a47008fea2869a60-225x225.png"
-    )
     _description = "The bucket that receives the exports, with its credentials. Changes apply to the next run."
     _code_example = """
         ```python

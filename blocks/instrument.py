@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from plateway import instruments, settings
 from plateway.instruments import IGNORED, IMAGES, Policy
@@ -22,9 +22,6 @@ class Instrument(Block):
 
     _block_type_name = "Plateway Instrument"
     _block_type_slug = "plateway-instrument"
-    _logo_url = HttpUrl(
-        "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/filesystem.png"
-    )
     _description = "One imaging system: where it writes, how it behaves and when its raw images may be purged."
     _code_example = """
         ```python

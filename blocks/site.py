@@ -6,6 +6,7 @@ A server without our blocks has none that override anything: the settings of the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,11 +19,14 @@ from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from plateway import pipeline, settings
 from plateway.archive import Inbox, Poll
+from plateway.endpoint import endpoint_identity
 from plateway.errors import Misconfigured
 from plateway.local.project import BUNDLED, ENTERED, PROJECT
 from plateway.pipeline import Site
+from plateway.pipeline.context import format_place
 from plateway.settings import MAIN, Settings
 
+logger = logging.getLogger("plateway.blocks")  # into the log of the run
 PATIENCE = 90.0  # seconds that a run waits for a catalogue on PostgreSQL which does not answer
 
 
@@ -38,6 +42,7 @@ async def opened(*, run: str = "") -> AsyncIterator[tuple[Site, Settings]]:
     """
     known = resolve_home(settings.load())
     buckets, instruments = await asyncio.gather(load_buckets(), load_instruments())
+    report_differences(known, buckets)
     site = await asyncio.to_thread(put_together, known, buckets, instruments)
     try:
         await asyncio.to_thread(site.catalog.upgrade)
@@ -90,6 +95,20 @@ async def read_documents(slug: str) -> list[BlockDocument]:
         except ObjectNotFound:
             return []
         return await client.read_block_documents_by_type(slug)
+
+
+def report_differences(known: Settings, buckets: dict[str, Bucket]) -> None:
+    """Log which Bucket blocks name another bucket than the settings, which gateway and commands read."""
+    for name, one in {MAIN: known.bucket, **known.buckets}.items():
+        if (block := buckets.get(name)) is None:
+            continue
+        here, there = (format_place(endpoint_identity(at.url, at.endpoint), at.url) for at in (one, block.value()))
+        if here != there:
+            logger.warning(
+                "Bucket block %s names %s, and the settings name %s: new exports go to the former; "
+                "`plateway config bucket %s` prints the block for buckets.toml",
+                *(name, there, here, name),
+            )
 
 
 def put_together(known: Settings, buckets: dict[str, Bucket], instruments: list[Instrument]) -> Site:

@@ -23,7 +23,10 @@ SENSOR = "plateway.sensor.heartbeat"
 BODY = "{{ automation.description }}\n\n{{ event.event }}: {{ event.resource.name or event.resource.id }}"
 STALE = timedelta(minutes=10)  # without a completed discovery
 ABSENT = timedelta(minutes=3)  # three heartbeats of a sensor
-OURS = {"prefect.resource.id": "prefect.tag.plateway"}
+RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+POOLS = {"prefect.resource.id": "prefect.work-pool.*"}
+OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.plateway"}
+EACH = {"prefect.resource.id"}
 
 
 logger = get_logger("plateway.provision")
@@ -37,11 +40,16 @@ def alert(
     match: dict[str, str] | None = None,
     related: dict[str, str] | None = None,
 ) -> AutomationCore:
-    """Return an automation that fires at each of these events, and does nothing until it has a notification."""
+    """Return an automation that fires at each of these events, and does nothing until it has a notification.
+
+    Prefect's UI shows a trigger in words if it has the shape of one that its form makes: states of runs or work pools,
+    for each of them. Others are shown as "Custom trigger", with the automation's description.
+    """
     trigger = EventTrigger(
         expect=expect,
         match=match or {},
         match_related=related or {},
+        for_each=EACH if match else set(),
         posture=Posture.Reactive,
         threshold=1,
         within=timedelta(0),
@@ -61,9 +69,9 @@ SILENT = AutomationCore(
     trigger=EventTrigger(
         after={HEARTBEAT},
         expect={HEARTBEAT, *ENDED},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match=RUNS,
         match_related=OURS,
-        for_each={"prefect.resource.id"},
+        for_each=EACH,
         posture=Posture.Proactive,
         threshold=1,
         within=SILENCE,
@@ -76,12 +84,14 @@ STANDING = (
         "plateway: a run failed",
         "A run failed or crashed.",
         {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        match=RUNS,
         related=OURS,
     ),
     alert(
         "plateway: a run waits for a decision",
         "A run stopped at its fraction: read its artifact, and resume it in the UI.",
         {"prefect.flow-run.Paused"},
+        match=RUNS,
         related=OURS,
     ),
     alert(
@@ -98,14 +108,14 @@ STANDING = (
         "plateway: no worker is online",
         "A work pool has no worker whose heartbeats arrive: its runs wait.",
         {"prefect.work-pool.not-ready"},
-        match={"prefect.resource.id": "prefect.work-pool.*"},
+        match=POOLS,
     ),
     absence(
         "plateway: no discovery in 10 minutes",
         "No run of discover was completed: new events are not exported.",
         {
             "expect": {"prefect.flow-run.Completed"},
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match": RUNS,
             "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": "discover"},
         },
         STALE,
@@ -117,7 +127,7 @@ STANDING = (
             "after": {SENSOR},
             "expect": {SENSOR},
             "match": {"prefect.resource.id": "plateway.sensor.*"},
-            "for_each": {"prefect.resource.id"},
+            "for_each": EACH,
         },
         ABSENT,
     ),

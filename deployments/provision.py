@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 from prefect.logging.configuration import setup_logging
 from prefect.workers.base import BaseWorker
-from pydantic import SecretStr
+from pydantic import HttpUrl, SecretStr
 
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
@@ -47,6 +47,10 @@ QUEUES = {
 }  # priority, runs at once
 FLOWS = tuple(QUEUES)  # each has a queue of its own
 LIMITS = {"plateway-bucket": 64, "plateway-tape": 2}  # batches or events in transfer at once, on all machines
+POOLS = {
+    "resident": "Runs the flows of Plateway inside one long-lived worker: about a second from event to flow code.",
+    "process": "Runs each flow of Plateway in a process of its own.",
+}
 PATIENCE = 300.0  # seconds for the server to come up
 logger = get_logger("plateway.provision")
 
@@ -82,7 +86,7 @@ async def provision(known: Settings) -> None:
     memory = ProvisionedDigests(known.home.absolute())
     async with get_client() as client:
         await wait_for_server(client)
-        await block_types(client, memory)
+        await block_types(client, memory, known.gateway_link)
         await buckets(client, known, memory)
         await instruments(client, known, memory)
         await pool(client, known.work_pool)
@@ -105,9 +109,13 @@ async def wait_for_server(client: PrefectClient) -> None:
         await asyncio.sleep(0.2)
 
 
-async def block_types(client: PrefectClient, memory: ProvisionedDigests) -> None:
-    """Register the block types if they are missing or changed; Prefect needs a second for each."""
-    wanted = digest(b"".join(file.read_bytes() for file in sorted((PROJECT / "blocks").glob("*.py"))))
+async def block_types(client: PrefectClient, memory: ProvisionedDigests, gateway: str | None) -> None:
+    """Register the block types if they are missing or changed; Prefect needs a second for each.
+
+    Their logo and documentation are served by the gateway: laboratories may have no internet. Without one known, none.
+    """
+    sources = [file.read_bytes() for file in sorted((PROJECT / "blocks").glob("*.py"))]
+    wanted = digest(b"".join([*sources, str(gateway).encode()]))
     for kind in (Bucket, Instrument):
         slug = kind.get_block_type_slug()
         try:
@@ -115,6 +123,8 @@ async def block_types(client: PrefectClient, memory: ProvisionedDigests) -> None
         except ObjectNotFound:
             memory.record(f"type {slug}", "")
         if not memory.holds(f"type {slug}", wanted):
+            kind._logo_url = HttpUrl(f"{gateway}/static/plateway.svg") if gateway else None
+            kind._documentation_url = HttpUrl(f"{gateway}/help#{slug}") if gateway else None
             await kind.aregister_type_and_schema(client=client)
             memory.record(f"type {slug}", wanted)
 
@@ -139,6 +149,8 @@ async def put(client: PrefectClient, block: Block, name: str, memory: Provisione
     wanted = digest(json.dumps(dict(block), default=to_json, sort_keys=True).encode())
     present = await digest_block(client, block, name)
     if present is not None and (memory.holds(f"{key} of", wanted) or not memory.holds(key, present)):
+        if not memory.holds(key, present):
+            logger.warning("%s was edited in Prefect: the settings do not replace it", key)
         return
     await block.asave(name, overwrite=True, client=client)
     memory.record(key, str(await digest_block(client, block, name)))
@@ -184,7 +196,9 @@ async def pool(client: PrefectClient, name: str) -> None:
             raise Misconfigured(f"there is no work pool {name!r}, and no worker type of that name") from None
         template = kind.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):  # a worker that starts meanwhile also creates it
-            await client.create_work_pool(WorkPoolCreate(name=name, type=name, base_job_template=template))
+            about = POOLS.get(name, "Runs the flows of Plateway.")
+            wanted = WorkPoolCreate(name=name, description=about, type=name, base_job_template=template)
+            await client.create_work_pool(wanted)
             logger.info("work pool %s: created", name)
     present = {queue.name for queue in await client.read_work_queues(work_pool_name=name)}
     for queue, (priority, limit) in QUEUES.items():

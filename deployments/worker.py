@@ -241,7 +241,6 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
     job_configuration = ResidentConfiguration
     _display_name = "Resident"
     _description = "Runs flows inside one long-lived process: about a second from event to flow code. One machine."
-    _logo_url = "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/process.png"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"prefetch_seconds": 0})  # a run fetched early would occupy its slot

@@ -35,7 +35,7 @@ async def discover() -> State[None]:
         await leases.release_ended(site)
         carrier = tasks.Carrier(site, settings.export_workers)
         looked = await drain(carrier, settings)
-    await reporting.relieve(looked)
+    await reporting.delete_superseded_runs(looked)
     return await reporting.close(carrier.outcomes, nothing="nothing new", retried=True)
 
 

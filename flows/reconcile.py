@@ -19,6 +19,7 @@ from plateway.findings import GRAVE, Finding, Kind
 from plateway.outcome import BAD, UNFINISHED, Outcome, Result
 from plateway.pipeline import Reconciled, Site
 from plateway.settings import Settings
+from plateway.settings import load as load_settings
 
 once: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 collect = task(name="collect manifests", **once)(pipeline.collect)
@@ -83,15 +84,16 @@ async def close(found: Reconciled, outcomes: Sequence[Outcome], image: str) -> S
     counts = [f"{count:,} {kind}" for kind, count in found.counts.items() if count]
     results = reporting.tally(outcomes)
     summary = ", ".join([*counts, *results]) or "everything agrees"
-    rows = [row(finding) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
-    troubles = [trouble(outcome) for outcome in outcomes if outcome.result in TROUBLE]
+    gateway = load_settings().gateway_link
+    rows = [row(finding, gateway) for finding in sorted(found.findings, key=lambda one: one.kind not in GRAVE)]
+    troubles = [trouble(outcome, gateway) for outcome in outcomes if outcome.result in TROUBLE]
     await reporting.table([*troubles, *rows], summary, picture=image)
     doubtful = found.stopped or any(one.result in TROUBLE for one in outcomes)
     bad = doubtful or any(found.counts.get(kind) for kind in GRAVE)
     return Failed(message=summary) if bad else Completed(message=summary)
 
 
-def row(finding: Finding) -> dict[str, object]:
+def row(finding: Finding, gateway: str | None = None) -> dict[str, object]:
     """Format one finding as a row."""
     return {
         "finding": str(finding.kind),
@@ -99,12 +101,12 @@ def row(finding: Finding) -> dict[str, object]:
         "detail": finding.detail,
         "repair": finding.repair or "a person has to look",
         "done": finding.done,
-        "event": str(finding.ref or ""),
+        "event": reporting.link(finding.ref, gateway),
         "key": finding.key,
     }
 
 
-def trouble(outcome: Outcome) -> dict[str, object]:
+def trouble(outcome: Outcome, gateway: str | None = None) -> dict[str, object]:
     """Format what failed as a row of the same table."""
     return {
         "finding": f"{outcome.verb} {outcome.result}",
@@ -112,6 +114,6 @@ def trouble(outcome: Outcome) -> dict[str, object]:
         "detail": "; ".join(outcome.reasons),
         "repair": "",
         "done": "",
-        "event": str(outcome.ref or ""),
+        "event": reporting.link(outcome.ref, gateway),
         "key": outcome.key,
     }

@@ -16,6 +16,7 @@ from blocks import notice
 from blocks import site as configured
 from flows import chart, reporting, tasks
 from plateway import pipeline
+from plateway.events import Ref
 from plateway.pipeline.report import spoken_size
 from plateway.wire import Alert, Report
 
@@ -41,10 +42,12 @@ async def report(alerts_only: bool = False) -> State[None]:
     summary = f"{len(told.alerts)} to look at" if told.alerts else "all is well"
     now, known = {about for alert in told.alerts for about in alert.about}, await heard()
     if not alerts_only:
-        await acreate_markdown_artifact(markdown(told), key=KEY, description=summary)
+        await acreate_markdown_artifact(markdown(told, settings.gateway_link), key=KEY, description=summary)
     if settings.notify and (not alerts_only or now - known):
         body = letter(told) if not alerts_only else "\n".join(alert.text for alert in told.alerts)
         await notice.send(settings.notify, subject=f"Plateway: {summary}", body=body)
+    if alerts_only and now == known:
+        await reporting.replace_quiet_runs()
     if now != known:  # after sending: what did not go out is tried again in an hour
         await remember(told.alerts)
     return Completed(message=summary)
@@ -63,14 +66,14 @@ async def remember(alerts: Sequence[Alert]) -> None:
     await acreate_table_artifact(table=table, key=ALERTS, description="What somebody should look at")
 
 
-def markdown(told: Report) -> str:
+def markdown(told: Report, gateway: str | None = None) -> str:
     """Format the report for the UI: alerts, chart, figures."""
     attention = [f"- {plain(alert.text)}" for alert in told.alerts] or ["All is well."]
     parts = [f"# {told.at:%A %d %B %Y, %H:%M} UTC", "\n".join(attention), chart.days(told.days), figures(told)]
     if told.disks:
         parts += ["## Disks", "\n".join(f"- {plain(disk.text)}" for disk in told.disks)]
     if told.stuck:
-        parts += ["## Stuck", stuck(told)]
+        parts += ["## Stuck", stuck(told, gateway)]
     return "\n\n".join(parts)
 
 
@@ -85,10 +88,11 @@ def figures(told: Report) -> str:
     return "\n".join([head, *lines])
 
 
-def stuck(told: Report) -> str:
+def stuck(told: Report, gateway: str | None = None) -> str:
     """Format a row per stuck event, the longest waiting first."""
     lines = [
-        f"| {one.id} | {plain(one.system)} | {one.since:%d %b %H:%M} | {plain('; '.join(one.reasons) or one.state)} |"
+        f"| {reporting.link(Ref(one.id, one.revision), gateway)} | {plain(one.system)} | {one.since:%d %b %H:%M} "
+        f"| {plain('; '.join(one.reasons) or one.state)} |"
         for one in sorted(told.stuck, key=lambda one: one.since)[:STUCK]
     ]
     more = [f"\n{len(told.stuck) - STUCK:,} more"] if len(told.stuck) > STUCK else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,12 +18,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
+from plateway import settings
 from plateway.events import Ref
 from plateway.outcome import BAD, UNFINISHED, Outcome
 
@@ -44,6 +48,8 @@ ROWS = 1000  # of a table: the bad ones first
 MANY = 20  # events from which on a run shows its progress
 SKEW = timedelta(seconds=5)  # between the clocks of server and worker
 PAUSE = 2.0  # seconds between two updates of it
+QUIET = "nothing-new"  # tag of the newest run of a deployment that nobody started by hand and that had nothing to do
+UNATTENDED = {"SCHEDULE", "AUTOMATION"}  # what starts runs, as Prefect records it; of people it records nothing
 
 
 def named() -> str:
@@ -78,9 +84,11 @@ async def close(outcomes: Sequence[Outcome], *, nothing: str = "nothing to do", 
     ``retried``: single events that are put off have a time of their next try, and fail no run.
     """
     if not outcomes:
+        await replace_quiet_runs()
         return Completed(message=nothing)
     summary = ", ".join(tally(outcomes))
-    await table([row(outcome) for outcome in sorted(outcomes, key=_urgency)], summary)
+    gateway = settings.load().gateway_link
+    await table([row(outcome, gateway) for outcome in sorted(outcomes, key=_urgency)], summary)
     late = [one for one in outcomes if one.result in UNFINISHED and not (retried and one.ref)]
     bad = late or any(outcome.result in BAD for outcome in outcomes)
     return Failed(message=summary) if bad else Completed(message=summary)
@@ -103,20 +111,42 @@ async def table(rows: Sequence[dict[str, object]], summary: str, *, picture: str
     await acreate_table_artifact(table=list(rows[:ROWS]), key=key, description=above)
 
 
-async def relieve(looked: datetime) -> None:
-    """Spare the runs that waited for this one to end: what they were to find was looked for when they were due."""
-    mine = deployment.id
-    if mine is None:
+async def delete_superseded_runs(looked: datetime) -> None:
+    """Delete the runs that waited for this one to end: what they were to find was looked for when they were due."""
+    if deployment.id is None:
         return
     waiting = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(mine)]),
+        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=looked - SKEW),
     )
+    await delete_unattended_runs(waiting)
+
+
+async def replace_quiet_runs() -> None:
+    """Tag this run, which had nothing to do, and delete the one before it, so that such runs do not fill the list."""
+    if deployment.id is None:
+        return
     async with get_client() as client:
-        for run in await client.read_flow_runs(flow_run_filter=waiting):
-            spared: State[None] = Completed(name="Spared", message=f"{flow_run.name} has looked since")
-            await client.set_flow_run_state(run.id, spared, force=True)
+        run = await client.read_flow_run(UUID(flow_run.id))
+        if run.created_by is None or run.created_by.type not in UNATTENDED:
+            return
+        await client.update_flow_run(run.id, tags=[*run.tags, QUIET])
+    quiet = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+        tags=FlowRunFilterTags(all_=[QUIET]),
+    )
+    await delete_unattended_runs(quiet)
+
+
+async def delete_unattended_runs(chosen: FlowRunFilter) -> None:
+    """Delete runs that a schedule or an automation started; what a person started stays."""
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=chosen):
+            if run.created_by is not None and run.created_by.type in UNATTENDED:
+                with suppress(ObjectNotFound):  # deleted by a person meanwhile
+                    await client.delete_flow_run(run.id)
 
 
 def describe(outcome: Outcome) -> str:
@@ -124,10 +154,17 @@ def describe(outcome: Outcome) -> str:
     return f"{outcome.system}: {'; '.join(outcome.reasons)}"
 
 
-def row(outcome: Outcome) -> dict[str, object]:
+def link(ref: Ref | None, gateway: str | None) -> str:
+    """Format an event as a link to its page, which Prefect's UI renders; its id where no gateway is known."""
+    if ref is None:
+        return ""
+    return f"[{ref}]({gateway}/events/{ref})" if gateway else str(ref)
+
+
+def row(outcome: Outcome, gateway: str | None = None) -> dict[str, object]:
     """Format one row of the table."""
     return {
-        "event": str(outcome.ref or ""),
+        "event": link(outcome.ref, gateway),
         "system": outcome.system,
         "result": str(outcome.result),
         "reasons": "; ".join(outcome.reasons),

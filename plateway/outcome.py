@@ -82,6 +82,7 @@ class Incidence(StrEnum):
     REFUSAL = "refusal"
     FAILURE = "failure"
     REPAIR = "repair"
+    REQUEST = "request"  # a person asked for something
 
 
 BAD = frozenset({Result.FAILED, Result.DAMAGED, Result.STOPPED})  # a person has to act

@@ -19,7 +19,7 @@ from dataclasses import fields
 from datetime import timedelta
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -133,6 +133,13 @@ def _left(home: Path) -> dict[str, Any]:
 def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
     """Open the file that adds to the environment: ``.env``, unless PLATEWAY_ENV_FILE names another one, or none."""
     return DotEnvSettingsSource(settings_cls, env_file=os.environ.get(ENV_FILE, ".env") or None)
+
+
+class PrefectApi(NamedTuple):
+    """Prefect's API, and its ``user:password``."""
+
+    url: str
+    auth: SecretStr | None
 
 
 class LogSettings(BaseSettings):
@@ -260,6 +267,9 @@ class Settings(LogSettings):
     prefect_ui_url: str | None = Field(
         None, description="Prefect's UI as browsers reach it; default: the one of `plateway up`"
     )
+    gateway_url: str | None = Field(
+        None, description="the gateway as browsers reach it, for links from Prefect; default: the one of `plateway up`"
+    )
     work_pool: str = Field(
         "resident",
         description="the work pool that runs the flows; one called like its type is made: resident or process",
@@ -378,6 +388,19 @@ class Settings(LogSettings):
         host = EVERYWHERE.get(self.serve_host, self.serve_host)
         host = f"[{host}]" if ":" in host else host
         return str(_left(self.home).get("gateway") or f"http://{host}:{self.serve_port}")
+
+    @property
+    def runs_api(self) -> PrefectApi | None:
+        """Where runs are started over HTTP, as Prefect's own variables or `plateway up` name it; None: nowhere."""
+        url = os.environ.get("PREFECT_API_URL") or _left(self.home).get("prefect_api_url")
+        auth = os.environ.get("PREFECT_API_AUTH_STRING")
+        return PrefectApi(str(url).rstrip("/"), SecretStr(auth) if auth else None) if url else None
+
+    @property
+    def gateway_link(self) -> str | None:
+        """The gateway as browsers reach it, without a slash at its end; None where that is not known."""
+        known = self.gateway_url or _left(self.home).get("gateway")
+        return str(known).rstrip("/") if known else None
 
     @property
     def has_outbox(self) -> bool:

@@ -14,7 +14,7 @@ LAYERS = [
     {"events", "checksums"},
     {"keys", "outcome", "settings", "records", "folder"},
     {"ledger", "log_records", "origins", "settings_file"},
-    {"retention", "findings", "bench", "bundle"},
+    {"retention", "findings", "bench", "bundle", "queries"},
     {"store"},
     {"archive", "place"},
     {"catalog"},

@@ -17,11 +17,11 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     inventory    accounts export_count exported_to sight_dark clear_dark adopt empty
     summaries    refresh
     stats        counts quarantine_count figures history stuck harmed
-    incidents    record_incident incidents
+    incidents    record_request record_incident incidents
     holds        add_hold release_hold holds holds_of held_keys
     places       site site_created take_site places place record_place
-    search       exports_page archives_page archive_members daily search each_newest overview
-                 experiments readable ledgers_of
+    search       exports_page archives_page archive_members daily search count_matching each_newest overview
+                 quarantined_announcements experiments readable ledgers_of
     outbox       register_targets forget_target hold_target release_target pending_messages outbox_messages
                  record_delivered record_outbox_error trim_outbox replay_messages backlogs
     access_keys  add_access_key access_key access_keys disable_access_key delete_access_key

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from plateway.catalog.database import Database
 from plateway.catalog.predicates import INCIDENT
-from plateway.catalog.rows import own
+from plateway.catalog.rows import add_incident, own
 from plateway.events import Ref
 from plateway.outcome import Incidence
 from plateway.records import Incident
@@ -16,6 +16,16 @@ from plateway.records import Incident
 
 class Incidents(Database):
     """What went wrong with an event, and what was done about it."""
+
+    def record_request(self, ref: Ref, verb: str, reason: str, *, actor: str, at: datetime) -> None:
+        """Append to an event's history that a person asked for something, and why.
+
+        Raises:
+            NotFound: nothing announced the event.
+        """
+        with self._writing() as session:
+            own(session, ref)
+            add_incident(session, ref, Incidence.REQUEST, verb, reason, at=at, actor=actor)
 
     def record_incident(self, ref: Ref, kind: Incidence, verb: str, reason: str, *, at: datetime) -> None:
         """Append to an event's history; an entry equal to the last of that kind and verb only increases its count.

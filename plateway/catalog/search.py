@@ -61,7 +61,7 @@ from plateway.ledger import (
     SystemOverview,
     TapeMember,
 )
-from plateway.records import ArchiveLocation, ArchiveSummary, Event, Export
+from plateway.records import ArchiveLocation, ArchiveSummary, Event, Export, Quarantine
 
 ID = re.compile(r"([0-9a-f-]{1,36})(?:-r([1-9]\d{0,8}))?", re.IGNORECASE)
 HEX = 32  # digits of an id
@@ -204,27 +204,87 @@ class SearchQueries(Summaries):
         ``text``: an id, or how an id or an experiment begins. ``newest``: the last one first. To page, pass
         ``Cursor.after`` the last one of a page: events that come meanwhile shift nothing.
         """
-        asked = {EVENT.system: system, EVENT.experiment: experiment, EVENT.plate: plate, EVENT.kind: kind}
-        where = [column == value for column, value in asked.items() if value is not None]
-        where += [EVENT.timestamp >= since] if since is not None else []
-        where += [EVENT.timestamp < until] if until is not None else []
-        where += [self._called(text)] if text else []
         order = (EVENT.timestamp, EVENT.id, EVENT.revision)
+        query = self._matching(
+            system=system,
+            experiment=experiment,
+            plate=plate,
+            state=state,
+            kind=kind,
+            since=since,
+            until=until,
+            text=text,
+            prefix=prefix,
+        )
         if after is not None:
             place = sa.tuple_(*order)
-            where.append(place < tuple(after) if newest else place > tuple(after))
-        query = select(EVENT.id, EVENT.revision).where(begins(EVENT.key, prefix), *where)
+            query = query.where(place < tuple(after) if newest else place > tuple(after))
         query = query.order_by(*(column.desc() if newest else column for column in order)).limit(limit)
-        if state is not None:
-            self.refresh()
-            now = self.now()
-            query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), stands(state, now))
         with self._reading() as session:
             if state is not None and state != "exporting":
                 query = query.where(self._hours_with(session, state))
             refs = [Ref(*row) for row in session.execute(query)]
             found = {one.ref: one for some in chunks(refs) for one in fetch_ledgers(session, [among(some)])}
             return [found[ref] for ref in refs]
+
+    def count_matching(self, *, prefix: str = "", most: int, state: str | None = None, **asked: Any) -> int:
+        """Count the events that ``search`` finds, up to ``most``."""
+        query = self._matching(prefix=prefix, state=state, **asked)
+        with self._reading() as session:
+            if state is not None and state != "exporting":
+                query = query.where(self._hours_with(session, state))
+            counted = query.limit(most).subquery()
+            return session.scalar(select(func.count()).select_from(counted)) or 0
+
+    def _matching(
+        self,
+        *,
+        system: str | None = None,
+        experiment: str | None = None,
+        plate: int | None = None,
+        state: str | None = None,
+        kind: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        text: str | None = None,
+        prefix: str = "",
+    ) -> Any:
+        """Return the query for the ids and revisions of the events that fit, in no order."""
+        asked = {EVENT.system: system, EVENT.experiment: experiment, EVENT.plate: plate, EVENT.kind: kind}
+        where = [column == value for column, value in asked.items() if value is not None]
+        where += [EVENT.timestamp >= since] if since is not None else []
+        where += [EVENT.timestamp < until] if until is not None else []
+        where += [self._called(text)] if text else []
+        query = select(EVENT.id, EVENT.revision).where(begins(EVENT.key, prefix), *where)
+        if state is not None:
+            self.refresh()
+            now = self.now()
+            query = query.outerjoin(Export, tied(EXPORT, EVENT)).where(_may_be(state, now), stands(state, now))
+        return query
+
+    def quarantined_announcements(
+        self,
+        *,
+        text: str | None = None,
+        system: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int,
+    ) -> list[Quarantine]:
+        """List announcements in quarantine that became no event, the newest first.
+
+        ``text`` is in the name of the file or in the reason; the times are of the first sight.
+        """
+        where: list[Any] = [QUARANTINE.released_at.is_(None), QUARANTINE.event_id.is_(None)]
+        where += [QUARANTINE.system == system] if system else []
+        where += [QUARANTINE.first_seen >= since] if since is not None else []
+        where += [QUARANTINE.first_seen < until] if until is not None else []
+        if text:
+            named = [one.contains(text, autoescape=True) for one in (QUARANTINE.name, QUARANTINE.reason)]
+            where.append(sa.or_(*named))
+        query = select(Quarantine).where(*where).order_by(QUARANTINE.first_seen.desc(), QUARANTINE.id.desc())
+        with self._reading() as session:
+            return list(session.scalars(query.limit(limit)))
 
     def experiments(self, *, prefix: str = "") -> list[str]:
         """List the experiments with this prefix that have events to read, in no order."""

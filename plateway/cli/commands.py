@@ -41,8 +41,10 @@ PANELS = {
         "cat": ("restore", "Write one image or object to standard output."),
     },
     "Look": {
+        "find": ("find", "Find events by words, as the page of the gateway does."),
         "status": ("status", "List events with their state, the newest first."),
         "show": ("status", "Show everything that is recorded about one event."),
+        "open": ("find", "Open the page of an event in a browser."),
         "report": ("report", "Summarize each instrument, problems and disk space."),
         "quarantine": ("quarantine", "List and replay events that were not accepted."),
     },
@@ -71,6 +73,7 @@ PANELS = {
 }
 
 
+FUNCTIONS = {"open": "open_event"}  # of commands whose names are Python's own
 WIDEST = max(len(name) for commands in PANELS.values() for name in commands)
 
 
@@ -90,7 +93,7 @@ class LazyCommand(TyperCommand):
             command.name = self.name
         else:
             single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-            single.command(self.name)(getattr(module, str(self.name)))
+            single.command(self.name)(getattr(module, FUNCTIONS.get(str(self.name), str(self.name))))
             command = get_command(single)
         tidy_help(command)
         return command

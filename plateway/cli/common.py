@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -44,9 +45,13 @@ def select_refs(
 ) -> list[Ref] | None:
     """Return the events that were named or else selected by options; None if neither was given.
 
+    ``-`` as the only name reads ids from standard input, one or more per line.
+
     Raises:
         NotFound: no such event.
     """
+    if ids and list(ids) == ["-"]:
+        return [find_ref(site, one) for one in sys.stdin.read().split()]
     if ids:
         return [find_ref(site, one) for one in ids]
     if since or until or system or experiment:

@@ -11,7 +11,11 @@ import typer
 
 Home = Annotated[Path | None, typer.Option("--home", help="Directory of local state; default: PLATEWAY_HOME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Event ids, as `plateway status` prints them.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print whole keys and ids, however wide the terminal is.")]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ID", help="Event ids, or their first digits; `-` reads them from standard input."),
+]
 TIMES = "7d, yesterday, 2026-11-30 or 2026-11-30T14:00"
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

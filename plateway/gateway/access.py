@@ -23,6 +23,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plateway.gateway.errors import CLIENT_CLOSED
+from plateway.gateway.image_links import redact
 
 INFO = "plateway.request"  # key in the scope of a request
 FULL = 64 << 20  # bytes after which the file is rotated
@@ -212,7 +213,7 @@ def _describe_request(scope: Scope, info: RequestInfo, began: datetime, progress
         who=info.who,
         address=info.address,
         method=scope["method"][:32],
-        path=scope.get("raw_path", b"")[:3072].decode("ascii", "replace"),
+        path=redact(scope.get("raw_path", b"")[:3072].decode("ascii", "replace")),
         route=info.route or route,
         key=info.key,
         received=progress.received,

@@ -51,6 +51,7 @@ from plateway.gateway.rate_limits import Limits, Rates
 from plateway.gateway.s3.app import S3, Directory, respond_limit
 from plateway.gateway.tokens import SESSIONS, Tokens
 from plateway.pipeline import Site
+from plateway.settings import PrefectApi
 from plateway.store import Objects, open_store
 
 LEFT = timedelta(days=1)  # age of unfinished uploads that are aborted at the start
@@ -83,6 +84,7 @@ class Parts:
     straight: bool = False  # … but only to requests sent directly to this machine's own address
     links: timedelta = timedelta(minutes=15)  # lifetime of presigned links
     prefect_ui: str | None = None  # URL of the Prefect UI
+    prefect_api: PrefectApi | None = None  # where operators start runs from pages; None: they cannot
     dlm_v1: bool = False  # /api/1/exports is the list of DLM v1
     s3_port: int | None = None  # of the S3 endpoint for reading; None: off
     s3_secrets: Path | None = None  # what the secrets of access keys follow from; None: gateway/s3.key in the home

@@ -53,15 +53,22 @@ class Guard:
         """Return whether this request may read events without a token, by the settings."""
         return self._open and (not self._straight or straight(request))
 
-    def admit(self, request: Request, *, cookie: bool = False) -> Token:
+    def permits(self, request: Request, scope: str) -> bool:
+        """Return whether the cookie of a request is a valid token with this scope. Charges nothing."""
+        found = self.tokens.find(request.cookies.get(COOKIE, ""))
+        return found is not None and scope in found.scopes and not found.expired(datetime.now(UTC))
+
+    def admit(self, request: Request, *, cookie: bool = False, form: bool = False) -> Token:
         """Return the valid token of a request. A cookie is accepted only with `cookie`, and only for reading.
+
+        With `form` it is also accepted for a form, of which the caller has checked that a page of this site sent it.
 
         Raises:
             Problem: 401 without a valid token, 429 after too many requests or too many failed logins.
         """
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         among = [self.tokens]
-        if cookie and not kind and request.method in READING:
+        if cookie and not kind and (form or request.method in READING):
             kind, secret = "bearer", request.cookies.get(COOKIE, "")
             among.append(self.sessions)
         if kind.lower() != "bearer" or not secret.strip():
@@ -133,6 +140,33 @@ class Reader(Allowed):
         return token.prefix or ""
 
 
+class FormSender(Allowed):
+    """Requires a form that a page of this site sent, and a cookie or header with a token that has these scopes."""
+
+    async def __call__(self, request: Request) -> Token:
+        if not is_own_form(request):
+            raise Problem(403, "The form was sent by another site")
+        guard: Guard = request.app.state.guard
+        token = guard.admit(request, cookie=True, form=True)
+        self.check(token)
+        return token
+
+
+def is_own_form(request: Request) -> bool:
+    """Return whether a form was sent by a page of this site, or not by a browser.
+
+    Browsers omit ``Sec-Fetch-Site`` over plain HTTP to another machine, but never ``Origin``.
+    """
+    headers = request.headers
+    if (site_ := headers.get("sec-fetch-site")) is not None:
+        return site_ in {"same-origin", "none"}
+    source = headers.get("origin", headers.get("referer"))
+    try:
+        return source is None or urlsplit(source).netloc.lower() == headers.get("host", "").lower() != ""
+    except ValueError:
+        return False
+
+
 def loopback(host: str) -> bool:
     """Return whether a host is a loopback address, ``localhost`` or a name below it (RFC 6761)."""
     try:
@@ -177,6 +211,7 @@ def needs(*scopes: str) -> Any:
     return Depends(Allowed(*scopes))
 
 
+OPERATOR = Depends(FormSender("operate"))  # returns the `Token` of a form that asks for something
 READER = Depends(Reader("read"))  # returns the prefix of the keys that the request may see
 OPEN = Depends(_anybody)  # declares that a route requires no token
 

@@ -8,12 +8,12 @@ leaves, pydicom DICOM.
 from __future__ import annotations
 
 import io
-import lzma
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from lzma import LZMADecompressor
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ DEFLATED, LZMA = frozenset({8, 32946, 50013}), 34925  # compressions of TIFF
 BOUNDED = frozenset({5, 32773, 50000})  # LZW, PackBits, Zstandard: imagecodecs writes no more than the tile's size
 PRINTED = frozenset({5, 6, 8})  # CMYK, YCbCr and CIELAB in TIFF
 ORIENTATION = 274  # tag of TIFF and EXIF
+PIECE = 1 << 20  # bytes that are decompressed at once where only their number counts
 RATIO = 1032  # largest compression ratio of deflate
 MOST_PIXELS = 1 << 26  # of an image that is decoded
 MOST_BYTES = 1 << 27  # of its pixels
@@ -99,7 +100,9 @@ def read_header(content: bytes) -> Header:
             return Header("NumPy", dtype.itemsize * 8, str(dtype))
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if ";16" in image.mode else 8)
-        return Header(image.format, bits, PHOTOMETRIC.get(image.mode.partition(";")[0]), image.info.get("compression"))
+        packed = image.info.get("compression")  # of BMP a number
+        photometric = PHOTOMETRIC.get(image.mode.partition(";")[0])
+        return Header(image.format, bits, photometric, packed if isinstance(packed, str) else None)
     return Header()
 
 
@@ -247,10 +250,24 @@ def _check_decompressed_size(page: Any, content: bytes) -> None:
     left = MOST_BYTES
     for offset, count in spans:
         part = content[offset : offset + count]
-        decoder = lzma.LZMADecompressor() if page.compression == LZMA else zlib.decompressobj()
-        left -= len(decoder.decompress(part, left + 1))
-        if left < 0:
-            raise Rejected(f"too large for a preview: more than {MOST_BYTES:,} bytes when unpacked")
+        for piece in _unpack(part, lzma=page.compression == LZMA):
+            left -= len(piece)
+            if left < 0:
+                raise Rejected(f"too large for a preview: more than {MOST_BYTES:,} bytes when unpacked")
+
+
+def _unpack(part: bytes, *, lzma: bool) -> Iterator[bytes]:
+    """Decompress a strip or tile piece by piece, so that little of it is in memory."""
+    if lzma:
+        decoder = LZMADecompressor()
+        while not decoder.eof and (piece := decoder.decompress(part, PIECE)):
+            yield piece
+            part = b""
+        return
+    inflater = zlib.decompressobj()
+    while not inflater.eof and (piece := inflater.decompress(part, PIECE)):
+        yield piece
+        part = inflater.unconsumed_tail
 
 
 def _plane(page: Any, size: int) -> Decoded:

@@ -151,7 +151,7 @@ class DlmRoutes:
     def _link(self, export: Export) -> str | None:
         """Return an expiring link to a bundle, or None if its bucket is not configured or makes no links."""
         with suppress(Misconfigured, Refused):
-            return self._site.holding(export).store.sign(export.key, expires=self._links)
+            return self._site.reading(export).store.sign(export.key, expires=self._links)
         return None
 
 

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
@@ -37,6 +37,7 @@ from plateway.gateway import auth, decoders, pictures, tiles
 from plateway.gateway.access import request_info
 from plateway.gateway.errors import Problem
 from plateway.gateway.http_conditions import Span, check_conditions, format_date, parse_range
+from plateway.gateway.image_links import LinkSigner
 from plateway.gateway.probes import SECONDS, Probes
 from plateway.gateway.streaming import MEDIA, SMALL, Rest, describe, respond
 from plateway.gateway.thumbnail_cache import Thumbs
@@ -112,6 +113,8 @@ class ImageReport(BaseModel):
     kind: str  # sample type, as NumPy calls it
     photometric: str | None
     compression: str | None
+    metadata: list[tuple[str, str]]  # what the file says about itself
+    left_out: int  # further entries; of DICOM those that may identify a person
     levels: tuple[float, float]  # values that become black and white
     histogram: HistogramReport
 
@@ -250,6 +253,7 @@ class Gallery:
 
     def __init__(self, site: Site, home: Path, *, links: timedelta, probes: Probes) -> None:
         self.site, self.thumbs = site, Thumbs(home / "thumbs")
+        self.image_links = LinkSigner(home)
         self._links, self._spool, self._probes = links, home / "spool", probes
         self._reads, self.drawing, self._lookups = map(CapacityLimiter, (READS, DRAWN, READS))
         events: TTLCache[Any, CachedEvent] = TTLCache(EVENTS, HOLDS, timer=time.monotonic)
@@ -373,6 +377,16 @@ class Gallery:
             return kept
         return await to_thread.run_sync(partial(self._make_thumbnail, image, size, levels, name), limiter=self.drawing)
 
+    def draw_now(self, image: RequestedImage, size: int, levels: Levels = "own") -> bytes:
+        """Return a cached thumbnail, or make it in this thread.
+
+        Raises:
+            Rejected: it is not a picture.
+        """
+        name = _name_thumbnail(image, size, levels)
+        kept = self.thumbs.find(name)
+        return kept if kept is not None else self._make_thumbnail(image, size, levels, name)
+
     def _make_thumbnail(self, image: RequestedImage, size: int, levels: Levels, name: str) -> bytes:
         whole = self._read_picture(image)
         shared = self._shared_levels(image) if levels == "event" else None
@@ -432,6 +446,8 @@ class Gallery:
                 kind=opened.decoded.kind,
                 photometric=opened.header.photometric,
                 compression=opened.header.compression,
+                metadata=list(opened.metadata.entries),
+                left_out=opened.metadata.left_out,
                 levels=opened.levels,
                 histogram=HistogramReport(first=counted.first, last=counted.last, counts=list(counted.counts)),
             )
@@ -528,6 +544,14 @@ async def get_image(id: str, name: str, request: Request, seen: Seen) -> Respons
     """Read one image, or one range of it, from the first copy of the bundle that can be read."""
     gallery = _gallery(request)
     return await _send_image(gallery, request, await gallery.look_up(partial(gallery.find, id, seen, _name(request))))
+
+
+async def get_shared_image(signature: str, id: str, name: str, request: Request) -> Response:  # noqa: A002
+    """Read the one image that a signed link is for, until the link expires."""
+    gallery, asked = _gallery(request), _name(request, before=4)
+    id_, revision = Ref.parse(id)
+    gallery.image_links.check(signature, Ref(id_, revision or 1), asked, now=datetime.now(UTC))
+    return await _send_image(gallery, request, await gallery.look_up(partial(gallery.find, id, "", asked)))
 
 
 async def get_thumbnail(
@@ -644,6 +668,8 @@ def install(app: FastAPI, site: Site) -> None:
             f"{event}/images/{{name:key}}/info", get_info, **options, response_model=ImageReport, responses=described
         )
         app.add_api_route(f"{event}/images/{{name:key}}", get_image, **options, responses=read)
+        shared: dict[str, Any] = {"dependencies": [auth.OPEN], "include_in_schema": False}
+        app.add_api_route("/shared/{signature}/{id}/{name:key}", get_shared_image, **options, **shared)
         app.add_api_route(f"{event}/bundle", get_bundle, **options, responses=read | _describe_responses(307))
 
 
@@ -687,10 +713,10 @@ def _gallery(request: Request) -> Gallery:
     return gallery
 
 
-def _name(request: Request) -> str:
-    """Return the name from the path as it was sent, percent-decoded exactly once."""
+def _name(request: Request, *, before: int = 6) -> str:
+    """Return the name from the path as it was sent, after so many slashes, percent-decoded exactly once."""
     raw: bytes = request.scope["raw_path"]
-    return unquote_to_bytes(raw.split(b"/", 6)[-1]).decode("utf-8", "surrogateescape")
+    return unquote_to_bytes(raw.split(b"/", before)[-1]).decode("utf-8", "surrogateescape")
 
 
 def _name_thumbnail(image: RequestedImage, size: int, levels: Levels) -> str:

@@ -48,6 +48,7 @@ def parts(settings: Settings, *, objects_only: bool = False) -> Parts:
         straight=_is_local(settings),
         links=settings.link_lifetime,
         prefect_ui=settings.prefect_ui if _is_local(settings) else settings.prefect_ui_url,
+        prefect_api=settings.runs_api,
         dlm_v1=settings.dlm_v1,
         s3_port=settings.s3_port,
         s3_secrets=settings.s3_secrets,

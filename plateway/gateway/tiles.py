@@ -18,6 +18,7 @@ from PIL import Image
 from plateway.errors import Rejected
 from plateway.gateway import decoders, pictures
 from plateway.gateway.decoders import Decoded, Header
+from plateway.gateway.file_metadata import NOTHING, Metadata, read_metadata
 from plateway.gateway.pictures import Levels
 
 TILE = 512  # pixels of a tile along either side
@@ -59,6 +60,7 @@ class OpenedImage:
 
     decoded: Decoded
     header: Header
+    metadata: Metadata = NOTHING
 
     @property
     def width(self) -> int:
@@ -108,7 +110,8 @@ def open_image(content: bytes) -> OpenedImage:
     Raises:
         Rejected: as `decoders.decode`.
     """
-    return OpenedImage(decoders.decode(content, WHOLE), decoders.read_header(content))
+    decoded = decoders.decode(content, WHOLE)
+    return OpenedImage(decoded, decoders.read_header(content), read_metadata(content))
 
 
 def tile(

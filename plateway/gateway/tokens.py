@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from plateway.errors import Busy, Conflict, Misconfigured, NotFound, Rejected
 from plateway.settings import make_private
 
-SCOPES = ("read", "write", "delete")
+SCOPES = ("read", "write", "delete", "operate")
 SIGN_IN = "sign-in"  # scope of a code that creates one session
 SESSIONS = Path("gateway", "sessions.json")  # in the home
 LINK_LASTS = timedelta(minutes=15)

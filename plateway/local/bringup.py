@@ -15,7 +15,8 @@ import secrets
 import shlex
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -65,6 +66,7 @@ WORKER = "plateway"
 TYPES = ("resident", "process")  # of work pools that are created here; each is named like its type
 OBJECTS = "s3://plateway-objects"  # bucket of the object API on the embedded S3 server
 LOOPBACK = "127.0.0.1,localhost,::1"
+QUIET_START = 10.0  # seconds between two lines about what is pending, where no terminal is
 FIRST_START = 300.0  # seconds for the first start of Prefect: 10 on two idle cores, 66 measured on busy ones
 
 # Defaults; the environment overrides them. The heartbeat is the shortest that Prefect accepts.
@@ -216,11 +218,36 @@ def bring_up(settings: Settings, console: Console) -> Iterator[RunningParts]:
         else:
             resolved.root.mkdir(parents=True, exist_ok=True)
         try:
-            with Supervisor(home, plan(resolved, s3, env), report) as supervisor:
+            with (
+                show_progress(console) as progress,
+                Supervisor(home, plan(resolved, s3, env), report, progress=progress) as supervisor,
+            ):
+                progress("")
                 close_home(home)
                 yield parts(settings=resolved, env=env, supervisor=supervisor)
         finally:
             close_home(home)
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show what is pending: in place on a terminal, else as a line now and then. An empty text ends it."""
+    status = console.status("", spinner="line") if console.is_terminal else None
+    due = time.monotonic() + QUIET_START
+
+    def show(text: str) -> None:
+        nonlocal due
+        if status is not None:
+            status.update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
+            (status.start if text else status.stop)()
+        elif text and time.monotonic() > due:
+            due = time.monotonic() + QUIET_START
+            _print_line(console, text)
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 def close_home(home: Path) -> None:

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import sys
 import tarfile
 import time
@@ -36,7 +37,8 @@ from plateway.errors import Misconfigured, PlatewayError, Unavailable
 from plateway.events import Ref
 from plateway.keys import tar_name
 from plateway.ledger import Ledger
-from plateway.local.bringup import DEMO, RunningParts, bring_up
+from plateway.local.bringup import AUTH, DEMO, RunningParts, bring_up
+from plateway.local.project import BUNDLED
 from plateway.local.supervisor import write_private
 from plateway.pipeline import Site, read
 from plateway.settings import ENV_FILE, Settings, load, make_private, private_files
@@ -47,6 +49,7 @@ PATIENCE = 300.0  # seconds for all exports, and for each run; machines may be b
 ATTEMPTS = 40  # of one request
 INTERVAL = 0.25  # seconds between two queries
 SITE = ("PLATEWAY_", "AWS_", "PREFECT_", "AUTH_TOKENS_")  # prefixes of variables that describe a site
+RUN = "" if BUNDLED.is_dir() else "uv run "  # before commands: in a checkout they are in its environment
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}  # types of states in which a run has ended
 COLOURS = {
     "exported": "green",
@@ -63,6 +66,7 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
     console = console or Console(stderr=as_json)
     try:
         prepare_home(settings.home.absolute())
+        create_benches(settings.home.absolute() / "bench")
         with isolate(settings.home.absolute()), bring_up(make_settings(settings), console) as parts:
             demo = Demo(parts, console, events)
             try:
@@ -71,8 +75,8 @@ def run(settings: Settings, *, events: int, once: bool, as_json: bool, console: 
                     sys.stdout.write(json.dumps(demo.report(), indent=2) + "\n")
                     sys.stdout.flush()
                 if not once:
-                    console.print("Everything keeps running until Ctrl-C. For more events run", end=" ")
-                    console.print(f"PLATEWAY_SOURCE_ROOT={parts.settings.root} plateway simulate", soft_wrap=True)
+                    console.print("Everything keeps running until Ctrl-C. For more events, in another terminal:")
+                    console.print(f"{format_exports(parts)}\n{RUN}plateway simulate", markup=False, soft_wrap=True)
                     parts.watch()
             finally:
                 demo.site.close()
@@ -99,6 +103,20 @@ def prepare_home(home: Path) -> None:
         write_private(home / DEMO, "Created by `plateway demo`, which purges the contents. May be deleted.\n")
     except OSError as error:
         raise Misconfigured(f"cannot use {home.name} as the home of a demo: {error.strerror}") from error
+
+
+def create_benches(root: Path) -> None:
+    """Create the directories of the instruments, so that provisioning writes an Instrument block for each.
+
+    Raises:
+        Misconfigured: a directory cannot be created.
+    """
+    try:
+        with private_files():
+            for system in SYSTEMS:
+                (root / system / "events").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"cannot create the bench of the demo: {error.strerror}") from error
 
 
 @contextmanager
@@ -153,6 +171,7 @@ class Demo:
     damaged: str = ""
     archived: dict[str, Any] = field(default_factory=dict)
     refusals: list[dict[str, Any]] = field(default_factory=list)
+    repaired: dict[str, Any] = field(default_factory=dict)
     final: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -181,6 +200,8 @@ class Demo:
         self.console.print(f"Sign in      {self.parts.sign_in_link()} (once, within 15 minutes)", soft_wrap=True)
         self.console.print(f"Prefect UI   {self.parts.prefect_ui}", soft_wrap=True)
         self.console.print(f"S3 endpoint  {self.parts.endpoint or self.parts.settings.bucket_url}", soft_wrap=True)
+        self.console.print("The commands below can be typed in another terminal, after", soft_wrap=True)
+        self.console.print(format_exports(self.parts), style="dim", markup=False, soft_wrap=True)
         with Live(console=self.console, refresh_per_second=4) as live:
             for announced in simulator.run(self.make_instruments(), rate=2.0, count=self.events):
                 self.acquired.append(announced)
@@ -188,17 +209,20 @@ class Demo:
             self.wait_until(lambda: all(one["verified_at"] for one in self.read_events()), live, "verified")
             self.write_to_tape(self.read_ledgers()[-1])
             self.wait_until(lambda: self.read_events()[-1]["state"] == "archived", live, "archived")
+        if not self.console.is_terminal:
+            self.console.print()  # rich ends no line there
         self.run_deployment("reconcile")
         before = self.read_events()
         self.damage_object()
         self.purge()
         self.restore(self.acquired[-1])
+        self.repair()
         # The damaged copy has lost its evidence: its first verification is taken from before.
         self.final = [
             was | {name: value for name, value in one.items() if value is not None}
             for was, one in zip(before, self.read_events(), strict=True)
         ]
-        self.console.print(Group(self.draw_table(), *map(self.format_refusal, self.refusals), self.format_restore()))
+        self.console.print(Group(self.draw_table(), *map(self.format_refusal, self.refusals), *self.format_results()))
 
     def make_instruments(self) -> list[Simulated]:
         """Return one simulated instrument for each event format; their plates differ from run to run."""
@@ -273,19 +297,21 @@ class Demo:
         with self.parts.prefect_client() as api:
             table = json.loads(request(api, "GET", "/artifacts/plateway-purge/latest")["data"])
         self.refusals = [
-            {"id": row["event"], "reasons": row["reasons"].split("; ")}
+            {"id": id_, "reasons": row["reasons"].split("; ")}
             for row in table
-            if row["event"] in self.ids and row["result"] == "damaged"
+            for id_ in self.ids
+            if id_ in row["event"] and row["result"] == "damaged"
         ]
 
-    def run_deployment(self, flow: str, *, ends: str = "COMPLETED", **parameters: object) -> None:
+    def run_deployment(self, flow: str, *, ends: str | None = "COMPLETED", **parameters: object) -> None:
         """Run a deployment to its end, as ``prefect deployment run`` does.
 
         Raises:
-            Unavailable: it takes too long, or ends in another state.
+            Unavailable: it takes too long, or ends in another state than ``ends`` (None: any).
         """
-        given = " ".join(f"--param {name}={json.dumps(value)}" for name, value in parameters.items())
-        self.console.print(f"prefect deployment run {flow}/plateway {given}", style="dim", markup=False, soft_wrap=True)
+        given = [f"--param {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in parameters.items()]
+        typed = " ".join([f"{RUN}prefect deployment run {flow}/plateway", *given])
+        self.console.print(typed, style="dim", markup=False, soft_wrap=True)
         deadline = time.monotonic() + PATIENCE
         with self.parts.prefect_client() as api:
             deployment = request(api, "GET", f"/deployments/name/{flow}/plateway")["id"]
@@ -295,7 +321,7 @@ class Demo:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"{flow} took longer than {PATIENCE:.0f} s; see the runs in the UI")
                 time.sleep(INTERVAL)
-        if state["type"] != ends:
+        if ends and state["type"] != ends:
             raise Unavailable(f"{flow} did not end as {ends.lower()}: {state['name']}: {state['message']}")
 
     def restore(self, acquired: Announced) -> None:
@@ -313,6 +339,23 @@ class Demo:
             "restored": freed and all(compare_checksums(directory, acquired.files) for directory in directories),
         }
 
+    def repair(self) -> None:
+        """Export the damaged event again, from the instrument's disk, and wait until the new copy is verified.
+
+        Raises:
+            Unavailable: it takes too long.
+        """
+        self.run_deployment("export", ends=None, event_ids=[self.damaged])  # a discover may be doing it already
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            export = self.read_ledgers()[0].export
+            if export is not None and export.damage is None and export.evidence is not None:
+                self.repaired = {"id": self.damaged, "verified_at": export.evidence_at, "evidence": export.evidence}
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the damaged copy was not replaced within {PATIENCE:.0f} s; see the runs in the UI")
+            time.sleep(INTERVAL)
+
     def draw_table(self) -> Table:
         """Draw the current status of the events."""
         table = Table("event", "system", "state", Column("key", overflow="fold"), "size", "seconds", "on bench")
@@ -329,11 +372,15 @@ class Demo:
         """Format why an event was kept."""
         return f"[red]kept[/] {refused['id'][:8]}: {escape('; '.join(refused['reasons']))}"
 
-    def format_restore(self) -> str:
-        """Format the result of the restore."""
+    def format_results(self) -> Iterator[str]:
+        """Format the results of the repair and of the restore."""
+        yield (
+            f"[green]repaired[/] {self.damaged[:8]}: exported again from the instrument's disk, in place of the "
+            "damaged copy, and verified"
+        )
         one = self.archived
         how = "[green]identical to the acquired ones[/]" if one["restored"] else "[red]not as acquired[/]"
-        return f"[magenta]restored[/] {one['id'][:8]}: {one['files']} images from {escape(one['path'])}, {how}"
+        yield f"[magenta]restored[/] {one['id'][:8]}: {one['files']} images from {escape(one['path'])}, {how}"
 
     def report(self) -> dict[str, Any]:
         """Return the results for JSON."""
@@ -343,6 +390,7 @@ class Demo:
             "s3_endpoint": self.parts.endpoint,
             "events": self.final,
             "refused": self.refusals,
+            "repaired": self.repaired,
             "archived": self.archived,
         }
 
@@ -358,6 +406,15 @@ class Demo:
             and last["state"] == "archived"
             and bool(self.archived["restored"])
         )
+
+
+def format_exports(parts: RunningParts) -> str:
+    """Format the line of a shell after which commands in it work on this site."""
+    home = parts.settings.home
+    return (
+        f"export PLATEWAY_HOME={shlex.quote(str(home))} PREFECT_API_URL={parts.prefect_api_url} "
+        f'PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(home / AUTH))})"'
+    )
 
 
 def request(api: httpx.Client, method: str, path: str, **options: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,11 +180,17 @@ class Supervisor:
     """
 
     def __init__(
-        self, home: Path, parts: Sequence[Part | Step], report: Report, *, logs: LogLimits | None = None
+        self,
+        home: Path,
+        parts: Sequence[Part | Step],
+        report: Report,
+        *,
+        logs: LogLimits | None = None,
+        progress: Report = lambda _: None,
     ) -> None:
         self._home = home
         self._logs, self._began = logs or LogLimits(), time.time()
-        self._report = report
+        self._report, self._progress = report, progress
         self._children = {part.name: Child(part) for part in parts if isinstance(part, Part)}
         self._steps = [part for part in parts if isinstance(part, Step)]
         self._done: set[str] = set()
@@ -199,8 +206,9 @@ class Supervisor:
         self._install_handler(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
         try:
             self._thread.start()
+            began = time.monotonic()
             while not self._settled.wait(0.2):
-                pass
+                self._progress(self._format_pending(time.monotonic() - began))
             self._raise_error()
         except BaseException:
             self._shut_down()
@@ -219,6 +227,12 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Return the process id of each running part."""
         return {name: child.process.pid for name, child in self._children.items() if child.process and child.alive}
+
+    def _format_pending(self, seconds: float) -> str:
+        """Format which parts are not ready yet, and the seconds since the start."""
+        waiting = [one.part.title for one in list(self._children.values()) if one.part.name not in self._done]
+        waiting += [one.title for one in self._steps if one.name not in self._done]
+        return f"starting {', '.join(waiting)} … {seconds:.0f} s"
 
     def watch(self) -> None:
         """Wait until interrupted; parts that end meanwhile are restarted."""
@@ -342,19 +356,34 @@ class Supervisor:
         self._report(f"[green]✓[/] {title:<14} {result:<28} [dim]{seconds:5.1f} s[/]")
 
     def _stop_parts(self) -> None:
-        """Stop the parts in reverse order of their starts, each with its descendants."""
+        """Stop the parts, those at once that no running part depends on, each with its descendants."""
         began = time.monotonic()
-        for name in reversed(self._started):
-            self._stop_part(self._children[name])
+        left = [self._children[name] for name in reversed(self._started)]
+        took: list[str] = []
+        while left:
+            needed = {name for one in left for name in self._find_parts_before(one.part)}
+            leaves = [one for one in left if one.part.name not in needed]
+            with ThreadPoolExecutor(len(leaves)) as pool:
+                for one, seconds in zip(leaves, pool.map(self._stop_part, leaves), strict=True):
+                    took.append(f"{one.part.name} {seconds:.1f} s")
+            left = [one for one in left if one not in leaves]
         for each in self._sessions:
             end(members(each["pid"], each["created"], self._home), 3)
         (self._home / RECORD).unlink(missing_ok=True)
-        self._report(f"[dim]stopped {', '.join(reversed(self._started))} in {time.monotonic() - began:.1f} s[/]")
+        self._report(f"[dim]stopped in {time.monotonic() - began:.1f} s: {', '.join(took)}[/]")
 
-    def _stop_part(self, child: Child) -> None:
-        """Terminate one process, and kill it if it does not end in time."""
+    def _find_parts_before(self, part: Part | Step) -> set[str]:
+        """Return the names of the parts and steps that a part depends on, directly or not."""
+        every: dict[str, Part | Step] = {one.name: one for one in self._steps}
+        every |= {name: child.part for name, child in self._children.items()}
+        direct = {name for name in part.after if name in every}
+        return direct.union(*(self._find_parts_before(every[name]) for name in direct))
+
+    def _stop_part(self, child: Child) -> float:
+        """Terminate one process, and kill it if it does not end in time; return the seconds that it took."""
+        began = time.monotonic()
         if child.process is None:
-            return
+            return 0.0
         child.process.terminate()
         deadline = time.monotonic() + child.part.stop_within
         while child.process.poll() is None:
@@ -362,3 +391,4 @@ class Supervisor:
                 child.process.kill()
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(0.1)
+        return time.monotonic() - began

@@ -8,8 +8,9 @@ import socket
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from plateway.archive import Archive, open_archive
@@ -73,6 +74,7 @@ class Site:
     endpoint: str | None = None  # that the store is behind
     others: Mapping[str, BucketRef] = field(default_factory=dict)  # the site's further buckets, by name
     own: BucketRef | None = None  # the site's own bucket, where the site is bound to another
+    openers: Mapping[str, Callable[[str], Store]] = field(default_factory=dict)  # of any bucket, by endpoint; read-only
     places: KnownPlaces = None  # type: ignore[assignment]  # made from the catalogue
     beat: Callable[[], None] = lambda: None  # is called while long work progresses; raises if the work was abandoned
 
@@ -153,6 +155,21 @@ class Site:
             raise Misconfigured(f"{export.key} is in {self._elsewhere(export.endpoint, export.bucket)}")
         return found
 
+    def reading(self, export: Export) -> Site:
+        """Bind to the bucket that has an export, for reading it.
+
+        Follows the catalogue to a bucket that the settings do not name, as after an edit of a Bucket block, if it is
+        behind an endpoint that they name: it is opened read-only, and proves nothing for deleting.
+
+        Raises:
+            Misconfigured: names bucket and endpoint where the settings do not name that endpoint.
+        """
+        found = self.at(export.endpoint, export.bucket)
+        if found is None and export.endpoint is not None and export.endpoint in self.openers:
+            store = self.openers[export.endpoint](export.bucket)
+            return self._at(BucketRef(store, export.endpoint, read_only=True, receives=False))
+        return found or self.holding(export)
+
     def at(self, endpoint: str | None, bucket: str) -> Site | None:
         """Bind to the bucket that an export was noted to be in; None where none of the site's is that.
 
@@ -203,6 +220,10 @@ def open_site(
     tape = where[MAIN].endpoint  # is reached as the site's own bucket is
     refuse_overlaps(_directories(settings, where, named), home=settings.home)
     _refuse_inside_bucket(settings, where[MAIN].url)
+    known_last = [one for name, one in where.items() if name != MAIN] + [where[MAIN]]  # whose credentials count
+    openers = {
+        endpoint_identity(one.url, one.endpoint): _opener(one) for one in known_last if one.url.startswith("s3://")
+    }
     own = _open(where.pop(MAIN), lenient=lenient)
     others = {name: _open(one, lenient=lenient) for name, one in where.items()}
     return Site(
@@ -215,6 +236,7 @@ def open_site(
         archive=open_archive(settings.archive_target, tape) if settings.archive_target else None,
         endpoint=own.endpoint,
         others=_apart(own, others, receiving),
+        openers=openers,
     )
 
 
@@ -264,6 +286,17 @@ def _open(bucket: Bucket, *, lenient: bool) -> BucketRef:
             raise
         store = _Unopened(urlsplit(where).netloc, error)
     return BucketRef(store, endpoint_identity(where, who), who.read_only)
+
+
+def _opener(bucket: Bucket) -> Callable[[str], Store]:
+    """Return a function that opens any bucket of an endpoint for reading, with the same credentials."""
+    endpoint = replace(bucket.endpoint, read_only=True)
+
+    @lru_cache(maxsize=16)
+    def open_other(name: str) -> Store:
+        return cast("Store", PerFile(open_store(f"s3://{name}", endpoint)))
+
+    return open_other
 
 
 class _Unopened:

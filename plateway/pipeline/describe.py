@@ -104,6 +104,7 @@ def _incident(incident: Incident) -> Iterator[wire.Moment]:
         Incidence.REFUSAL: "refused",
         Incidence.FAILURE: f"{incident.verb} failed",
         Incidence.REPAIR: "repaired",
+        Incidence.REQUEST: f"{incident.verb} requested",
     }
     yield wire.Moment(
         what=what[Incidence(incident.kind)],

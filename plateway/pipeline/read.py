@@ -78,7 +78,7 @@ def find_copies(site: Site, ledger: Ledger) -> list[Copy]:
     found = []
     if export.damage is None and not ledger.expired:
         with suppress(Misconfigured):
-            found.append(_bucket_copy(site.holding(export).store, export))
+            found.append(_bucket_copy(site.reading(export).store, export))
     return [*found, *archived_copies(site, ledger)]
 
 
@@ -179,7 +179,7 @@ def _explain_no_copy(site: Site, ledger: Ledger) -> str:
     )  # fmt: skip
     if bucket == "the bucket has it":
         try:
-            site.holding(export)
+            site.reading(export)
         except Misconfigured as error:
             bucket = str(error)
     tape = (

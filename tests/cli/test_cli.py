@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,53 @@ def test_a_wrong_setting_is_named_and_exits_2(home: Path, monkeypatch: pytest.Mo
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 2
     assert "PLATEWAY_TRASH_GRACE" in result.stderr
+
+
+def test_events_are_found_by_words_and_passed_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """find understands words; --ids prints what other commands read from standard input; open prints the address."""
+    ids = acquire()
+    told("discover")
+    found = told("find", "prince", "today")
+    assert [one["system"] for one in found["events"]] == ["prince"]
+    assert found["total"] == 1
+    assert told("find", "yesterday", code=1) == {"events": [], "total": 0}
+    assert call("status", "--state", "exported", "--ids").stdout.split() == ids[::-1]
+    piped = call("find", "exported", "--ids", "--oldest").stdout
+    assert piped.split() == ids
+    done = CliRunner().invoke(cli.app, ["verify", "-", "--json"], input=piped, catch_exceptions=False)
+    assert sorted(one["id"] for one in json.loads(done.stdout)["outcomes"]) == sorted(ids)
+    monkeypatch.setenv("PLATEWAY_GATEWAY_URL", "https://plateway.example.org/")
+    assert call("open", ids[0][:8], "--print").stdout == f"https://plateway.example.org/events/{ids[0]}\n"
+
+
+def test_tables_fit_a_narrow_terminal(home: Path) -> None:
+    """In 80 columns ids are short and the middle of keys is cut; --wide prints all of it."""
+    ids = acquire()
+    told("discover")
+    command = [sys.executable, "-m", "plateway", "status"]
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "80"}
+    narrow = run_in_terminal(command, environment)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert ids[0][:8] in narrow
+    assert ids[0] not in narrow
+    assert "…" in narrow
+    wide = run_in_terminal([*command, "--wide"], environment)
+    assert all(one in wide for one in ids)
+    assert "…" not in wide
+
+
+def run_in_terminal(command: list[str], environment: dict[str, str]) -> str:
+    """Run a command whose output is a terminal, and return what it prints."""
+    here, there = pty.openpty()
+    done = subprocess.Popen(command, env=environment, stdout=there, stderr=subprocess.DEVNULL)
+    os.close(there)
+    text = b""
+    with suppress(OSError):  # its end
+        while some := os.read(here, 65536):
+            text += some
+    os.close(here)
+    assert done.wait(60) == 0
+    return text.decode()
 
 
 def test_export_by_hand_with_force(home: Path) -> None:

@@ -61,6 +61,7 @@ EXCUSED = {
     "catalog.release_claims": "leases that nobody used, which expire by themselves; `test_batch` does",
     "catalog.release_owner": "the same of a run that has ended; `test_claims` does",
     "catalog.replay": "is called by a person, once; `test_verbs` does",
+    "catalog.record_request": "a person asks on a page, and sees whether that succeeded; `test_pages` does",
     "catalog._resume": "a row only after an endpoint failed; `test_catalog` does",
     "folder._rename_directory": "only where the kernel cannot rename exclusively; `test_folder` does",
     "folder._unlink_twin": "the same",

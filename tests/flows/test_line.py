@@ -17,13 +17,14 @@ from prefect.client.schemas.objects import FlowRun
 from blocks import site as configured
 from blocks.bucket import Bucket
 from deployments import sensor
+from flows import reporting
 from plateway import simulator
 from plateway.catalog import Catalog
 from plateway.errors import NotFound
 from plateway.events import Ref
 from plateway.ledger import Ledger
 from plateway.simulator import Announced, Simulated
-from tests.flows.conftest import Site, ask, ended, until
+from tests.flows.conftest import Site, ask, ended, run_of, until
 
 numbers = count()
 
@@ -123,6 +124,40 @@ def test_a_hint_starts_one_run(site: Site, worker: subprocess.Popen[bytes], cata
     hint = sensor.Watched(event.path.parent, sensor.ANNOUNCED, "plateway.system.prince").hint([event.path.name])
     ask(lambda client: sensor.post(client, hint))
     until(lambda: verified(catalog, event))
+
+
+def test_runs_that_find_nothing_do_not_fill_the_list(
+    site: Site, worker: subprocess.Popen[bytes], catalog: Catalog
+) -> None:
+    """Of those that an automation started the newest stays, and those that waited meanwhile are gone."""
+    by_hand = ran("discover")
+    assert message(by_hand) == "nothing new"
+    first = quiet_after(site, unlike=[])
+    assert len(first) == 1
+    assert len(quiet_after(site, unlike=first)) == 1
+    assert run_of(by_hand.id).state_name == "Completed"
+    assert not found(site, "flow_runs", flow_runs={"state": {"name": {"any_": ["Spared"]}}})
+
+
+def quiet_after(site: Site, *, unlike: list[str]) -> list[str]:
+    """Send hints, wait until their runs have ended, and list the quiet runs."""
+    watched = sensor.Watched(site.settings.root, sensor.ANNOUNCED, "plateway.system.prince")
+    for _ in range(3):
+        ask(lambda client: sensor.post(client, watched.hint([])))  # each is an event of its own
+    until(lambda: discoveries(site) not in ([], unlike) and not unfinished(site))
+    return discoveries(site)
+
+
+def discoveries(site: Site) -> list[str]:
+    """List the runs of discover that are tagged as quiet."""
+    wanted = {"tags": {"all_": [reporting.QUIET]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    return [run["id"] for run in found(site, "flow_runs", flow_runs=wanted, flows={"name": {"any_": ["discover"]}})]
+
+
+def unfinished(site: Site) -> bool:
+    """Return whether a run of discover has not ended."""
+    wanted = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
+    return bool(found(site, "flow_runs", flow_runs=wanted, flows={"name": {"any_": ["discover"]}}))
 
 
 def test_a_run_leaves_a_table_that_a_person_can_read(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import WorkQueue
+from prefect.client.schemas.objects import BlockType, WorkQueue
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import EventTrigger
+from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from blocks import site as configured
 from blocks.bucket import Bucket
 from blocks.instrument import Instrument
 from deployments.automations import STANDING
-from deployments.provision import FLOWS, ProvisionedDigests, buckets, document
+from deployments.provision import FLOWS, ProvisionedDigests, block_types, buckets, document
 from plateway import cli, settings
 from tests.flows.conftest import Site, ask
 
@@ -67,10 +69,60 @@ def test_everything_is_there(site: Site) -> None:
     """Deployments, queues, blocks and automations are on the server after the first time."""
     for flow, deployment in deployments().items():
         assert deployment.description
+        assert deployment.tags[0] == flow
         assert "plateway" in deployment.tags
         assert deployment.work_queue_name == flow
     assert queues()["discover"].concurrency_limit == 1
     assert {one.name for one in STANDING} < automations().keys()
+
+
+def test_the_ui_says_what_is_what(site: Site) -> None:
+    """The pool is described; blocks have a logo and documentation of the gateway, and none of other servers."""
+
+    async def read(client: PrefectClient) -> tuple[str | None, list[BlockType]]:
+        pool = await client.read_work_pool("resident")
+        return pool.description, [
+            await client.read_block_type_by_slug(one) for one in ("plateway-bucket", "plateway-instrument")
+        ]
+
+    async def register(client: PrefectClient, gateway: str | None) -> None:
+        await block_types(client, ProvisionedDigests(site.home), gateway)
+
+    ask(lambda client: register(client, "http://127.0.0.1:8000"))
+    description, types = ask(read)
+    assert description
+    assert "worker" in description
+    for one in types:
+        assert str(one.logo_url) == "http://127.0.0.1:8000/static/plateway.svg"
+        assert str(one.documentation_url) == f"http://127.0.0.1:8000/help#{one.slug}"
+
+
+def test_triggers_are_shown_in_words() -> None:
+    """Triggers on runs and pools have the shape by which Prefect's UI recognizes those of its own form."""
+    shown = {
+        one.name
+        for one in STANDING
+        if isinstance(one.trigger, EventTrigger)
+        and (one.trigger.for_each, one.trigger.threshold) == ({"prefect.resource.id"}, 1)
+        and is_readable(one.trigger)
+    }
+    assert shown == {
+        "plateway: silent runs have crashed",
+        "plateway: a run failed",
+        "plateway: a run waits for a decision",
+        "plateway: no worker is online",
+    }
+
+
+def is_readable(trigger: EventTrigger) -> bool:
+    """Return whether all that it matches and expects is of runs with a tag, or of work pools."""
+    assert isinstance(trigger.match, ResourceSpecification)
+    assert isinstance(trigger.match_related, ResourceSpecification)
+    about = trigger.match.model_dump().get("prefect.resource.id")
+    related = trigger.match_related.model_dump()
+    tagged = not related or str(related.get("prefect.resource.id")).startswith("prefect.tag.")
+    kind = {"prefect.work-pool.*": "prefect.work-pool.", "prefect.flow-run.*": "prefect.flow-run."}.get(str(about))
+    return kind is not None and tagged and all(one.startswith(kind) for one in {*trigger.expect, *trigger.after})
 
 
 def test_twice_is_as_good_as_once(site: Site) -> None:

@@ -21,7 +21,7 @@ from plateway.gateway import Limits, Parts, Rate, server, tokens
 from plateway.local.seaweed import PLAIN
 
 GENEROUS = Limits(token=Rate(1_000_000), address=Rate(1_000_000), failed=Rate(1_000_000))
-ALL = ("read", "write", "delete")
+ALL = tokens.SCOPES
 
 
 @dataclass

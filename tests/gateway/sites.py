@@ -79,6 +79,8 @@ def paths(site: Site, template: str) -> str:
         "name:key": site.images[0],
         "name:path": site.images[0],
         "name": "plateway.css",
+        "signature": "1.x",  # expired, and not valid
+        "form": "webp",
     }
     head, *rest = template.split("{")
     return head + "".join(known[part.partition("}")[0]] + part.partition("}")[2] for part in rest)

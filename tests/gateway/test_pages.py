@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import re
+import stat
 import subprocess
 import time
 import zipfile
@@ -24,13 +25,14 @@ import tifffile
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from plateway import pipeline, simulator
+from plateway import pipeline, queries, simulator
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.errors import Rejected, Unavailable
 from plateway.events import Ref
 from plateway.gateway import Parts, Rate
 from plateway.gateway.auth import COOKIE
+from plateway.gateway.image_links import LinkSigner
 from plateway.gateway.pages import dashboard, find, login, plots
 from plateway.local.seaweed import PLAIN
 from plateway.pipeline import Site as Line
@@ -175,39 +177,42 @@ def links(page: str) -> list[str]:
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ("", find.SearchQuery()),
-        ("20250106_001", find.SearchQuery(text="20250106_001")),
-        ("plate 12 last tuesday", find.SearchQuery(plate=12, day=date(2026, 11, 17))),
-        ("where is plate 12 of last Saturday", find.SearchQuery(plate=12, day=date(2026, 11, 14))),
-        ("p3 yesterday", find.SearchQuery(plate=3, day=date(2026, 11, 20))),
-        ("prince video today", find.SearchQuery(system="prince", kind="video", day=TODAY)),
-        ("waiting 2026-05-04", find.SearchQuery(state="waiting", day=date(2026, 5, 4))),
-        ("2025 plate 7 archived", find.SearchQuery(text="2025", plate=7, state="archived")),
-        ("the last of them", find.SearchQuery(text="the last of them")),
-        ("30 november", find.SearchQuery(day=date(2025, 11, 30))),
-        ("prince nov 1 to nov 15", find.SearchQuery(system="prince", day=date(2026, 11, 1), until=date(2026, 11, 15))),
-        ("dec 20 until 5 january 2026", find.SearchQuery(day=date(2025, 12, 20), until=date(2026, 1, 5))),
+        ("", queries.SearchQuery()),
+        ("20250106_001", queries.SearchQuery(text="20250106_001")),
+        ("plate 12 last tuesday", queries.SearchQuery(plate=12, day=date(2026, 11, 17))),
+        ("where is plate 12 of last Saturday", queries.SearchQuery(plate=12, day=date(2026, 11, 14))),
+        ("p3 yesterday", queries.SearchQuery(plate=3, day=date(2026, 11, 20))),
+        ("prince video today", queries.SearchQuery(system="prince", kind="video", day=TODAY)),
+        ("waiting 2026-05-04", queries.SearchQuery(state="waiting", day=date(2026, 5, 4))),
+        ("2025 plate 7 archived", queries.SearchQuery(text="2025", plate=7, state="archived")),
+        ("the last of them", queries.SearchQuery(text="the last of them")),
+        ("30 november", queries.SearchQuery(day=date(2025, 11, 30))),
+        (
+            "prince nov 1 to nov 15",
+            queries.SearchQuery(system="prince", day=date(2026, 11, 1), until=date(2026, 11, 15)),
+        ),
+        ("dec 20 until 5 january 2026", queries.SearchQuery(day=date(2025, 12, 20), until=date(2026, 1, 5))),
         (
             "video from 2026-05-01 to 2026-05-04",
-            find.SearchQuery(kind="video", day=date(2026, 5, 1), until=date(2026, 5, 4)),
+            queries.SearchQuery(kind="video", day=date(2026, 5, 1), until=date(2026, 5, 4)),
         ),
-        ("last week plate 3", find.SearchQuery(plate=3, day=date(2026, 11, 9), until=date(2026, 11, 15))),
-        ("last 7 days", find.SearchQuery(day=date(2026, 11, 15), until=TODAY)),
-        ("mayfly nov", find.SearchQuery(text="mayfly nov")),
-        ("9b2d7f0a", find.SearchQuery(text="9b2d7f0a")),
-        ("stitch video", find.SearchQuery(kind="stitch", text="video")),
+        ("last week plate 3", queries.SearchQuery(plate=3, day=date(2026, 11, 9), until=date(2026, 11, 15))),
+        ("last 7 days", queries.SearchQuery(day=date(2026, 11, 15), until=TODAY)),
+        ("mayfly nov", queries.SearchQuery(text="mayfly nov")),
+        ("9b2d7f0a", queries.SearchQuery(text="9b2d7f0a")),
+        ("stitch video", queries.SearchQuery(kind="stitch", text="video")),
     ],
 )
-def test_words_are_understood(said: str, wanted: find.SearchQuery) -> None:
+def test_words_are_understood(said: str, wanted: queries.SearchQuery) -> None:
     """Words for a plate, a day, a system, a kind and a state count as such, and the rest is text."""
-    assert find.parse_text(said, today=TODAY, systems=["prince"]) == wanted
+    assert queries.parse_text(said, today=TODAY, systems=["prince"]) == wanted
 
 
 def test_fields_go_before_words() -> None:
     """What a field says is not overruled by the box; empty fields say nothing."""
     asked = {"q": "plate 12 today", "plate": "3", "day": "2026-05-04", "system": " ", "kind": "", "experiment": "x"}
-    wanted = find.read(asked, today=TODAY, systems=[])
-    assert wanted == find.SearchQuery(experiment="x", plate=3, day=date(2026, 5, 4))
+    wanted = queries.read(asked, today=TODAY, systems=[])
+    assert wanted == queries.SearchQuery(experiment="x", plate=3, day=date(2026, 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +221,7 @@ def test_fields_go_before_words() -> None:
 def test_nonsense_is_refused(asked: dict[str, str]) -> None:
     """A plate that is no number and a day that is none are told to whoever asked."""
     with pytest.raises(Rejected):
-        find.read(asked, today=TODAY, systems=[])
+        queries.read(asked, today=TODAY, systems=[])
 
 
 @pytest.mark.parametrize(
@@ -241,6 +246,121 @@ def test_an_experiment_shows_its_plates_and_gaps(client: httpx.Client, world: Wo
     assert str(world.later.id) in shown
     assert 'class="gap"' in page
     assert client.get("/experiment?name=nobody").status_code == 404
+
+
+def test_results_are_counted_and_sorted(client: httpx.Client, world: World) -> None:
+    """The total is there, the oldest can come first, and pages go on in that order."""
+    every = world.lab.catalog.search(limit=100)
+    page = client.get("/").text
+    assert f"{len(every)} events" in text(page)
+    assert links(page) == [str(one.ref) for one in every]
+    assert links(client.get("/?order=oldest").text) == [str(one.ref) for one in every[::-1]]
+    assert client.get("/?order=largest").status_code == 200
+
+
+def test_announcements_that_were_not_accepted_are_found(client: httpx.Client, world: World) -> None:
+    """By a part of the file's name, the instrument, or the state; not where an experiment is asked for."""
+    row = [one for one in world.lab.catalog.quarantined() if one.event_id is None][-1]
+    for query in (f"q={row.name[:8]}", "state=quarantined", f"system={row.system}"):
+        assert row.name in text(client.get(f"/?{query}").text), query
+    for query in ("experiment=x", "state=exported", "q=nothing+like+it", "plate=2"):
+        assert row.name not in text(client.get(f"/?{query}").text), query
+
+
+def test_a_link_opens_one_image_until_it_expires(world: World) -> None:
+    """Without a token; no other image, no other time, and the access log does not have the signature."""
+    signer = LinkSigner(world.open.parts.place)
+    ref = Ref(world.video.id, 1)
+    name, other, *_ = sorted(world.video.files)
+    content = httpx.get(f"{world.open.url}/api/1/events/{ref}/images/{name}", trust_env=False).content
+    page = httpx.get(f"{world.open.url}/events/{ref}/images/{name}", trust_env=False).text
+    (link,) = re.findall(rf"{world.open.url}(/shared/[^<]+)<", page)
+    secret = link.split("/")[2].partition(".")[2]
+    with httpx.Client(base_url=world.open.url, trust_env=False) as client:
+        answer = client.get(link)
+        assert (answer.status_code, answer.content) == (200, content)
+        assert "cookie" not in answer.request.headers
+        past = signer.sign(ref, name, expires=datetime.now(UTC) - timedelta(seconds=1))
+        later = str(int(link.split("/")[2].partition(".")[0]) + 60)
+        for wrong in (
+            link.replace(name, other),
+            link.replace(secret, secret[::-1]),
+            re.sub(r"/shared/\d+", f"/shared/{later}", link),
+            re.sub(r"/shared/\d+\.", "/shared/x.", link),
+            link.replace(str(ref), str(world.stitch.id)),
+            past,
+        ):
+            assert client.get(wrong).status_code == 404, wrong
+    assert stat.S_IMODE((world.open.parts.place / "links.key").stat().st_mode) == 0o600
+    log = world.open.parts.log.read_text()
+    assert f"/{name}" in log
+    assert secret not in log
+
+
+def test_the_dashboard_has_a_range_and_leads_to_days(client: httpx.Client, world: World) -> None:
+    """As many columns as days were chosen, each with a link to that day's events; nonsense is the usual range."""
+    assert [len(columns(client, days)) for days in ("7", "90", "", "x")] == [21, 270, 90, 90]
+    day = world.lab.catalog.get(Ref(world.video.id, 1)).timestamp.date()
+    assert f"/?day={day}" in columns(client, "7")
+
+
+def columns(client: httpx.Client, days: str) -> list[str]:
+    """List where the columns of the dashboard's three plots lead."""
+    return re.findall(r'<a class="column" href="([^"]+)"', client.get("/dashboard", params={"days": days}).text)
+
+
+def test_times_of_a_plate_become_a_film(client: httpx.Client, world: World) -> None:
+    """An animation with a frame for each time, larger than black; one time is none."""
+    for form in ("webp", "gif"):
+        answer = client.get(f"/events/{world.early.id}/film.{form}?seconds=0.2")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, f"image/{form}")
+        with Image.open(io.BytesIO(answer.content)) as film:
+            assert getattr(film, "n_frames", 1) == 2
+            film.load()
+            assert film.info["duration"] == 200
+            assert film.size == (480, 498)
+            assert np.asarray(film.convert("RGB"))[:480].max() > 100
+    assert client.get(f"/events/{world.stitch.id}/film.webp").status_code == 404
+    assert client.get(f"/events/{world.early.id}/film.mp4").status_code == 404
+
+
+def operator(world: World, *scopes: str) -> httpx.Client:
+    """A browser with a token that has these scopes."""
+    name = " ".join(scopes)
+    secret = world.gateway.secrets.get(name) or world.gateway.token(name, *scopes)
+    headers = {"Cookie": f"{COOKIE}={secret}", "Sec-Fetch-Site": "same-origin"}
+    return httpx.Client(base_url=world.gateway.url, headers=headers, trust_env=False, timeout=60)
+
+
+def test_only_operators_see_and_use_actions(world: World) -> None:
+    """The form needs the scope, a page of this site and a reason; what fails leaves no trace in the history."""
+    address = f"/events/{world.video.id}"
+    form = {"action": "verify", "reason": "the disk made noises"}
+    with operator(world, "read") as reader, operator(world, "read", "operate") as one:
+        assert "/actions" not in reader.get(address).text
+        assert reader.post(f"{address}/actions", data=form).status_code == 403
+        evil = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+        assert one.post(f"{address}/actions", data=form, headers=evil).status_code == 403
+        assert one.post(f"{address}/actions", data=form | {"reason": " "}).status_code == 400
+        assert one.post(f"{address}/actions", data=form).status_code == 400  # no Prefect: it is not offered
+    anonymous = httpx.post(f"{world.gateway.url}{address}/actions", data=form, trust_env=False)
+    assert anonymous.status_code in {303, 401}
+    assert not world.lab.catalog.incidents(Ref(world.video.id, 1))
+
+
+def test_a_replay_has_its_reason_in_the_history(world: World) -> None:
+    """An event in quarantine is released, and its page says who asked for it, and why."""
+    lab = world.lab
+    ref, now = Ref(world.evil.id, 1), lab.clock()
+    lab.catalog.quarantine(ref, "two images are missing", now=now)
+    with operator(world, "read", "operate") as one:
+        assert "Replay" in one.get(f"/events/{ref}").text
+        answer = one.post(f"/events/{ref}/actions", data={"action": "replay", "reason": "images copied by hand"})
+        assert answer.status_code == 303
+        page = text(one.get(f"/events/{ref}").text)
+    assert "Replay requested" in page
+    assert "by read operate: images copied by hand" in page
+    assert lab.catalog.ledger(ref).quarantine is None
 
 
 def test_a_link_means_the_same_tomorrow(client: httpx.Client, world: World) -> None:

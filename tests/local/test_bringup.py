@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -64,14 +65,15 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_parts_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:
-    """A part starts when those before it are ready, and the last to start is the first to stop."""
+    """A part starts when those before it are ready, and stops before them; meanwhile it is said what is not ready."""
     lines: list[str] = []
+    pending: list[str] = []
     parts: list[Part | Step] = [
         stand_in(tmp_path, "last", after=("step",)),
         Step("step", "Step", lambda: "done here", after=("first",)),
         stand_in(tmp_path, "first"),
     ]
-    with Supervisor(tmp_path, parts, lines.append) as supervisor:
+    with Supervisor(tmp_path, parts, lines.append, progress=pending.append) as supervisor:
         assert supervisor.alive() == {"first": True, "last": True}
     assert (tmp_path / "book").read_text().splitlines() == [
         "started first",
@@ -79,7 +81,9 @@ def test_parts_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:
         "stopped last",
         "stopped first",
     ]
-    assert [line.split()[1] for line in lines] == ["First", "Step", "Last", "last,"]
+    assert [line.split()[1] for line in lines[:3]] == ["First", "Step", "Last"]
+    assert re.search(r"stopped in [\d.]+ s: last [\d.]+ s, first [\d.]+ s", lines[3])
+    assert re.fullmatch(r"starting Last, First, Step … \d+ s", pending[0])
 
 
 def test_a_killed_part_is_started_again_and_said(tmp_path: Path) -> None:

@@ -545,3 +545,33 @@ def test_a_real_endpoint_moves(home: Path, bucket: str, other: Endpoint) -> None
         assert [one["result"] for one in told("relocate", "second")["outcomes"]] == ["moved"]
         assert told("relocate", "second") == {"outcomes": []}
         assert told("reconcile")["findings"] == []
+
+
+def test_an_edited_block_blinds_nobody(tmp_path: Path) -> None:
+    """What went to another bucket of a known endpoint is read there, read-only; it proves nothing for deleting."""
+    lab = site(tmp_path, Memory("raw"), Memory("raw"))
+    acquired = lab.acquire("prince")
+    lab.settle()
+    lab.export()
+    edited, opened = lab.store, Memory("raw")
+    assert isinstance(edited, Memory)
+
+    def open_other(name: str) -> Store:
+        assert name == "raw"
+        return edited
+
+    ref = Ref(acquired.id, 1)
+    export = lab.export_of(ref)
+    settings_only = replace(
+        lab.site, store=Memory("other"), own=None, others={}, openers={HERE: open_other}, places=lab.site.places
+    )
+    assert settings_only.reading(export).store is edited
+    reader = pipeline.read.BundleReader(settings_only, lab.ledger(ref))
+    assert {one.sha256 for one in reader.read_manifest().members} >= {
+        digest for name, digest in acquired.files.items() if name.endswith(".tif")
+    }
+    with pytest.raises(Misconfigured, match=f"bucket raw at {HERE}"):
+        settings_only.holding(export)
+    elsewhere = replace(settings_only, openers={THERE: lambda _: opened})
+    with pytest.raises(Misconfigured, match=f"bucket raw at {HERE}"):
+        elsewhere.reading(export)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from plateway.gateway.pages import (
+    actions,
     dashboard,
     event,
     experiment,
+    film,
     find,
     login,
     rendering,
@@ -24,5 +26,7 @@ def install(app: FastAPI, site: Site) -> None:
     login.install(app)
     find.install(app, site)
     event.install(app, site)
+    actions.install(app, site)
+    film.install(app, site)
     experiment.install(app, site)
     dashboard.install(app, site)

@@ -28,7 +28,8 @@ from plateway.ledger import DailyRow, Ledger, Overview, SystemOverview
 from plateway.pipeline import Site
 from plateway.records import Quarantine
 
-DAYS = 30
+DAYS = 30  # of plots, unless another range is chosen
+RANGES = (7, DAYS, 90, 365)
 SHOWN = 20  # rows of a list
 MOST = 1000  # events that are read to find those of a prefix
 FRESH, REPORTED = 10.0, 60.0  # seconds after which figures, and the report with the disks, are computed again
@@ -112,17 +113,18 @@ class BackgroundCache(Generic[T]):
 
 def install(app: FastAPI, site: Site) -> None:
     """Add the dashboard to an application."""
-    kept = BackgroundCache(partial(gather, site), seconds=FRESH)
+    kept = {days: BackgroundCache(partial(gather, site, days=days), seconds=FRESH) for days in RANGES}
     reports = BackgroundCache(lambda _: pipeline.report(site), seconds=REPORTED)
 
-    def dashboard(request: Request, seen: Annotated[str, auth.READER]) -> Response:
-        figures = kept.get(seen, patience=FIGURE_SECONDS)
+    def dashboard(request: Request, seen: Annotated[str, auth.READER], days: str = "") -> Response:
+        shown_days = next((one for one in RANGES if str(one) == days), DAYS)
+        figures = kept[shown_days].get(seen, patience=FIGURE_SECONDS)
         if figures is None:
             raise Problem(503, "The figures are still being computed")
         today = figures.at.date()
         became = [
-            ("In the bucket", "s-exported", [(day.date, "bundles", day.exports) for day in figures.daily]),
-            ("On tape", "s-archived", [(day.date, "bundles", day.archives) for day in figures.daily]),
+            ("In the bucket", "s-exported", [(one.date, "bundles", one.exports) for one in figures.daily]),
+            ("On tape", "s-archived", [(one.date, "bundles", one.archives) for one in figures.daily]),
         ]
         systems = plots.colours(sorted({name for _, name, _ in figures.overview.days}))
         return rendering.render(
@@ -131,29 +133,31 @@ def install(app: FastAPI, site: Site) -> None:
             figures=figures,
             whole=not seen,
             report=None if seen else reports.get("", patience=REPORT_SECONDS),
-            came=plots.bars(figures.overview.days, series=systems, days=DAYS, today=today, what="Imaged"),
+            came=plots.bars(figures.overview.days, series=systems, days=shown_days, today=today, what="Imaged"),
             became=[
-                plots.bars(counts, series={"bundles": colour}, days=DAYS, today=today, what=what)
+                plots.bars(counts, series={"bundles": colour}, days=shown_days, today=today, what=what)
                 for what, colour, counts in became
             ],
             systems=[(one, shares(one)) for one in figures.overview.systems],
             states=(*BAD, *WAITING, *DONE),
             now=figures.at,
             shown=SHOWN,
+            ranges=RANGES,
+            shown_days=shown_days,
             prefect_runs=list(links(request.app.state.parts.prefect_ui)),
         )
 
     rendering.add(app, "/dashboard", dashboard)
 
 
-def gather(site: Site, prefix: str) -> DashboardFigures:
+def gather(site: Site, prefix: str, *, days: int = DAYS) -> DashboardFigures:
     """Read the figures from the catalogue; with a prefix, without facts that belong to no key."""
     now = site.catalog.now()
     waits = site.catalog.stuck(before=now, limit=MOST if prefix else SHOWN + 1)
     return DashboardFigures(
         at=now,
-        overview=site.catalog.overview(prefix=prefix, days=DAYS, now=now),
-        daily=tuple(site.catalog.daily(days=DAYS, prefix=prefix)),
+        overview=site.catalog.overview(prefix=prefix, days=days, now=now),
+        daily=tuple(site.catalog.daily(days=days, prefix=prefix)),
         waits=tuple(one for one in waits if one.event.key.startswith(prefix)),
         quarantine=() if prefix else tuple(site.catalog.quarantined()),
     )

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes, urlencode
 
@@ -20,7 +20,7 @@ from plateway.events import Ref
 from plateway.gateway import auth, errors, events, images, pictures
 from plateway.gateway.access import request_info
 from plateway.gateway.images import CachedEvent, Gallery, ImageReport, RequestedImage
-from plateway.gateway.pages import rendering, timeline
+from plateway.gateway.pages import actions, rendering, timeline
 from plateway.gateway.pictures import Grid
 from plateway.gateway.probes import SECONDS
 from plateway.gateway.tiles import Rendering
@@ -33,6 +33,7 @@ AROUND = 3  # events of the same plate shown before and after
 SHEET = 300  # images on one contact sheet
 WIDEST, TILES = 40, 2000  # columns, and cells, of a stitched grid
 PREVIEW = 1024  # pixels
+LINK_DAYS = 7  # for which a link to an image is valid
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def install(app: FastAPI, site: Site) -> None:
             places=timeline.places(ledger, present=events.presence(bench)),
             history=timeline.history(site, ledger, now),
             details=json.dumps(ledger.event.details, indent=2, ensure_ascii=False),
+            actions=actions.offered(request, ledger),
             bundle=images.bundle_url(ledger.ref) if members else None,
             others=[
                 one for one in site.catalog.revisions(ledger.event.id) if one.ref != ledger.ref and _within(one, seen)
@@ -126,6 +128,8 @@ def install(app: FastAPI, site: Site) -> None:
             ends=about and _ends(about, rendering_),
             bars=about and _bars(about.histogram.counts),
             rendered=lambda form: images.picture_url(ledger.ref, name, format=form, **query),
+            link=_share(request, gallery, ledger.ref, name),
+            link_days=LINK_DAYS,
             snippet=_snippet(str(request.base_url), ledger.ref, name),
             number=at + 1,
             total=len(found),
@@ -142,7 +146,7 @@ def install(app: FastAPI, site: Site) -> None:
             {
                 "ref": str(one.ref),
                 "at": f"{one.event.timestamp:%-d %b %Y %H:%M}",
-                "since": _format_age(one.event.timestamp - start),
+                "since": format_age(one.event.timestamp - start),
             }
             for one in found
         ]
@@ -184,7 +188,7 @@ def _search_around(site: Site, ledger: Ledger, seen: str, *, limit: int) -> tupl
     return earlier[::-1], later
 
 
-def _format_age(age: timedelta) -> str:
+def format_age(age: timedelta) -> str:
     """Format the time since the first image of a plate."""
     return f"day {age.days}, {age.seconds // 3600} h"
 
@@ -288,6 +292,12 @@ def _snippet(base: str, ref: Ref, name: str) -> str:
         f"lab = Plateway({base.rstrip('/')!r}, token=None)  # or your token\n"
         f"content = lab.images({str(ref)!r})[{name!r}]"
     )
+
+
+def _share(request: Request, gallery: Gallery, ref: Ref, name: str) -> str:
+    """Return a link to one image that needs no token for some days."""
+    expires = datetime.now(UTC) + timedelta(days=LINK_DAYS)
+    return str(request.base_url).rstrip("/") + gallery.image_links.sign(ref, name, expires=expires)
 
 
 def _link_image(ref: Ref, member: Member, *, levels: images.Levels = "own") -> ImageLinks:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
@@ -44,7 +44,7 @@ async def form(
 
 async def login(request: Request) -> Response:
     """Check the token and set it as a cookie until it expires."""
-    said = await _parse_form(request)
+    said = await parse_form(request)
     to, guard = local(said.get("next", "/")), request.app.state.guard
     try:
         token = guard.known(request, said.get("token", "").strip())
@@ -75,7 +75,7 @@ async def _sign_in(request: Request, code: str, to: str) -> Response:
 
 async def logout(request: Request) -> Response:
     """Delete the cookie; a session is deleted on the server as well."""
-    await _parse_form(request)
+    await parse_form(request)
     guard: auth.Guard = request.app.state.guard
     if session := guard.sessions.find(request.cookies.get(auth.COOKIE, "")):
         with suppress(NotFound):
@@ -101,28 +101,13 @@ def local(to: str) -> str:
     return quote(to, safe="/%?&=+:@,;~!$'()*")
 
 
-def _own_form(request: Request) -> bool:
-    """Return whether a form was sent by a page of this site, or not by a browser.
-
-    Browsers omit ``Sec-Fetch-Site`` over plain HTTP to another machine, but never ``Origin``.
-    """
-    headers = request.headers
-    if (site_ := headers.get("sec-fetch-site")) is not None:
-        return site_ in {"same-origin", "none"}
-    source = headers.get("origin", headers.get("referer"))
-    try:
-        return source is None or urlsplit(source).netloc.lower() == headers.get("host", "").lower() != ""
-    except ValueError:
-        return False
-
-
-async def _parse_form(request: Request) -> dict[str, str]:
+async def parse_form(request: Request) -> dict[str, str]:
     """Parse the form.
 
     Raises:
         Problem: 403, another site sent it; 413, it is too large.
     """
-    if not _own_form(request):
+    if not auth.is_own_form(request):
         raise Problem(403, "The form was sent by another site")
     body = b""
     async for chunk in request.stream():

@@ -147,7 +147,15 @@ def bars(
     step, top = scale(max((one.total() for one in found.values()), default=0))
     slot = 100 / days
     columns = [
-        _column(day, found[day], series, x=slot * number, slot=slot, top=top, labelled=(days - 1 - number) % 7 == 0)
+        _column(
+            day,
+            found[day],
+            series,
+            x=slot * number,
+            slot=slot,
+            top=top,
+            labelled=(days - 1 - number) % max(7, days // 5) == 0,
+        )
         for number, day in enumerate(dates)
     ]
     sums = [f"{sum(one[name] for one in found.values()):,} {name}" for name in series]

@@ -38,7 +38,9 @@ ASSETS = {
     }.items()
 }
 VERSION = hashlib.sha256(b"".join(content for _, content in ASSETS.values())).hexdigest()[:12]
-PUBLIC = frozenset({"login.html", "again.html", "problem.html"})  # shown without a token: they name no other server
+PUBLIC = frozenset(
+    {"login.html", "again.html", "help.html", "problem.html"}
+)  # shown without a token: they name no other server
 PROGRAMS = ("/api/", "/openapi.json", "/metrics", "/health", "/ready")  # errors there are JSON for everybody
 KEPT = "public, max-age=31536000, immutable"
 HEADERS = {
@@ -140,14 +142,14 @@ def quoted(name: str) -> str:
 def install(app: FastAPI) -> None:
     """Add the static files of pages, and pages for errors, to an application."""
     app.add_exception_handler(HTTPException, _handle_http_error)
-    app.add_api_route(
-        "/static/{name}",
-        static,
-        methods=["GET", "HEAD"],
-        include_in_schema=False,
-        dependencies=[auth.OPEN],
-        response_model=None,
-    )
+    options: dict[str, Any] = {"methods": ["GET", "HEAD"], "include_in_schema": False, "dependencies": [auth.OPEN]}
+    app.add_api_route("/static/{name}", static, response_model=None, **options)
+    app.add_api_route("/help", explain_blocks, response_model=None, **options)
+
+
+async def explain_blocks(request: Request) -> Response:
+    """Describe the blocks in Prefect, whose documentation links lead here."""
+    return render(request, "help.html")
 
 
 async def static(name: str) -> Response:

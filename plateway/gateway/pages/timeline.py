@@ -79,6 +79,8 @@ def places(ledger: Ledger, *, present: bool | None) -> list[CopyLine]:
 
 def _describe_moment(moment: wire.Moment) -> HistoryEntry:
     failed = moment.what.endswith(" failed")
+    if moment.what.endswith(" requested"):
+        return HistoryEntry(moment.at, moment.what.capitalize(), f"by {moment.actor}: {moment.why}", "", "")
     what, how = (moment.what.capitalize(), "{why}") if failed else WORDS.get(moment.what, (moment.what, "{why}"))
     copy = COPIES.get(moment.where or "")
     why = EVIDENCE.get(moment.why or "", moment.why or "")

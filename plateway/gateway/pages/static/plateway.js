@@ -48,6 +48,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Filters apply when they are changed; empty ones stay out of the address.
+for (const form of within(document, "[data-apply]")) {
+  form.addEventListener("formdata", (event) => {
+    for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
+  });
+  for (const field of within(form, ".fields input, .fields select")) {
+    field.addEventListener("change", () => form.requestSubmit());
+  }
+}
+
 // What cannot be drawn says why.
 for (const image of within(document, "[data-sheet] img")) {
   const broken = async () => {
