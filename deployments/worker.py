@@ -333,6 +333,7 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
                 logger.warning("Prefect's API does not answer, the worker goes on asking: %s", type(error).__name__)
             self._away = True
             await asyncio.sleep(RETRY_AFTER)
+            self._last_polled_time = datetime.now(UTC)  # else health checks would end it, and its runs
             return None
         if self._away:
             logger.info("Prefect's API answers again")
