@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 BIND, REC, REMOUNT, RDONLY = 4096, 16384, 32, 1  # linux/mount.h
-NO_NEW_PRIVS, CAPBSET_DROP, LAST = 38, 24, 40  # linux/prctl.h, linux/capability.h
+PDEATHSIG, NO_NEW_PRIVS, CAPBSET_DROP, LAST = 1, 38, 24, 40  # linux/prctl.h, linux/capability.h
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -69,6 +69,7 @@ def confine(spec: dict[str, Any]) -> None:
     os.setgroups([])
     os.setresgid(*[spec["gid"]] * 3)
     os.setresuid(*[spec["uid"]] * 3)
+    LIBC.prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: another user forgets what unshare asked for
     if spec["no_new_privileges"]:
         LIBC.prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
 
