@@ -253,9 +253,7 @@ def running(home: Path, *, workers: int) -> Iterator[Fleet]:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A site with two workers; the tests are skipped where this machine permits no namespaces.
 
-    Whether they may be skipped is not for ``CI`` to say: many CI machines permit no namespaces, and a gate that is red
-    there for that reason would be of no use. So .ci/run tries, and sets ``PLATEWAY_FLEET=require`` where they can be
-    made: there, a fleet that does not run fails. Where they cannot, the skip is in the summary, with its reason.
+    With ``PLATEWAY_FLEET=require`` they fail there instead: for machines that are known to permit them.
     """
     obstacle = network.find_obstacle() or ("" if find_postgres() else "there is no PostgreSQL server of Debian's")
     if obstacle and os.environ.get(REQUIRED) == "require":

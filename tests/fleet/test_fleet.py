@@ -7,7 +7,7 @@ import pytest
 from tests.fleet.conftest import OWNER, Fleet
 from tests.fleet.engine import read_status
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.soak("to bring a site up takes some minutes on a busy machine")]
 BURST = 30
 
 
