@@ -110,6 +110,11 @@ STANDING = (
         {"prefect.work-pool.not-ready"},
         match=POOLS,
     ),
+    alert(
+        "plateway: a worker takes no runs",
+        "Its bench is not mounted, or is another one: its log has the reason.",
+        {"plateway.worker.declined"},
+    ),
     absence(
         "plateway: no discovery in 10 minutes",
         "No run of discover was completed: new events are not exported.",

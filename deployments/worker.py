@@ -43,6 +43,7 @@ from prefect.client.schemas.objects import Flow as FlowRecord
 from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.steps.core import run_steps
+from prefect.events import emit_event
 from prefect.exceptions import Abort, InfrastructureNotAvailable, InfrastructureNotFound, Pause
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.logging import get_logger
@@ -65,6 +66,7 @@ IDENTIFIER = f"{socket.gethostname()}:{os.getpid()}"
 ACTIVE = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 SUBMISSION_LIMIT = timedelta(seconds=60)  # a run without a process after that has crashed
 RETRY_AFTER = 1.0  # seconds between two requests to an API that does not answer
+DECLINED = "plateway.worker.declined"  # an event, when a worker begins to take no runs
 DECLINE = 5.0  # seconds between two looks for a bench that is missing
 FINISH_WITHIN = 5.0  # seconds until a stopping worker cancels its runs
 REPORT_WITHIN = 5.0  # seconds after that for a run to report its end
@@ -234,6 +236,11 @@ class Bench:
         return ""
 
 
+def identify_worker(name: str) -> dict[str, str]:
+    """Return a worker as the resource of an event."""
+    return {"prefect.resource.id": f"plateway.worker.{name}", "prefect.resource.name": name}
+
+
 class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentResult]):
     """Runs async flows in threads of this process."""
 
@@ -248,6 +255,7 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
         self._running: dict[UUID, Running] = {}
         self._bench = Bench()
         self._away = False  # Prefect's API did not answer last time
+        self._declines = False  # takes no runs
 
     async def run(
         self,
@@ -296,7 +304,11 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Poll for runs; none while Prefect's API does not answer, or while this machine lacks its bench."""
-        if trouble := await anyio.to_thread.run_sync(self._bench.find_trouble):
+        trouble = await anyio.to_thread.run_sync(self._bench.find_trouble)
+        if trouble and not self._declines:
+            emit_event(DECLINED, resource=identify_worker(self.name), payload={"reason": trouble})
+        self._declines = bool(trouble)
+        if trouble:
             logger.warning("takes no runs: %s", trouble)
             await asyncio.sleep(DECLINE)
             self._last_polled_time = datetime.now(UTC)
@@ -320,6 +332,7 @@ class ResidentWorker(BaseWorker[ResidentConfiguration, BaseVariables, ResidentRe
                 logger.warning("Prefect's API does not answer, the worker goes on asking: %s", type(error).__name__)
             self._away = True
             await asyncio.sleep(RETRY_AFTER)
+            self._last_polled_time = datetime.now(UTC)  # else health checks would end it, and its runs
             return None
         if self._away:
             logger.info("Prefect's API answers again")

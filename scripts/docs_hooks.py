@@ -16,7 +16,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
 }
-DEPLOYMENTS = ("compose.yaml", "Dockerfile", "site.example.env")
+DEPLOYMENTS = ("compose.yaml", "Dockerfile", "site.example.env", "secrets.example.env")
 FILES = {f"deployments/{name}": f"deployments/{name}.txt" for name in DEPLOYMENTS}  # .txt: browsers show it
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[#)])")
 

@@ -42,6 +42,7 @@ POSTGRES: Mapping[str, str | int] = {  # options of libpq, unless the URL has it
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # ms that sent bytes may stay unacknowledged
     "options": "-c statement_timeout=10min",
+    "client_encoding": "utf8",  # else text from a database without an encoding (SQL_ASCII) arrives as bytes
 }
 IDLE = "60s"  # that a transaction that writes may wait for its client: a stopped worker must not keep its locks
 RECONNECT = 1.0  # seconds between two attempts to connect, while the database does not answer

@@ -28,7 +28,7 @@ def amqp(
     from plateway.bridges import amqp as amqp_bridge  # noqa: PLC0415  needs an extra
 
     with use_site(home) as (site, config):
-        if config.amqp_url is None:
+        if not config.amqp_url:
             raise Misconfigured("no RabbitMQ server is configured: set PLATEWAY_AMQP_URL")
         log_records.configure_service(config)
         amqp_bridge.run(site, config.amqp_url.get_secret_value(), exchange=exchange, queue=queue)
@@ -50,7 +50,7 @@ def redis(
     from plateway.bridges import redis as redis_bridge  # noqa: PLC0415  needs an extra
 
     config = settings.load(home=home)
-    if config.redis_url is None:
+    if not config.redis_url:
         raise Misconfigured("no Redis server is configured: set PLATEWAY_REDIS_URL")
     log_records.configure_service(config)
     redis_bridge.run(config.root, config.redis_url.get_secret_value(), group=group, consumer=consumer, start=start)

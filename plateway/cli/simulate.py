@@ -65,7 +65,7 @@ def simulate(
     if redis:
         if fault or serve:
             raise typer.BadParameter("neither --fault nor --serve goes with it", param_hint="--redis")
-        if config.redis_url is None:
+        if not config.redis_url:
             raise Misconfigured("PLATEWAY_REDIS_URL is not set: redis://:password@host:6379/0")
         from plateway.simulator.redis import publisher  # noqa: PLC0415  redis-py is optional
 

@@ -16,22 +16,22 @@ def open_targets(settings: Settings, *, site: UUID) -> list[Target]:
         Misconfigured: the package of a target is not installed.
     """
     targets = []
-    if settings.outbox_redis_url is not None:
+    if settings.outbox_redis_url:
         from plateway.outbox.redis import open_streams  # noqa: PLC0415  needs an extra
 
         targets.append(Target("redis", partial(open_streams, settings.outbox_redis_url.get_secret_value())))
-    if settings.outbox_amqp_url is not None:
+    if settings.outbox_amqp_url:
         from plateway.outbox.amqp import open_exchange  # noqa: PLC0415  the same
 
         url, exchange = settings.outbox_amqp_url.get_secret_value(), settings.outbox_amqp_exchange
         targets.append(Target("amqp", partial(open_exchange, url, exchange, site=site)))
-    if settings.outbox_webhook_url is not None:
+    if settings.outbox_webhook_url:
         from plateway.outbox.webhook import open_webhook  # noqa: PLC0415  imports only what is configured
 
         url, secret = settings.outbox_webhook_url.get_secret_value(), settings.outbox_webhook_secret
         key = secret.get_secret_value() if secret else None
         targets.append(Target("webhook", partial(open_webhook, url, key, site=site)))
-    if settings.outbox_directory is not None:
+    if settings.outbox_directory:
         from plateway.outbox.directory import open_directory  # noqa: PLC0415  the same
 
         targets.append(Target("directory", partial(open_directory, settings.outbox_directory.absolute(), site=site)))

@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from plateway.keys import event_key, layout_of
 from plateway.ledger import Ledger, State
 from plateway.outcome import Restored
 from plateway.records import ArchiveLocation, Event, Export, Setback
-from tests.databases import processes
+from tests.databases import administration, processes
 from tests.factories import (
     DAY,
     HOUR,
@@ -1326,3 +1327,18 @@ def test_the_first_digits_of_an_id_are_enough(catalog: Catalog) -> None:
     assert catalog.resolve("c1266", prefix=key) == Ref(one, 1)
     with pytest.raises(NotFound, match="no such event"):
         catalog.resolve("c1266", prefix="videos/")
+
+
+def test_a_database_without_an_encoding_is_used(postgres_server: str) -> None:
+    """SQL_ASCII is what `createdb` makes where no language is set; names of plates are text there all the same."""
+    name = "plateway_ascii"
+    engine = administration(postgres_server)
+    with engine.connect() as connection:
+        create = f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        connection.execute(sa.text(create))
+        url = make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+        with closing(Catalog(url)) as catalog:
+            catalog.upgrade()
+            assert catalog.current() == catalog.head()
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()

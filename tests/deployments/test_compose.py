@@ -11,17 +11,32 @@ from typer.testing import CliRunner
 
 from plateway import cli
 from plateway.settings import Settings
+from tests.fleet.compose import substitute
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 COMPOSE = (DEPLOYMENTS / "compose.yaml").read_text()
 EXAMPLE = (DEPLOYMENTS / "site.example.env").read_text()
+SECRETS = (DEPLOYMENTS / "secrets.example.env").read_text()
 SECRET = (
-    *("AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
-    *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL", "PLATEWAY_OUTBOX_REDIS_URL"),
-    *("PLATEWAY_OUTBOX_AMQP_URL", "PLATEWAY_OUTBOX_WEBHOOK_URL", "PLATEWAY_OUTBOX_WEBHOOK_SECRET"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "CATALOGUE_PASSWORD", "SERVER_PASSWORD", "API_AUTH"),
+    *("PLATEWAY_ARCHIVE_TOKEN", "PLATEWAY_AMQP_URL", "PLATEWAY_REDIS_URL", "PLATEWAY_DATABASE_URL"),
+    *("PLATEWAY_OUTBOX_REDIS_URL", "PLATEWAY_OUTBOX_AMQP_URL"),
+    *("PLATEWAY_OUTBOX_WEBHOOK_URL", "PLATEWAY_OUTBOX_WEBHOOK_SECRET"),
 )
-PARTS = {"provision", "worker", "gateway", "amqp", "redis", "out"}
-OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
+BUCKET, CATALOGUE = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, {"CATALOGUE_PASSWORD"}
+NEEDED = {
+    "prefect-database": {"SERVER_PASSWORD"},
+    "catalogue": CATALOGUE,
+    "prefect": {"SERVER_PASSWORD", "API_AUTH"},
+    "provision": {"API_AUTH"} | CATALOGUE | BUCKET,
+    "sensor": {"API_AUTH"},
+    "worker": {"API_AUTH", "PLATEWAY_ARCHIVE_TOKEN"} | CATALOGUE | BUCKET,
+    "gateway": CATALOGUE | BUCKET,
+    "amqp": {"PLATEWAY_AMQP_URL"} | CATALOGUE | BUCKET,
+    "redis": {"PLATEWAY_REDIS_URL"},
+    "out": {name for name in SECRET if "OUTBOX" in name} | CATALOGUE,
+}
+OFFERED = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE + SECRETS, re.MULTILINE))
 
 
 def test_the_example_offers_what_compose_asks_for() -> None:
@@ -39,13 +54,23 @@ def test_the_example_knows_the_settings() -> None:
 def test_the_example_holds_no_secret() -> None:
     """Passwords and keys are left for the site to fill in."""
     for name in SECRET:
-        assert re.search(rf"^#?{name}=$", EXAMPLE, re.MULTILINE), name
+        assert re.search(rf"^#?{name}=$", SECRETS, re.MULTILINE), name
+        assert f"{name}=" not in EXAMPLE, name  # every part sees that file
 
 
-def test_the_server_sees_no_key_of_the_bucket() -> None:
-    """Only the parts that move images get the site's settings; ports are on loopback unless the site says otherwise."""
+def test_each_part_has_only_the_secrets_that_it_needs() -> None:
+    """As docker compose fills them in, from a file in which each secret has a value of its own."""
+    values = dict.fromkeys(OFFERED, "/site") | {name: f"secret of {name}" for name in SECRET}
+    del values["PLATEWAY_DATABASE_URL"]  # which is made of the password
+    services = substitute(yaml.safe_load(COMPOSE)["services"], values)
+    for part, service in services.items():
+        shown = " ".join(service.get("environment", {}).values())
+        assert {name for name in SECRET if f"secret of {name}" in shown} == NEEDED[part], part
+
+
+def test_ports_are_on_loopback() -> None:
+    """Unless the site says otherwise."""
     services = yaml.safe_load(COMPOSE)["services"]
-    assert {name for name, service in services.items() if "env_file" in service} == PARTS
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
     assert all(re.match(r"\$\{[A-Z]+_ADDRESS:-127\.0\.0\.1\}:", port) for port in published)
