@@ -349,8 +349,9 @@ class Demo:
         deadline = time.monotonic() + PATIENCE
         while True:
             export = self.read_ledgers()[0].export
-            if export is not None and export.damage is None and export.evidence is not None:
-                self.repaired = {"id": self.damaged, "verified_at": export.evidence_at, "evidence": export.evidence}
+            if export is not None and export.damage is None and export.evidence_at is not None:
+                verified_at = export.evidence_at.isoformat()
+                self.repaired = {"id": self.damaged, "verified_at": verified_at, "evidence": export.evidence}
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(f"the damaged copy was not replaced within {PATIENCE:.0f} s; see the runs in the UI")
