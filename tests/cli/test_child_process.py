@@ -27,8 +27,8 @@ import os, sys, time
 from botocore.session import get_session
 client, name = get_session().create_client("s3"), os.environ["PLATEWAY_BUCKET_URL"][5:]
 client.put_object(Bucket=name, Key="a", Body=b"1")
-print("there", flush=True)
 try:
+    print("there", flush=True)  # from here on it may be interrupted
     {last}
 except KeyboardInterrupt:
     try:

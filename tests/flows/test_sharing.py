@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from contextlib import closing
 from datetime import UTC, datetime
@@ -18,6 +19,26 @@ from plateway.simulator import Simulated
 from tests.flows.conftest import Site, ask, ended, until
 
 SYSTEM = "crowded"
+NUMBERS = itertools.count()
+
+
+def acquire_five(site: pipeline.Site) -> list[Ref]:
+    """Acquire five events, and register until each is complete."""
+    one = Simulated(SYSTEM, "timestep", site.root / SYSTEM, images=2, size=32)
+    refs = [Ref(simulator.acquire(one, now=datetime.now(UTC), number=next(NUMBERS)).id, 1) for _ in range(5)]
+
+    def complete() -> bool:
+        pipeline.register(site)
+        found = site.catalog.ledgers(refs=refs)
+        return len(found) == 5 and all(ledger.event.sealed_at for ledger in found)
+
+    until(complete)
+    return refs
+
+
+def waiting(site: pipeline.Site) -> int:
+    """Count what waits for an export; a run that an earlier test caused may have taken it."""
+    return site.catalog.backlog(now=site.catalog.now(), limit=9)
 
 
 def test_others_take_part_of_a_backlog(
@@ -28,11 +49,9 @@ def test_others_take_part_of_a_backlog(
     async def deployment(client: PrefectClient) -> str:
         return str((await client.read_deployment_by_name("discover/plateway")).id)
 
-    one = Simulated(SYSTEM, "timestep", site.settings.root / SYSTEM, images=2, size=32)
-    refs = [Ref(simulator.acquire(one, now=datetime.now(UTC), number=number).id, 1) for number in range(5)]
     monkeypatch.setattr(sharing, "SHARE", 2)
     with closing(open_site(site.settings)) as opened:
-        until(lambda: pipeline.register(opened) and opened.catalog.backlog(now=opened.catalog.now(), limit=9) >= 5)
+        refs = next(refs for refs in map(acquire_five, [opened] * 4) if waiting(opened) >= 5)
         assert ask(lambda _: sharing.start_runs(opened, site.settings)) == 0  # in no deployment
         monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", ask(deployment))
         assert ask(lambda _: sharing.start_runs(opened, site.settings)) == 0  # the one worker is this one's

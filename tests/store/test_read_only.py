@@ -50,7 +50,7 @@ PLATES = EVENTS  # what the page speaks of
 DONE = {"restored", "restored already"}
 EXAMPLE = "http://haven.example.org:7070"
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
-WRITES = {"put", "delete", "delete_all", "abort"}  # of a store; all else reads
+WRITES = {"put", "delete", "delete_all", "abort", "lock"}  # of a store; all else reads
 READS = {
     "durable",
     "name",
@@ -135,6 +135,7 @@ def writes(there: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "delete", lambda: there.delete(DICOM)
     yield "abort", lambda: there.abort(upload)
     yield "delete_all", lambda: there.delete_all([DICOM])
+    yield "lock", lambda: there.lock(DICOM, hold=False, until=None)
 
 
 @pytest.mark.parametrize("kind", ["opened", "below a prefix", "S3 itself", "of buckets"])
