@@ -1,5 +1,7 @@
 """Reading ahead changes nothing of what is read."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -47,3 +49,23 @@ def test_few_chunks_are_held_and_the_source_is_closed_early() -> None:
     assert read[0] <= CHUNKS + 1
     assert closed.is_set()
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+
+
+HANGING = """
+import threading, time
+from plateway.ahead import read_ahead
+
+def source():
+    yield b"there"
+    print("hangs", flush=True)
+    time.sleep(3600)
+
+threading.Thread(target=lambda: list(read_ahead(source())), daemon=True).start()
+time.sleep(0.5)
+"""
+
+
+def test_a_disk_that_hangs_does_not_keep_the_process() -> None:
+    """Whoever waited for it was abandoned, in a daemon thread; the process ends all the same."""
+    done = subprocess.run([sys.executable, "-c", HANGING], timeout=60, check=True, capture_output=True)
+    assert done.stdout == b"hangs\n"
