@@ -26,6 +26,7 @@ from plateway.errors import (
     Unavailable,
     Unsettled,
 )
+from plateway.gateway.image_links import redact
 
 AGAIN = 5  # seconds in Retry-After of a 503 response
 CLIENT_CLOSED = 499  # for the access log: the client disconnected (nginx's code)
@@ -84,7 +85,7 @@ async def _handle_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PlatewayError)
     answer = problem(error)
     if answer.status >= 500:
-        log.error("%s %s: %s", request.method, request.scope["path"][:200], error)
+        log.error("%s %s: %s", request.method, redact(request.scope["path"][:200]), error)
     return answer.response()
 
 

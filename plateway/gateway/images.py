@@ -550,8 +550,10 @@ async def get_shared_image(signature: str, id: str, name: str, request: Request)
     """Read the one image that a signed link is for, until the link expires."""
     gallery, asked = _gallery(request), _name(request, before=4)
     id_, revision = Ref.parse(id)
-    gallery.image_links.check(signature, Ref(id_, revision or 1), asked, now=datetime.now(UTC))
-    return await _send_image(gallery, request, await gallery.look_up(partial(gallery.find, id, "", asked)))
+    ref = Ref(id_, revision or 1)
+    gallery.image_links.check(signature, ref, asked, now=datetime.now(UTC))
+    exact = f"{ref.id}-r{ref.revision}"  # an id alone means its newest revision
+    return await _send_image(gallery, request, await gallery.look_up(partial(gallery.find, exact, "", asked)))
 
 
 async def get_thumbnail(

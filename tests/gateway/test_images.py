@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,9 +31,10 @@ from plateway import keys, pipeline
 from plateway.archive import open_archive
 from plateway.catalog import Catalog
 from plateway.endpoint import Endpoint
-from plateway.errors import Rejected
+from plateway.errors import Rejected, Unavailable
 from plateway.events import Ref
 from plateway.gateway import Parts, access, images
+from plateway.gateway.image_links import LinkSigner
 from plateway.gateway.thumbnail_cache import Thumbs
 from plateway.instruments import Shape
 from plateway.ledger import Ledger
@@ -182,6 +184,34 @@ def url(name: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- the bytes
+
+
+class Away(Counting):
+    """A store that does not answer."""
+
+    def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        raise Unavailable("the store is away")
+
+
+def test_a_shared_link_is_for_its_revision_and_in_no_log(own: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Announced again with another image, it still opens the first; no log has its signature, also while S3 is away."""
+    ref = announce(own.lab, {"a.tif": tiff(1)})
+    root = own.lab.bench / "aretha"
+    (root / str(ref.id) / "a.tif").write_bytes(tiff(2))
+    told = json.loads((root / "events" / f"{ref.id}.json").read_text())
+    (root / "events" / f"{ref.id}.json").write_text(json.dumps(told | {"metadata": {"again": True}}))
+    own.lab.clock.turn(seconds=60)
+    (again,) = own.lab.settle().sealed
+    assert again == Ref(ref.id, 2)
+    assert [verb(own.lab.site, again).result for verb in (pipeline.export, pipeline.verify)] == ["exported", "verified"]
+    signer = LinkSigner(own.gateway.parts.place)
+    expires = datetime.now(UTC) + timedelta(days=1)
+    links = {one: signer.sign(one, "a.tif", expires=expires) for one in (ref, again)}
+    assert {one: own.client.get(link).content for one, link in links.items()} == {ref: tiff(1), again: tiff(2)}
+    own.lab.store = Away(own.lab.store)
+    assert own.client.get(links[ref]).status_code == 503
+    assert "GET /shared/" in caplog.text
+    assert links[ref].split("/")[2].partition(".")[2] not in caplog.text
 
 
 def test_every_file_is_listed_and_comes_as_it_was(place: Place, ref: Ref) -> None:
