@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 from PIL import Image, ImageDraw
 
@@ -31,7 +33,7 @@ CAPTION = 18  # pixels below the picture
 def install(app: FastAPI, site: Site) -> None:
     """Add the film of a plate to an application."""
 
-    def film(
+    async def film(
         id: str,  # noqa: A002
         form: str,
         request: Request,
@@ -39,19 +41,38 @@ def install(app: FastAPI, site: Site) -> None:
         seconds: Annotated[float, Query(ge=0.05, le=5, description="for each time")] = 0.4,
     ) -> Response:
         gallery: Gallery = request.app.state.gallery
-        ledger = gallery.event(id, seen).ledger
-        request_info(request.scope).key = ledger.event.key
-        if form not in {"webp", "gif"}:
-            raise NotFound("a film is a WebP or a GIF")
-        times = [one for one in event_page.time_points(site, ledger, seen) if one.export is not None]
-        frames = [frame for one in choose_evenly(times, FRAMES) if (frame := draw_frame(gallery, one, times, seen))]
-        if len(frames) < 2:
-            raise NotFound("a film needs two times of a plate with pictures")
-        name = f"{event_name(ledger.event).rpartition('_')[0]}.{form}"
-        kept = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "private, max-age=300"}
-        return Response(encode(frames, form=form, seconds=seconds), 200, kept, f"image/{form}")
+        make = partial(make_film, site, request, gallery, id, seen, form=form, seconds=seconds)
+        return await to_thread.run_sync(make, limiter=gallery.drawing)  # its turn is among those of other pictures
 
     rendering.add(app, "/events/{id}/film.{form}", film)
+
+
+def make_film(
+    site: Site,
+    request: Request,
+    gallery: Gallery,
+    id: str,  # noqa: A002
+    seen: str,
+    *,
+    form: str,
+    seconds: float,
+) -> Response:
+    """Draw and encode the times of the plate of an event.
+
+    Raises:
+        NotFound: there is no such event or form, or there are fewer than two times with pictures.
+    """
+    ledger = gallery.event(id, seen).ledger
+    request_info(request.scope).key = ledger.event.key
+    if form not in {"webp", "gif"}:
+        raise NotFound("a film is a WebP or a GIF")
+    times = [one for one in event_page.time_points(site, ledger, seen) if one.export is not None]
+    frames = [frame for one in choose_evenly(times, FRAMES) if (frame := draw_frame(gallery, one, times, seen))]
+    if len(frames) < 2:
+        raise NotFound("a film needs two times of a plate with pictures")
+    name = f"{event_name(ledger.event).rpartition('_')[0]}.{form}"
+    kept = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "private, max-age=300"}
+    return Response(encode(frames, form=form, seconds=seconds), 200, kept, f"image/{form}")
 
 
 def choose_evenly(times: Sequence[Ledger], most: int) -> list[Ledger]:
