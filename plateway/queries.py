@@ -13,11 +13,11 @@ from typing import Any, get_args
 
 from plateway.errors import Rejected
 from plateway.events import LARGEST, Kind
+from plateway.ledger import STATES
 
 LONGEST = 1000  # characters of a field
 COUNTED = 10_000  # events, up to which matching ones are counted
 KINDS = get_args(Kind)
-STATES = ("waiting", "ready", "exporting", "exported", "archived", "purged", "quarantined", "lost", "changed")
 WEEK = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 FILLING = frozenset({"of", "on", "from", "the", "last", "plate", "where", "is", "show"})
 PLATE = re.compile(r"\b(?:plate\s*|p)(\d{1,9})\b", re.IGNORECASE)

@@ -12,9 +12,9 @@ from fastapi import FastAPI, Request, Response
 from plateway import queries
 from plateway.gateway import auth
 from plateway.gateway.pages import plots, rendering
-from plateway.ledger import Cursor, Ledger
+from plateway.ledger import STATES, Cursor, Ledger
 from plateway.pipeline import Site
-from plateway.queries import COUNTED, KINDS, STATES, SearchQuery
+from plateway.queries import COUNTED, KINDS, SearchQuery
 from plateway.records import Quarantine
 
 LENGTH = 50  # events on a page
