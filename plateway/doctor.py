@@ -27,6 +27,7 @@ from plateway.errors import Misconfigured, NotFound, PlatewayError, Unavailable
 from plateway.gateway.probes import Probes
 from plateway.instruments import Instrument
 from plateway.pipeline import Site
+from plateway.prefect_api import open_client
 from plateway.settings import MAIN, OTHERS, Settings
 from plateway.store import open_store
 from plateway.store.admin import Address
@@ -345,15 +346,11 @@ def check_events(site: Site, config: Settings) -> list[Diagnosis]:
 
 def check_prefect(config: Settings) -> list[Diagnosis]:
     """Check Prefect's server, the work pool, its workers, and the deployments."""
-    api, login = config.prefect_api
+    api = config.prefect_api
     if api is None:
         remedy = "run plateway up, or set PREFECT_API_URL; commands work without it"
         return [warning("Prefect", "no server is known", remedy)]
-    user, _, password = (login or "").partition(":")
-    local = urlsplit(api).hostname in {"127.0.0.1", "localhost", "::1"}
-    headers = {} if config.prefect_key is None else {"Authorization": f"Bearer {config.prefect_key}"}
-    auth = (user, password) if login else None
-    with httpx.Client(base_url=api, headers=headers, auth=auth, timeout=5, trust_env=not local) as client:
+    with open_client(api, timeout=5) as client:
         try:
             return list(_check_server(client, config.work_pool))
         except httpx.HTTPStatusError as error:

@@ -136,10 +136,11 @@ def env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
 
 
 class PrefectApi(NamedTuple):
-    """Prefect's API, and its ``user:password``."""
+    """Prefect's API, and what opens it."""
 
     url: str
-    auth: SecretStr | None
+    login: SecretStr | None = None  # user:password
+    key: SecretStr | None = None  # of Prefect Cloud
 
 
 class LogSettings(BaseSettings):
@@ -390,13 +391,6 @@ class Settings(LogSettings):
         return str(_left(self.home).get("gateway") or f"http://{host}:{self.serve_port}")
 
     @property
-    def runs_api(self) -> PrefectApi | None:
-        """Where runs are started over HTTP, as Prefect's own variables or `plateway up` name it; None: nowhere."""
-        url = os.environ.get("PREFECT_API_URL") or _left(self.home).get("prefect_api_url")
-        auth = os.environ.get("PREFECT_API_AUTH_STRING")
-        return PrefectApi(str(url).rstrip("/"), SecretStr(auth) if auth else None) if url else None
-
-    @property
     def gateway_link(self) -> str | None:
         """The gateway as browsers reach it, without a slash at its end; None where that is not known."""
         known = self.gateway_url or _left(self.home).get("gateway")
@@ -413,17 +407,15 @@ class Settings(LogSettings):
         return self.prefect_ui_url or _left(self.home).get("prefect_ui")
 
     @property
-    def prefect_api(self) -> tuple[str | None, str | None]:
-        """Prefect's API and its ``user:password``: of the environment, else of `plateway up` in the home."""
+    def prefect_api(self) -> PrefectApi | None:
+        """Where Prefect is reached: as its own variables say, else the server of `plateway up` in the home."""
         if url := os.environ.get("PREFECT_API_URL"):
-            return url, os.environ.get("PREFECT_API_AUTH_STRING")
-        login = self.home / PREFECT_LOGIN
-        return _left(self.home).get("prefect_api_url"), login.read_text().strip() if login.is_file() else None
-
-    @property
-    def prefect_key(self) -> str | None:
-        """The key of Prefect Cloud, of the environment."""
-        return os.environ.get("PREFECT_API_KEY") if os.environ.get("PREFECT_API_URL") else None
+            login, key = (os.environ.get(f"PREFECT_API_{name}") for name in ("AUTH_STRING", "KEY"))
+            return PrefectApi(url.rstrip("/"), SecretStr(login) if login else None, SecretStr(key) if key else None)
+        if (url := _left(self.home).get("prefect_api_url")) is None:
+            return None
+        file = self.home / PREFECT_LOGIN
+        return PrefectApi(url.rstrip("/"), SecretStr(file.read_text().strip()) if file.is_file() else None)
 
     @property
     def on_tape_within(self) -> timedelta | None:

@@ -13,7 +13,7 @@ LAYERS = [
     {"ahead", "wire", "names", "instruments", "endpoint", "isolation"},
     {"events", "checksums"},
     {"keys", "outcome", "settings", "records", "folder"},
-    {"ledger", "log_records", "origins", "settings_file"},
+    {"ledger", "prefect_api", "log_records", "origins", "settings_file"},
     {"retention", "findings", "bench", "bundle", "queries"},
     {"store"},
     {"archive", "place"},

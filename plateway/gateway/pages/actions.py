@@ -7,8 +7,10 @@ Nothing is moved or deleted here: a replay is recorded in the catalogue, and run
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 from anyio import to_thread
@@ -22,10 +24,12 @@ from plateway.gateway.pages import login, rendering
 from plateway.gateway.tokens import Token
 from plateway.ledger import Ledger
 from plateway.pipeline import Site
+from plateway.prefect_api import open_client
 from plateway.settings import PrefectApi
 
 SHORTEST, LONGEST = 3, 500  # characters of a reason
 SECONDS = 10.0  # for each request to Prefect
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds after each answer that Prefect is busy
 TAGS = ["plateway", "by-hand"]
 
 log = logging.getLogger(__name__)
@@ -128,15 +132,23 @@ def start_run(api: PrefectApi, action: Action, ref: Ref) -> str:
     Raises:
         Unavailable: Prefect does not answer, or has no such deployment.
     """
-    user, _, password = api.auth.get_secret_value().partition(":") if api.auth else ("", "", "")
-    credentials = httpx.BasicAuth(user, password) if api.auth else None
     wanted = {"parameters": {**action.parameters, "event_ids": [str(ref)]}, "tags": TAGS}
+    wanted["idempotency_key"] = uuid4().hex  # so that a request that is sent again starts no second run
     try:
-        with httpx.Client(base_url=api.url, auth=credentials, timeout=SECONDS, trust_env=False) as client:
-            found = client.get(f"/deployments/name/{action.flow}/plateway").raise_for_status().json()
-            run = client.post(f"/deployments/{found['id']}/create_flow_run", json=wanted).raise_for_status().json()
+        with open_client(api, timeout=SECONDS) as client:
+            found = _request(client, "GET", f"/deployments/name/{action.flow}/plateway")
+            run = _request(client, "POST", f"/deployments/{found['id']}/create_flow_run", json=wanted)
     except httpx.HTTPStatusError as error:
         raise Unavailable(f"Prefect answered {error.response.status_code}: the run was not started") from None
     except (httpx.HTTPError, KeyError, ValueError) as error:
         raise Unavailable(f"Prefect does not answer ({type(error).__name__}): the run was not started") from None
     return str(run["id"])
+
+
+def _request(client: httpx.Client, method: str, path: str, **content: Any) -> Any:
+    """Send a request, again after a pause while the server is busy: on SQLite it answers 503 then."""
+    for pause in PAUSES:
+        if (answer := client.request(method, path, **content)).status_code != 503:
+            break
+        time.sleep(pause)
+    return answer.raise_for_status().json()
