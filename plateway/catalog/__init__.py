@@ -18,7 +18,7 @@ Errors of SQLAlchemy are translated, and never show the URL's password.
     summaries    refresh
     stats        counts quarantine_count figures history stuck harmed
     incidents    record_request record_incident incidents
-    holds        add_hold release_hold holds holds_of held_keys
+    holds        add_hold release_hold holds resolve_hold holds_of held_copies
     places       site site_created take_site places place record_place
     search       exports_page archives_page archive_members daily search count_matching each_newest overview
                  quarantined_announcements experiments readable ledgers_of

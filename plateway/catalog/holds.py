@@ -98,12 +98,12 @@ class Holds(Database):
         with self._reading() as session:
             return list(session.scalars(select(LegalHold).where(mine).order_by(HOLD.at, HOLD.id)))
 
-    def held_copies(self, now: datetime, *, hold: LegalHold | None = None) -> Iterator[HeldCopy]:
-        """Yield the copies in buckets and on tape that a hold forbids to delete now; of one hold or of all.
+    def held_copies(self, now: datetime) -> Iterator[HeldCopy]:
+        """Yield the copies in buckets and on tape that a hold forbids to delete now.
 
         Of a bucket its name, with the prefix that the site uses in it: ``bucket/prefix``.
         """
-        for one in [hold] if hold is not None else self.holds():
+        for one in self.holds():
             if not one.stands(now):
                 continue
             exports = select(EVENT.id, EVENT.revision, EXPORT.bucket, EXPORT.key, EXPORT.size)

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from plateway.cli.common import find_ref, use_site
 from plateway.cli.console import format_time, out, print_json
 from plateway.cli.exit_codes import ExitCode
-from plateway.cli.options import Home, Json
+from plateway.cli.options import Home, Json, parse_moment
 from plateway.pipeline import hold, release
 from plateway.pipeline.hold import Held
 from plateway.records import LegalHold
@@ -23,15 +23,6 @@ By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decide
 app = typer.Typer(no_args_is_help=True, help="Forbid to delete events, list such holds and release them.")
 
 
-def parse_end(text: str) -> datetime:
-    """Parse a day or a moment, in UTC unless it has a zone."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time such as 2027-06-30 or 2027-06-30T14:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 @app.command()
 def add(
     *,
@@ -40,7 +31,7 @@ def add(
     system: Annotated[str | None, typer.Option(help="Every event of this instrument, also later ones.")] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(parser=parse_end, metavar="TIME", help="When it ends by itself; default: when it is released."),
+        typer.Option(parser=parse_moment, metavar="TIME", help="When it ends by itself; default: when it is released."),
     ] = None,
     reason: Reason,
     by: By = None,
@@ -111,9 +102,10 @@ def report(told: Held, done: str, *, as_json: bool) -> None:
         print_json(facts | {"events": told.events, "locked": told.locked, "too_late": late, "failures": told.failures})
     else:
         out.print(f"Hold {told.hold.id.hex[:8]} {done}: {told.hold.scope}.", soft_wrap=True)
-        lock = f"Object Lock {'lifted' if told.hold.released_at else 'set'} for {told.locked}"
-        copies = f"{told.events} events have a bucket copy"
-        out.print(f"{copies}; {lock if told.locked else 'the bucket has no Object Lock'}." if told.events else "")
+        if told.events:
+            lock = f"Object Lock {'lifted' if told.hold.released_at else 'set'} for {told.locked}"
+            copies = f"{told.events} events have a bucket copy"
+            out.print(f"{copies}; {lock if told.locked else 'the bucket has no Object Lock'}.")
         for ref in told.late:
             out.print(f"too late for {ref}: its removal has begun", soft_wrap=True)
         for one in told.failures:

@@ -28,10 +28,15 @@ def parse_time(text: str) -> datetime:
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if text.strip().lower() in {"today", "yesterday"}:
         return today - timedelta(days=text.strip().lower() == "yesterday")
+    return parse_moment(text, such_as=TIMES)
+
+
+def parse_moment(text: str, *, such_as: str = "2027-06-30 or 2027-06-30T14:00") -> datetime:
+    """Parse a day or a moment, in UTC unless it has a zone; the message about another text has examples."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time such as {TIMES}") from None
+        raise typer.BadParameter(f"{text!r} is not a time such as {such_as}") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

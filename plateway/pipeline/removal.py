@@ -212,7 +212,7 @@ def prove_copies(
         Refused: with every reason. Damaged: a copy is not what was sent; recorded. Postponed: it has to wait for its
         turn. Transient: it cannot be determined now.
     """
-    if reasons := retention.held(ledger.legal_holds, max(now, site.catalog.now())):
+    if reasons := retention.held(ledger.legal_holds, now):
         raise Refused(*reasons)
     states = []
     if "bucket" in needed:

@@ -84,8 +84,7 @@ def verify(site: Site, ref: Ref, *, read_back: bool = False, beat: Callable[[], 
 
 def _locked(site: Site, ledger: Ledger) -> Iterator[str]:
     """Lock a copy that a hold is about, where its bucket can; yield why it could not be."""
-    now = site.catalog.now()
-    if retention.held(ledger.legal_holds, now):
+    if ledger.legal_holds and retention.held(ledger.legal_holds, now := site.catalog.now()):
         try:
             lock_copy(site, ledger, now)
         except PlatewayError as error:

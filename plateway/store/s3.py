@@ -315,18 +315,18 @@ class S3:
 
     def lock(self, key: str, *, hold: bool, until: datetime | None) -> bool:
         where = {"Bucket": self.name, "Key": key}
+        if self._read_only:
+            raise Refused(f"{self._at(key)}: the endpoint is read-only")
         with translate_errors(self._at(key)):
             try:
-                if self._read_only:
-                    raise Refused(f"{self._at(key)}: the endpoint is read-only")
                 self._client.put_object_legal_hold(**where, LegalHold={"Status": "ON" if hold else "OFF"})
-                if until or self._is_retained(where):
-                    told = {"Mode": "GOVERNANCE", "RetainUntilDate": until or datetime.now(UTC) + LIFTED}
-                    self._client.put_object_retention(**where, Retention=told, BypassGovernanceRetention=True)
             except ClientError as error:
                 if error.response["Error"].get("Code") in UNLOCKED:
                     return False
                 raise
+            if until or self._is_retained(where):
+                told = {"Mode": "GOVERNANCE", "RetainUntilDate": until or datetime.now(UTC) + LIFTED}
+                self._client.put_object_retention(**where, Retention=told, BypassGovernanceRetention=True)
         return True
 
     def _is_retained(self, where: Mapping[str, str]) -> bool:
