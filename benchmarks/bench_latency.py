@@ -221,7 +221,7 @@ def postgres_programs() -> Path | None:
 
 
 def measure(way: Way, *, events: int) -> list[Sample]:
-    """Bring everything up, announce events, and read the clocks; the first event, which warms all up, is left out."""
+    """Start everything, announce events, and read the clocks; the first event, which warms all up, is left out."""
     with TemporaryDirectory(prefix="plateway-bench-") as place, ExitStack() as stack:
         url = stack.enter_context(postgres(Path(place))) if way.postgres else None
         settings = load(

@@ -85,7 +85,7 @@ def command(desk: Desk) -> int:
 
 
 def flush(path: Path) -> Path:
-    """Bring a file onto the disk."""
+    """Write a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return path

@@ -575,7 +575,7 @@ class Round:
         return f"{len(self._announced)} images as the instrument wrote them"
 
     def restore(self) -> str:
-        """Bring all files back."""
+        """Restore all files."""
         for one in self._announced:
             pipeline.restore(self._site, Ref(one.id, 1), to=self._back)
             for name, expected in one.files.items():

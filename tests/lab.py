@@ -81,7 +81,7 @@ class Lab:
         return done + list(pipeline.each(pipeline.verify, self.site, pipeline.due(self.site, "verify")))
 
     def exported(self, system: str = "prince", *, images: int = 3) -> tuple[Announced, Ref]:
-        """Bring one event all the way to a verified export."""
+        """Process one event all the way to a verified export."""
         announced = self.acquire(system, images=images)
         self.settle()
         assert {one.result for one in self.export()} == {"exported", "verified"}

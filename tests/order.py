@@ -36,7 +36,7 @@ def rank(nodeid: str) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests into the order in which workers take them."""
+    """Sort the tests into the order in which workers take them."""
     items.sort(key=lambda item: rank(item.nodeid))
 
 
@@ -48,6 +48,6 @@ class Files(LoadFileScheduling):  # type: ignore[misc]  # for the same reason
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files:
-    """Hand out to workers the files in the order of collection."""
+    """Assign files to workers in the order of collection."""
     config.option.loadscopereorder = False
     return Files(config, log)

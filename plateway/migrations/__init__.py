@@ -40,7 +40,7 @@ def current(connection: Connection) -> str:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring a database up to a revision; one that is there already stays as it is.
+    """Upgrade a database to a revision; one that is there already stays as it is.
 
     Raises:
         Misconfigured: the database is newer than this version.

@@ -498,7 +498,7 @@ def test_many_refs_at_once(catalog: Catalog) -> None:
 
 
 def worlds(catalog: Catalog) -> Iterator[tuple[Ref, str, tuple[str, ...]]]:
-    """Bring one event after the other into each state; say which, and why."""
+    """Move one event after the other into each state; yield which, and why."""
     numbers = iter(range(1, 100))
 
     def new(*, sealed: bool = True) -> Ref:
@@ -936,7 +936,7 @@ def test_sample_is_within_the_day(catalog: Catalog) -> None:
 
 
 def ready_to_go(catalog: Catalog, number: int = 1, **other: Any) -> Ref:
-    """Bring an event to where its images might go."""
+    """Record an event whose images might go."""
     ref = add(catalog, number, **other)
     export(catalog, ref)
     prove(catalog, ref)

@@ -60,7 +60,7 @@ def exported(lab: Site) -> list[Outcome]:
 
 
 def archived(lab: Site, count: int) -> list[Announced]:
-    """Bring events to tape, as on the day after."""
+    """Archive events, as on the day after."""
     announced = acquired(lab, count)
     exported(lab)
     lab.clock.turn(hours=26)
@@ -69,7 +69,7 @@ def archived(lab: Site, count: int) -> list[Announced]:
 
 
 def purged(lab: Site, count: int) -> list[Announced]:
-    """Bring events to tape, and free the bench of them."""
+    """Archive events, and free the bench of them."""
     announced = archived(lab, count)
     for _ in range(2):
         pipeline.purge(lab.site)
@@ -257,7 +257,7 @@ def before_fetched(lab: Site) -> list[Announced]:
 
 
 def fetched(lab: Site) -> Iterator[Sequence[Outcome]]:
-    """Bring an event back from tape into a directory, then to the bench."""
+    """Restore an event from tape into a directory, then to the bench."""
     (ledger,) = lab.catalog.ledgers()
     yield [pipeline.restore(lab.site, ledger.ref, to=lab.home / "out", source="archive")]
     yield [pipeline.restore(lab.site, ledger.ref, to_bench=True)]

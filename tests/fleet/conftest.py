@@ -201,7 +201,7 @@ def s3_service(home: Path) -> tuple[Service, seaweed.Identity]:
 
 @contextmanager
 def running(home: Path, *, workers: int) -> Iterator[Fleet]:
-    """Bring up a site, and stop it."""
+    """Start a site, and stop it."""
     for name in SYSTEMS:
         (home / "bench" / name / "events").mkdir(parents=True)
     for path in (home / "bench", *(home / "bench").rglob("*")):

@@ -62,7 +62,7 @@ def bind(source: str, target: str, read_only: bool) -> None:
 
 
 def confine(spec: dict[str, Any]) -> None:
-    """Give up capabilities and root, as the service declares."""
+    """Drop capabilities and root, as the service declares."""
     if spec["no_capabilities"]:
         for capability in range(LAST + 1):
             LIBC.prctl(CAPBSET_DROP, capability, 0, 0, 0)

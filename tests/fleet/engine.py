@@ -142,7 +142,7 @@ class Container:
             one.suspend()
 
     def resume(self) -> None:
-        """Let them run again, children first."""
+        """Resume them, children first."""
         for one in reversed(self.processes()):
             one.resume()
 

@@ -79,7 +79,7 @@ def ip(*words: str) -> None:
 
 
 def connect(pid: int, number: int) -> str:
-    """Give a process's namespace the address with this last number; return the name of the cable's end here."""
+    """Set the address of a process's namespace, which ends in this number; return the name of the cable's end here."""
     end, inner = f"v{next(NUMBERS)}", f"w{next(NUMBERS)}"
     address = f"02:42:0a:4d:00:{number:02x}"  # the same after a restart, which others remember
     ip("link", "add", end, "master", "bridge", "type", "veth", "peer", "name", inner, "netns", str(pid))

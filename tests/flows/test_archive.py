@@ -37,7 +37,7 @@ def catalog(site: Site) -> Iterator[Catalog]:
 
 
 def exported(site: Site, catalog: Catalog, *, ago: timedelta = timedelta(0)) -> Announced:
-    """Bring an event to the bucket."""
+    """Export an event to the bucket."""
     prince = Simulated("prince", "timestep", site.settings.root / "prince", images=2, size=32)
     event = simulator.acquire(prince, now=datetime.now(UTC) - ago, number=next(numbers))
     until(lambda: verified(catalog, event) or ran("discover"))

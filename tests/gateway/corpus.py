@@ -137,7 +137,7 @@ def damage_exif(content: bytes) -> bytes:
 
 
 def loop_directory(content: bytes) -> bytes:
-    """Let the first directory of a TIFF be followed by itself."""
+    """Make the first directory of a TIFF its own successor."""
     first = int.from_bytes(content[4:8], "little")
     end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
     return content[:end] + content[4:8] + content[end + 4 :]

@@ -78,7 +78,7 @@ def lab(tmp_path: Path, tape: Path) -> Iterator[Lab]:
 
 
 def exported(lab: Lab, count: int = 1, *, experiment: str = EXPERIMENT, kind: str = "stitch") -> list[Ref]:
-    """Bring events of one experiment all the way into the bucket."""
+    """Export and verify events of one experiment."""
     refs = []
     for _ in range(count):
         announced = lab.acquire("aretha", images=2)

@@ -186,7 +186,7 @@ def lab(tmp_path: Path, tape: Path) -> Iterator[Lab]:
 
 
 def archived(lab: Lab, count: int = 1) -> list[Ref]:
-    """Bring events to the archive, and let the lifespan pass."""
+    """Archive events, and wait for the lifespan to pass."""
     refs = exported(lab, count)
     lab.clock.turn(days=1)
     pipeline.archive(lab.site)
@@ -195,7 +195,7 @@ def archived(lab: Lab, count: int = 1) -> list[Ref]:
 
 
 def marked(lab: Lab, count: int = 1) -> list[Ref]:
-    """Bring events to where they are marked, and let the grace pass."""
+    """Mark events, and wait for the grace to pass."""
     refs = archived(lab, count)
     assert results(pipeline.expire(lab.site)) == ["marked"] * count
     lab.clock.turn(hours=1)

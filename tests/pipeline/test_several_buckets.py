@@ -91,7 +91,7 @@ def lab(tmp_path: Path) -> Iterator[Site]:
 
 
 def export(lab: Site, system: str, *, images: int = 2) -> Ref:
-    """Bring one event to a verified export."""
+    """Export and verify one event."""
     return lab.exported(system, images=images)[1]
 
 

@@ -94,7 +94,7 @@ class Site:
         return Ref(id_, 1)
 
     def exported(self, *events: Mapping[str, bytes]) -> list[Ref]:
-        """Bring the files of some events to verified exports."""
+        """Export and verify the files of some events."""
         refs = [self.announce(files, number=number) for number, files in enumerate(events)]
         self.lab.settle()
         assert results(self.lab.export()) == ["exported"] * len(refs) + ["verified"] * len(refs)
